@@ -1,0 +1,288 @@
+"""MIRNet in plain PyTorch: the yardstick of this package, written for reading.
+
+Zamir et al., "Learning Enriched Features for Real Image Restoration and Enhancement",
+ECCV 2020 (arXiv 2003.06792). Constructor arguments and state_dict names are those of the
+published checkpoints; section and equation numbers are the paper's.
+"""
+
+import torch
+from torch import nn
+
+from .filters import PADDING_MODES, binomial_filter, pad_amounts
+
+
+def conv(in_channels, out_channels, kernel_size, bias=False):
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
+
+
+class SKFF(nn.Module):
+    """Selective kernel feature fusion of `height` branches (section 3.1, equations 1 and 2)."""
+
+    def __init__(self, in_channels, height=3, reduction=8, bias=False):
+        super().__init__()
+        squeezed = max(in_channels // reduction, 4)
+        self.conv_du = nn.Sequential(nn.Conv2d(in_channels, squeezed, 1, bias=bias), nn.PReLU())
+        self.fcs = nn.ModuleList(nn.Conv2d(squeezed, in_channels, 1, bias=bias) for _ in range(height))
+
+    def forward(self, branches):
+        """[(N, C, H, W)] * height -> (N, C, H, W)."""
+        stacked = torch.stack(list(branches), dim=1)
+        pooled = stacked.sum(dim=1).mean(dim=(2, 3), keepdim=True)
+        squeezed = self.conv_du(pooled)
+        logits = torch.stack([fc(squeezed) for fc in self.fcs], dim=1)
+        return (stacked * torch.softmax(logits, dim=1)).sum(dim=1)
+
+
+class SpatialAttention(nn.Module):
+    """One gate a pixel, from the channels' maximum and mean (section 3.2)."""
+
+    class Gate(nn.Module):
+        def __init__(self, kernel_size):
+            super().__init__()
+            self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+        def forward(self, pooled):
+            return torch.sigmoid(self.conv(pooled))
+
+    def __init__(self, kernel_size=5):
+        super().__init__()
+        self.spatial = self.Gate(kernel_size)
+
+    def forward(self, x):
+        pooled = torch.cat([x.max(dim=1, keepdim=True).values, x.mean(dim=1, keepdim=True)], dim=1)
+        return x * self.spatial(pooled)
+
+
+class ChannelAttention(nn.Module):
+    """One gate a channel, from its global mean (section 3.2)."""
+
+    def __init__(self, channels, reduction=8, bias=False):
+        super().__init__()
+        self.conv_du = nn.Sequential(
+            nn.Conv2d(channels, channels // reduction, 1, bias=bias),
+            nn.ReLU(),
+            nn.Conv2d(channels // reduction, channels, 1, bias=bias),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, x):
+        return x * self.conv_du(x.mean(dim=(2, 3), keepdim=True))
+
+
+class DAU(nn.Module):
+    """Dual attention unit (section 3.2, equation 3)."""
+
+    def __init__(self, n_feat, kernel_size=3, reduction=8, bias=False, bn=False, act=None, res_scale=1):
+        super().__init__()
+        if bn or res_scale != 1:
+            raise ValueError(f"DAU: only bn=False and res_scale=1 are published, got {bn=}, {res_scale=}")
+        act = nn.PReLU() if act is None else act
+        self.body = nn.Sequential(
+            conv(n_feat, n_feat, kernel_size, bias), act, conv(n_feat, n_feat, kernel_size, bias)
+        )
+        self.SA = SpatialAttention()
+        self.CA = ChannelAttention(n_feat, reduction, bias)
+        self.conv1x1 = nn.Conv2d(2 * n_feat, n_feat, 1, bias=bias)
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, C, H, W)."""
+        r = self.body(x)
+        return self.conv1x1(torch.cat([self.SA(r), self.CA(r)], dim=1)) + x
+
+
+class Downsample(nn.Module):
+    """Blur-pool: anti-aliased down-sampling (Zhang, ICML 2019)."""
+
+    def __init__(self, pad_type="reflect", filt_size=3, stride=2, channels=None, pad_off=0):
+        super().__init__()
+        self.pad_type, self.filt_size, self.stride, self.pad_off = pad_type, filt_size, stride, pad_off
+        self.channels = channels
+        before, after = pad_amounts(filt_size, pad_off)
+        self.pad_sizes = (before, after, before, after)
+        self.register_buffer("filt", binomial_filter(filt_size).repeat(channels, 1, 1, 1))
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)) for pad_off = 0."""
+        padded = nn.functional.pad(x, self.pad_sizes, mode=PADDING_MODES[self.pad_type])
+        return nn.functional.conv2d(padded, self.filt, stride=self.stride, groups=x.shape[1])
+
+
+class ResidualDownSample(nn.Module):
+    """C channels to 2C at half the resolution (section 3.3, figure 5a)."""
+
+    def __init__(self, in_channels, bias=False):
+        super().__init__()
+        self.top = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 1, bias=bias),
+            nn.PReLU(),
+            conv(in_channels, in_channels, 3, bias),
+            nn.PReLU(),
+            Downsample(channels=in_channels, filt_size=3, stride=2),
+            nn.Conv2d(in_channels, 2 * in_channels, 1, bias=bias),
+        )
+        self.bot = nn.Sequential(
+            Downsample(channels=in_channels, filt_size=3, stride=2),
+            nn.Conv2d(in_channels, 2 * in_channels, 1, bias=bias),
+        )
+
+    def forward(self, x):
+        return self.top(x) + self.bot(x)
+
+
+class ResidualUpSample(nn.Module):
+    """C channels to C/2 at double the resolution (section 3.3, figure 5b)."""
+
+    def __init__(self, in_channels, bias=False):
+        super().__init__()
+        self.top = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 1, bias=bias),
+            nn.PReLU(),
+            nn.ConvTranspose2d(
+                in_channels, in_channels, 3, stride=2, padding=1, output_padding=1, bias=bias
+            ),
+            nn.PReLU(),
+            nn.Conv2d(in_channels, in_channels // 2, 1, bias=bias),
+        )
+        self.bot = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+            nn.Conv2d(in_channels, in_channels // 2, 1, bias=bias),
+        )
+
+    def forward(self, x):
+        return self.top(x) + self.bot(x)
+
+
+def octaves(scale_factor):
+    """log2 of a power of two."""
+    if scale_factor < 2 or scale_factor & (scale_factor - 1):
+        raise ValueError(f"scale_factor must be a power of two, at least 2; got {scale_factor}")
+    return scale_factor.bit_length() - 1
+
+
+class DownSample(nn.Module):
+    """Down-sampling by a power of two: residual steps of 2, channels times `stride` a step."""
+
+    def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(ResidualDownSample(in_channels * stride**step) for step in range(octaves(scale_factor)))
+        )
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class UpSample(nn.Module):
+    """Up-sampling by a power of two: residual steps of 2, channels over `stride` a step."""
+
+    def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
+        super().__init__()
+        self.body = nn.Sequential(
+            *(ResidualUpSample(in_channels // stride**step) for step in range(octaves(scale_factor)))
+        )
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class MSRB(nn.Module):
+    """Multi-scale residual block (section 3, figure 2): `height` streams, `width` columns.
+
+    Stream j has n_feat * stride**j channels at 1 / 2**j of the resolution. The DAUs of one
+    stream are one object, used in every column, and SKFF 0 also fuses the end.
+    """
+
+    def __init__(self, n_feat, height, width, stride, bias, act=None):
+        super().__init__()
+        self.height, self.width = height, width
+        self.channels = [n_feat * stride**j for j in range(height)]
+        act = nn.PReLU() if act is None else act
+        self.blocks = nn.ModuleList(
+            nn.ModuleList([DAU(channels, bias=bias, act=act)] * width) for channels in self.channels
+        )
+        self.last_up = nn.ModuleDict(
+            {str(j): UpSample(self.channels[j], 2**j, stride) for j in range(1, height)}
+        )
+        self.down = nn.ModuleDict(
+            {
+                f"{self.channels[j]}_{2**steps}": DownSample(self.channels[j], 2**steps, stride)
+                for j in range(height - 1)
+                for steps in range(height - 1 - j, 0, -1)
+            }
+        )
+        self.up = nn.ModuleDict(
+            {
+                f"{self.channels[j]}_{2**steps}": UpSample(self.channels[j], 2**steps, stride)
+                for j in range(height - 1, 0, -1)
+                for steps in range(j, 0, -1)
+            }
+        )
+        self.conv_out = conv(n_feat, n_feat, 3, bias)
+        self.selective_kernel = nn.ModuleList(SKFF(channels, height) for channels in self.channels)
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, C, H, W); H and W are multiples of 2**(height - 1)."""
+        streams = [self.blocks[0][0](x)]
+        for j in range(1, self.height):
+            streams.append(self.blocks[j][0](self.resample(streams[j - 1], j - 1, j)))
+        for column in range(1, self.width):
+            fused = [
+                self.selective_kernel[j]([self.resample(s, k, j) for k, s in enumerate(streams)])
+                for j in range(self.height)
+            ]
+            streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
+        full = [streams[0]] + [self.last_up[str(j)](streams[j]) for j in range(1, self.height)]
+        return x + self.conv_out(self.selective_kernel[0](full))
+
+    def resample(self, stream, source, target):
+        """A stream of scale `source`, brought to the channels and resolution of scale `target`."""
+        if source == target:
+            return stream
+        resamplers = self.down if source < target else self.up
+        return resamplers[f"{self.channels[source]}_{2 ** abs(target - source)}"](stream)
+
+
+class RRG(nn.Module):
+    """Recursive residual group (section 3)."""
+
+    def __init__(self, n_feat, n_MSRB, height, width, stride, bias=False, act=None):
+        super().__init__()
+        act = nn.PReLU() if act is None else act
+        blocks = [MSRB(n_feat, height, width, stride, bias, act) for _ in range(n_MSRB)]
+        self.body = nn.Sequential(*blocks, conv(n_feat, n_feat, 3, bias))
+
+    def forward(self, x):
+        return self.body(x) + x
+
+
+class MIRNet(nn.Module):
+    """MIRNet: (N, in_channels, H, W) -> (N, out_channels, H, W), the input added at the end.
+
+    H and W must be multiples of 2**(height - 1). One PReLU is shared by every DAU of the
+    network, as the published checkpoints have it.
+    """
+
+    def __init__(
+        self,
+        in_channels=3,
+        out_channels=3,
+        n_feat=64,
+        kernel_size=3,
+        stride=2,
+        n_RRG=3,
+        n_MSRB=2,
+        height=3,
+        width=2,
+        bias=False,
+    ):
+        super().__init__()
+        act = nn.PReLU()
+        self.conv_in = conv(in_channels, n_feat, kernel_size, bias)
+        self.body = nn.Sequential(
+            *(RRG(n_feat, n_MSRB, height, width, stride, bias, act) for _ in range(n_RRG))
+        )
+        self.conv_out = conv(n_feat, out_channels, kernel_size, bias)
+
+    def forward(self, x):
+        return self.conv_out(self.body(self.conv_in(x))) + x
