@@ -1,0 +1,69 @@
+#include "isa.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace mirnet_fast::cpu {
+namespace {
+
+#if defined(__x86_64__)
+bool has_f16c() {
+  // Older compilers do not know "f16c" in __builtin_cpu_supports.
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+#endif
+
+Isa detect() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c())
+    return Isa::base;
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
+    return Isa::avx2;
+  return Isa::avx512;
+#else
+  return Isa::base;
+#endif
+}
+
+Isa cap_from_environment() {
+  const char* value = std::getenv("MIRNET_FAST_CPU_ISA");
+  if (value == nullptr || *value == '\0') return Isa::avx512;
+  for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512})
+    if (std::string(value) == name(isa)) return isa;
+  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be base, avx2 or avx512; got '" +
+                              std::string(value) + "'");
+}
+
+}  // namespace
+
+Isa detected() {
+  static const Isa isa = detect();
+  return isa;
+}
+
+Isa active() {
+  static const Isa isa = std::min(detected(), cap_from_environment());
+  return isa;
+}
+
+const char* name(Isa isa) {
+  switch (isa) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "base";
+  }
+}
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,19 @@
+// Which instruction set the loops of csrc/cpu/simd run with. Free of torch and Python, because it
+// is compiled into the kernel library and into the bindings alike.
+#pragma once
+
+namespace mirnet_fast::cpu {
+
+// Ordered: each one includes what stands before it.
+enum class Isa { base, avx2, avx512 };
+
+// The best one that this processor and operating system run.
+Isa detected();
+
+// detected(), or less if the environment variable MIRNET_FAST_CPU_ISA (base, avx2 or avx512), read
+// once, asks for less. Throws std::invalid_argument if the variable has another value.
+Isa active();
+
+const char* name(Isa isa);
+
+}  // namespace mirnet_fast::cpu
