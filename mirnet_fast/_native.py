@@ -45,7 +45,7 @@ def build_info():
 
 def _check_isa(value):
     if value and value not in ISAS:
-        raise ValueError(f"environment variable {ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {value!r}")
+        raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {value!r}")
 
 
 _check_isa(os.environ.get(ISA_VARIABLE))
