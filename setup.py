@@ -149,10 +149,12 @@ class NinjaFile:
             f"builddir = {folder}",
             f"cxx = {compiler}",
             "rule compile",
+            "  description = compile $out",
             "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
+            "  description = link $out",
             "  command = $cxx -shared $in -o $out $flags",
         ]
 

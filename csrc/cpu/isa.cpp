@@ -39,7 +39,7 @@ Isa cap_from_environment() {
   if (value == nullptr || *value == '\0') return Isa::avx512;
   for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512})
     if (std::string(value) == name(isa)) return isa;
-  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be base, avx2 or avx512; got '" +
+  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got '" +
                               std::string(value) + "'");
 }
 

@@ -1,0 +1,45 @@
+# `make demo` and `make test` set up all they need: a virtual environment, torch, the build.
+# With another torch (the first time, or after `rm -rf .venv`), for example without CUDA:
+#   make demo TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+
+.PHONY: demo test bench format build clean
+
+demo: build
+	$(BIN)/mirnet-fast compare --out demo
+
+test: build
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/python -m pytest
+
+bench: build
+	$(BIN)/python -m pytest benches
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# Always asked: ninja knows best what is out of date, and needs no time if nothing is.
+build: $(VENV)/installed
+	$(BIN)/python setup.py -q build_ext --inplace
+
+$(VENV)/installed: setup.py pyproject.toml $(VENV)/torch-installed
+	$(BIN)/pip install --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/torch-installed:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(TORCH)
+	$(BIN)/pip install 'setuptools>=77' ninja 'pybind11>=2.12'
+	touch $@
+
+clean:
+	rm -rf build demo *.egg-info mirnet_fast/*.so
