@@ -3,6 +3,7 @@
 import torch
 
 PADDING_MODES = {"reflect": "reflect", "replicate": "replicate", "zero": "constant"}
+PADDING_ALIASES = {"refl": "reflect", "repl": "replicate"}
 
 BINOMIAL = {
     1: (1.0,),

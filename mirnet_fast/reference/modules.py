@@ -2,13 +2,14 @@
 
 Zamir et al., "Learning Enriched Features for Real Image Restoration and Enhancement",
 ECCV 2020 (arXiv 2003.06792). Constructor arguments and state_dict names are those of the
-published checkpoints; section and equation numbers are the paper's.
+published checkpoints; section and equation numbers are the paper's. A class names the classes
+of its parts in attributes, so that the fast network differs in nothing but what it runs.
 """
 
 import torch
 from torch import nn
 
-from .filters import PADDING_MODES, binomial_filter, pad_amounts
+from .filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter, pad_amounts
 
 
 def conv(in_channels, out_channels, kernel_size, bias=False):
@@ -96,6 +97,13 @@ class Downsample(nn.Module):
 
     def __init__(self, pad_type="reflect", filt_size=3, stride=2, channels=None, pad_off=0):
         super().__init__()
+        pad_type = PADDING_ALIASES.get(pad_type, pad_type)
+        if pad_type not in PADDING_MODES:
+            raise ValueError(f"Downsample: pad_type must be one of {[*PADDING_MODES]}; got {pad_type!r}")
+        if filt_size not in BINOMIAL:
+            raise ValueError(f"Downsample: filt_size must be from 1 to 7; got {filt_size}")
+        if channels is None or channels < 1:
+            raise ValueError(f"Downsample: channels must be at least 1; got {channels}")
         self.pad_type, self.filt_size, self.stride, self.pad_off = pad_type, filt_size, stride, pad_off
         self.channels = channels
         before, after = pad_amounts(filt_size, pad_off)
@@ -111,6 +119,8 @@ class Downsample(nn.Module):
 class ResidualDownSample(nn.Module):
     """C channels to 2C at half the resolution (section 3.3, figure 5a)."""
 
+    Blur = Downsample
+
     def __init__(self, in_channels, bias=False):
         super().__init__()
         self.top = nn.Sequential(
@@ -118,11 +128,11 @@ class ResidualDownSample(nn.Module):
             nn.PReLU(),
             conv(in_channels, in_channels, 3, bias),
             nn.PReLU(),
-            Downsample(channels=in_channels, filt_size=3, stride=2),
+            self.Blur(channels=in_channels, filt_size=3, stride=2),
             nn.Conv2d(in_channels, 2 * in_channels, 1, bias=bias),
         )
         self.bot = nn.Sequential(
-            Downsample(channels=in_channels, filt_size=3, stride=2),
+            self.Blur(channels=in_channels, filt_size=3, stride=2),
             nn.Conv2d(in_channels, 2 * in_channels, 1, bias=bias),
         )
 
@@ -138,9 +148,7 @@ class ResidualUpSample(nn.Module):
         self.top = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 1, bias=bias),
             nn.PReLU(),
-            nn.ConvTranspose2d(
-                in_channels, in_channels, 3, stride=2, padding=1, output_padding=1, bias=bias
-            ),
+            nn.ConvTranspose2d(in_channels, in_channels, 3, stride=2, padding=1, output_padding=1, bias=bias),
             nn.PReLU(),
             nn.Conv2d(in_channels, in_channels // 2, 1, bias=bias),
         )
@@ -163,10 +171,12 @@ def octaves(scale_factor):
 class DownSample(nn.Module):
     """Down-sampling by a power of two: residual steps of 2, channels times `stride` a step."""
 
+    Step = ResidualDownSample
+
     def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
         super().__init__()
         self.body = nn.Sequential(
-            *(ResidualDownSample(in_channels * stride**step) for step in range(octaves(scale_factor)))
+            *(self.Step(in_channels * stride**step) for step in range(octaves(scale_factor)))
         )
 
     def forward(self, x):
@@ -176,10 +186,12 @@ class DownSample(nn.Module):
 class UpSample(nn.Module):
     """Up-sampling by a power of two: residual steps of 2, channels over `stride` a step."""
 
+    Step = ResidualUpSample
+
     def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
         super().__init__()
         self.body = nn.Sequential(
-            *(ResidualUpSample(in_channels // stride**step) for step in range(octaves(scale_factor)))
+            *(self.Step(in_channels // stride**step) for step in range(octaves(scale_factor)))
         )
 
     def forward(self, x):
@@ -193,33 +205,35 @@ class MSRB(nn.Module):
     stream are one object, used in every column, and SKFF 0 also fuses the end.
     """
 
+    DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
+
     def __init__(self, n_feat, height, width, stride, bias, act=None):
         super().__init__()
         self.height, self.width = height, width
         self.channels = [n_feat * stride**j for j in range(height)]
         act = nn.PReLU() if act is None else act
         self.blocks = nn.ModuleList(
-            nn.ModuleList([DAU(channels, bias=bias, act=act)] * width) for channels in self.channels
+            nn.ModuleList([self.DAU(channels, bias=bias, act=act)] * width) for channels in self.channels
         )
         self.last_up = nn.ModuleDict(
-            {str(j): UpSample(self.channels[j], 2**j, stride) for j in range(1, height)}
+            {str(j): self.UpSample(self.channels[j], 2**j, stride) for j in range(1, height)}
         )
         self.down = nn.ModuleDict(
             {
-                f"{self.channels[j]}_{2**steps}": DownSample(self.channels[j], 2**steps, stride)
+                f"{self.channels[j]}_{2**steps}": self.DownSample(self.channels[j], 2**steps, stride)
                 for j in range(height - 1)
                 for steps in range(height - 1 - j, 0, -1)
             }
         )
         self.up = nn.ModuleDict(
             {
-                f"{self.channels[j]}_{2**steps}": UpSample(self.channels[j], 2**steps, stride)
+                f"{self.channels[j]}_{2**steps}": self.UpSample(self.channels[j], 2**steps, stride)
                 for j in range(height - 1, 0, -1)
                 for steps in range(j, 0, -1)
             }
         )
         self.conv_out = conv(n_feat, n_feat, 3, bias)
-        self.selective_kernel = nn.ModuleList(SKFF(channels, height) for channels in self.channels)
+        self.selective_kernel = nn.ModuleList(self.SKFF(channels, height) for channels in self.channels)
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C, H, W); H and W are multiples of 2**(height - 1)."""
@@ -246,10 +260,12 @@ class MSRB(nn.Module):
 class RRG(nn.Module):
     """Recursive residual group (section 3)."""
 
+    MSRB = MSRB
+
     def __init__(self, n_feat, n_MSRB, height, width, stride, bias=False, act=None):
         super().__init__()
         act = nn.PReLU() if act is None else act
-        blocks = [MSRB(n_feat, height, width, stride, bias, act) for _ in range(n_MSRB)]
+        blocks = [self.MSRB(n_feat, height, width, stride, bias, act) for _ in range(n_MSRB)]
         self.body = nn.Sequential(*blocks, conv(n_feat, n_feat, 3, bias))
 
     def forward(self, x):
@@ -262,6 +278,8 @@ class MIRNet(nn.Module):
     H and W must be multiples of 2**(height - 1). One PReLU is shared by every DAU of the
     network, as the published checkpoints have it.
     """
+
+    RRG = RRG
 
     def __init__(
         self,
@@ -280,7 +298,7 @@ class MIRNet(nn.Module):
         act = nn.PReLU()
         self.conv_in = conv(in_channels, n_feat, kernel_size, bias)
         self.body = nn.Sequential(
-            *(RRG(n_feat, n_MSRB, height, width, stride, bias, act) for _ in range(n_RRG))
+            *(self.RRG(n_feat, n_MSRB, height, width, stride, bias, act) for _ in range(n_RRG))
         )
         self.conv_out = conv(n_feat, out_channels, kernel_size, bias)
 

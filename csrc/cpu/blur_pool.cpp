@@ -1,0 +1,49 @@
+// blur_pool on the CPU: tensors in, sparse filter tables, loops of simd/blur_pool.cpp.
+#include "common.h"
+#include "taps.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "blur_pool";
+
+void resampled(const Tensor& in, const Tensor& out, const TapTable& rows, const TapTable& cols) {
+  const BlurPoolArgs args{map_of(in), map_of(out), rows.view(), cols.view()};
+  by_dtype(kOp, in, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    run(MIRNET_KERNEL(blur_pool_rows, T), args, args.out.n * args.out.h, args.out.w * args.out.c);
+  });
+}
+
+}  // namespace
+
+Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stride,
+                 int64_t pad_off) {
+  check_map(kOp, "x", x);
+  const TapTable rows = blur_taps(x.size(2), filt_size, pad_type, stride, pad_off);
+  const TapTable cols = blur_taps(x.size(3), filt_size, pad_type, stride, pad_off);
+  Tensor out = empty_like(
+      x, {x.size(0), x.size(1), int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1});
+  resampled(x, out, rows, cols);
+  return out;
+}
+
+std::vector<Tensor> blur_pool_backward(Tensor grad, Tensor x, int64_t filt_size,
+                                       std::string pad_type, int64_t stride, int64_t pad_off) {
+  check_map(kOp, "x", x);
+  const TapTable rows = blur_taps(x.size(2), filt_size, pad_type, stride, pad_off);
+  const TapTable cols = blur_taps(x.size(3), filt_size, pad_type, stride, pad_off);
+  check(kOp, "grad", grad,
+        {x.size(0), x.size(1), int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1}, x);
+  Tensor x_grad = empty_like(x, shape_of(x));
+  resampled(grad, x_grad, transposed(rows, x.size(2)), transposed(cols, x.size(3)));
+  return {x_grad};
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("blur_pool", TORCH_BOX(&blur_pool));
+  m.impl("blur_pool_backward", TORCH_BOX(&blur_pool_backward));
+}
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,184 @@
+// What the op files share: the way from tensors to the loops' arguments and back.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "isa.h"
+#include "simd/kernels.h"
+
+namespace mirnet_fast::cpu {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+// The function `fn<T>` of the instruction set in use.
+#if defined(__x86_64__)
+#define MIRNET_KERNEL(fn, ...)                       \
+  (active() == Isa::avx512 ? avx512::fn<__VA_ARGS__> \
+   : active() == Isa::avx2 ? avx2::fn<__VA_ARGS__>   \
+                           : base::fn<__VA_ARGS__>)
+#else
+#define MIRNET_KERNEL(fn, ...) base::fn<__VA_ARGS__>
+#endif
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// f(Tag<T>) for the storage type of the tensor.
+template <class F>
+void by_dtype(const char* op, const Tensor& tensor, F f) {
+  using torch::headeronly::ScalarType;
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return f(Tag<float>{});
+    case ScalarType::Double:
+      return f(Tag<double>{});
+    case ScalarType::BFloat16:
+      return f(Tag<bf16>{});
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float32, bfloat16 or float64");
+  }
+}
+
+inline std::string text(const Shape& shape) {
+  std::string result = "(";
+  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + ")";
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  return Shape(tensor.sizes().begin(), tensor.sizes().end());
+}
+
+// A CPU tensor of this shape and of the dtype of `first`.
+inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
+                  const Tensor& first) {
+  STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
+                  "; got ", text(shape_of(tensor)));
+  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
+                  " must have the dtype of the first argument");
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+}
+
+inline void check_map(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(
+      tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ",
+      name, " must be (N, C, H, W) with C, H, W >= 1; got ", text(shape_of(tensor)));
+  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+}
+
+// 1x1 convolution weight (rows, columns, 1, 1) and its optional bias (rows).
+inline void check_conv(const char* op, const char* name, const Tensor& weight,
+                       const OptionalTensor& bias, int64_t rows, int64_t columns,
+                       const Tensor& first) {
+  check(op, name, weight, {rows, columns, 1, 1}, first);
+  if (bias) check(op, name, *bias, {rows}, first);
+}
+
+inline Map map_of(const Tensor& t) {
+  return {t.data_ptr(), t.size(0),   t.size(1),   t.size(2),  t.size(3),
+          t.stride(0),  t.stride(1), t.stride(2), t.stride(3)};
+}
+
+// Uninitialised, in the memory format of `like`: the rule of mirnet_fast/ops/_registration.py.
+inline Tensor empty_like(const Tensor& like, const Shape& shape) {
+  using torch::headeronly::MemoryFormat;
+  const bool channels_last = like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1;
+  return torch::stable::empty(
+      shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+// f(offset, i) for the elements of a small tensor in order.
+template <class F>
+void each_element(const Tensor& t, F f) {
+  const int64_t count = t.numel();
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t offset = 0, rest = i;
+    for (int64_t d = t.dim() - 1; d >= 0; --d) {
+      offset += rest % t.size(d) * t.stride(d);
+      rest /= t.size(d);
+    }
+    f(offset, i);
+  }
+}
+
+template <class T>
+struct Scalar {
+  using type = T;
+};
+template <>
+struct Scalar<bf16> {
+  using type = torch::headeronly::BFloat16;
+};
+
+// The values of a small tensor (weights, biases), in order; `spare` more zeros at the end.
+template <class T, class A = Acc<T>>
+std::vector<A> values(const Tensor& t, int64_t spare = 0) {
+  std::vector<A> result(t.numel() + spare);
+  const auto* data = static_cast<const typename Scalar<T>::type*>(t.data_ptr());
+  if (t.is_contiguous()) {
+    for (int64_t i = 0; i < t.numel(); ++i) result[i] = A(data[i]);
+  } else {
+    each_element(t, [&](int64_t offset, int64_t i) { result[i] = A(data[offset]); });
+  }
+  return result;
+}
+
+// A tensor like `like` with these values.
+template <class T, class V>
+Tensor tensor_of(const Tensor& like, const std::vector<V>& contents) {
+  Tensor result = empty_like(like, shape_of(like));
+  auto* data = static_cast<typename Scalar<T>::type*>(result.data_ptr());
+  each_element(result, [&](int64_t offset, int64_t i) {
+    data[offset] = typename Scalar<T>::type(Acc<T>(contents[i]));
+  });
+  return result;
+}
+
+// weight[n * stride_n + k * stride_k] in the panels of the instruction set in use.
+template <class A>
+std::vector<A> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k) {
+  std::vector<A> result(MIRNET_KERNEL(padded, A)(n) * k);
+  MIRNET_KERNEL(pack, A)(weight, stride_n, stride_k, n, k, result.data());
+  return result;
+}
+
+// kernel(args, begin, end) over [0, count), in parallel from about 16,000 values up.
+template <class Args>
+void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count,
+         int64_t values_each) {
+  if (count == 0) return;
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(values_each, 1));
+  torch::stable::parallel_for(0, count, grain,
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// Chunks of about `pixels` pixels, at most `limit` in all images together if that is above 0.
+inline Chunks chunks_of(const Map& map, int64_t pixels, int64_t limit = 0) {
+  int64_t rows = std::max<int64_t>(1, pixels / map.w);
+  if (limit > 0) {
+    const int64_t per_image = std::max<int64_t>(1, limit / std::max<int64_t>(map.n, 1));
+    rows = std::max(rows, (map.h + per_image - 1) / per_image);
+  }
+  rows = std::min(rows, map.h);
+  return {(map.h + rows - 1) / rows, rows};
+}
+
+// Sums of pixels: 2,048 a chunk. Sums of outer products keep a matrix a chunk: few chunks.
+constexpr int64_t kChunkPixels = 2048;
+constexpr int64_t kMatrixChunks = 32;
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,272 @@
+// dau_attention on the CPU: the loops of simd/dau_attention.cpp, and between them the channel gate,
+// which is a few thousand multiplications an image, in double.
+#include <cmath>
+
+#include "common.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "dau_attention";
+
+using Doubles = std::vector<double>;
+
+struct Weights {
+  const Tensor &spatial, &squeeze;
+  const OptionalTensor& squeeze_bias;
+  const Tensor& excite;
+  const OptionalTensor& excite_bias;
+  const Tensor& fuse;
+  const OptionalTensor& fuse_bias;
+};
+
+void check_all(const Tensor& r, const Weights& w) {
+  check_map(kOp, "r", r);
+  const int64_t channels = r.size(1);
+  STD_TORCH_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
+                  ": spatial_weight must be (1, 2, k, k) with odd k; got ",
+                  text(shape_of(w.spatial)));
+  check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
+  STD_TORCH_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
+  const int64_t squeezed = w.squeeze.size(0);
+  check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
+             r);
+  check_conv(kOp, "excite_weight or excite_bias", w.excite, w.excite_bias, channels, squeezed, r);
+  check_conv(kOp, "fuse_weight or fuse_bias", w.fuse, w.fuse_bias, channels, 2 * channels, r);
+}
+
+// sigmoid(excite relu(squeeze pooled)) for every image, with what the backward needs.
+struct ChannelGate {
+  int64_t channels, squeezed;
+  Doubles squeeze, squeeze_bias, excite, excite_bias;
+  Doubles pooled, before, gate;  // (N, C), (N, d) before the ReLU, (N, C)
+
+  template <class T>
+  static ChannelGate of(const Weights& w, const Doubles& sums, const Chunks& chunks, const Map& r) {
+    ChannelGate g{r.c,
+                  w.squeeze.size(0),
+                  values<T, double>(w.squeeze),
+                  {},
+                  values<T, double>(w.excite),
+                  {},
+                  Doubles(r.n * r.c),
+                  {},
+                  Doubles(r.n * r.c)};
+    if (w.squeeze_bias) g.squeeze_bias = values<T, double>(*w.squeeze_bias);
+    if (w.excite_bias) g.excite_bias = values<T, double>(*w.excite_bias);
+    g.before.resize(r.n * g.squeezed);
+    for (int64_t chunk = 0; chunk < r.n * chunks.per_image; ++chunk)
+      for (int64_t c = 0; c < r.c; ++c)
+        g.pooled[chunk / chunks.per_image * r.c + c] += sums[chunk * r.c + c];
+    for (double& value : g.pooled) value /= double(r.h * r.w);
+    for (int64_t n = 0; n < r.n; ++n) g.excited(n);
+    return g;
+  }
+
+  static double relu(double x) { return x <= 0 ? 0 : x; }
+
+  void excited(int64_t n) {
+    for (int64_t k = 0; k < squeezed; ++k) {
+      double sum = squeeze_bias.empty() ? 0 : squeeze_bias[k];
+      for (int64_t c = 0; c < channels; ++c)
+        sum += squeeze[k * channels + c] * pooled[n * channels + c];
+      before[n * squeezed + k] = sum;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = excite_bias.empty() ? 0 : excite_bias[c];
+      for (int64_t k = 0; k < squeezed; ++k)
+        sum += excite[c * squeezed + k] * relu(before[n * squeezed + k]);
+      gate[n * channels + c] = 1 / (1 + std::exp(-sum));
+    }
+  }
+
+  struct Gradients {
+    Doubles squeeze, squeeze_bias, excite, excite_bias, pooled;
+  };
+
+  Gradients backward(const Doubles& gate_grad) const {
+    Gradients g{Doubles(squeeze.size()), Doubles(squeezed), Doubles(excite.size()),
+                Doubles(channels), Doubles(pooled.size())};
+    for (size_t n = 0; n < pooled.size() / channels; ++n) {
+      Doubles hidden_grad(squeezed);
+      for (int64_t c = 0; c < channels; ++c) {
+        const double value = gate[n * channels + c];
+        const double logit_grad = gate_grad[n * channels + c] * value * (1 - value);
+        g.excite_bias[c] += logit_grad;
+        for (int64_t k = 0; k < squeezed; ++k) {
+          g.excite[c * squeezed + k] += logit_grad * relu(before[n * squeezed + k]);
+          hidden_grad[k] += logit_grad * excite[c * squeezed + k];
+        }
+      }
+      for (int64_t k = 0; k < squeezed; ++k) {
+        const double before_grad = before[n * squeezed + k] <= 0 ? 0 : hidden_grad[k];
+        g.squeeze_bias[k] += before_grad;
+        for (int64_t c = 0; c < channels; ++c) {
+          g.squeeze[k * channels + c] += before_grad * pooled[n * channels + c];
+          g.pooled[n * channels + c] += before_grad * squeeze[k * channels + c];
+        }
+      }
+    }
+    return g;
+  }
+};
+
+// The small maps of the spatial gate, and the statistics that lead to both gates.
+template <class T>
+struct Gates {
+  using A = Acc<T>;
+  std::vector<A> spatial_weight, pooled, spatial_gate;
+  std::vector<int32_t> argmax;
+  ChannelGate channel;
+
+  Gates(DauArgs& args, const Weights& w, bool for_backward)
+      : spatial_weight(values<T>(w.spatial)),
+        pooled(args.r.n * 2 * args.r.h * args.r.w),
+        spatial_gate(args.r.n * args.r.h * args.r.w),
+        argmax(for_backward ? spatial_gate.size() : 0) {
+    const Map& r = args.r;
+    args.taps = w.spatial.size(2);
+    args.spatial_weight = spatial_weight.data();
+    args.pooled = pooled.data();
+    args.spatial_gate = spatial_gate.data();
+    args.argmax = for_backward ? argmax.data() : nullptr;
+    args.chunks = chunks_of(r, kChunkPixels);
+    const int64_t chunks = r.n * args.chunks.per_image;
+    Doubles sums(chunks * r.c);
+    args.sums = sums.data();
+    run(MIRNET_KERNEL(dau_stats, T), args, chunks, args.chunks.rows * r.w * r.c);
+    channel = ChannelGate::of<T>(w, sums, args.chunks, r);
+    run(MIRNET_KERNEL(dau_gate, T), args, r.n * r.h, r.w * 2 * args.taps * args.taps);
+  }
+};
+
+}  // namespace
+
+Tensor dau_attention(Tensor r, Tensor x, Tensor spatial_weight, Tensor squeeze_weight,
+                     OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
+                     Tensor fuse_weight, OptionalTensor fuse_bias) {
+  const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                        excite_bias,    fuse_weight,    fuse_bias};
+  check_all(r, weights);
+  check(kOp, "x", x, shape_of(r), r);
+  Tensor out = empty_like(r, shape_of(r));
+  by_dtype(kOp, r, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    DauArgs args{};
+    args.r = map_of(r);
+    args.x = map_of(x);
+    args.out = map_of(out);
+    const int64_t C = args.r.c;
+    const Gates<T> gates(args, weights, false);
+
+    const std::vector<A> fuse = values<T>(fuse_weight);
+    const std::vector<A> spatial = packed(fuse.data(), 2 * C, 1, C, C);
+    args.packed_channel_stride = int64_t(spatial.size());
+    std::vector<A> channel, gated(C * C);
+    for (int64_t n = 0; n < args.r.n; ++n) {
+      for (int64_t o = 0; o < C; ++o)
+        for (int64_t k = 0; k < C; ++k)
+          gated[o * C + k] = A(fuse[o * 2 * C + C + k] * gates.channel.gate[n * C + k]);
+      const std::vector<A> image = packed(gated.data(), C, 1, C, C);
+      channel.insert(channel.end(), image.begin(), image.end());
+    }
+    args.packed_spatial = spatial.data();
+    args.packed_channel = channel.data();
+    const std::vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : std::vector<A>();
+    args.bias = fuse_bias ? bias.data() : nullptr;
+    run(MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
+  });
+  return out;
+}
+
+std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial_weight,
+                                           Tensor squeeze_weight, OptionalTensor squeeze_bias,
+                                           Tensor excite_weight, OptionalTensor excite_bias,
+                                           Tensor fuse_weight, OptionalTensor fuse_bias) {
+  const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                        excite_bias,    fuse_weight,    fuse_bias};
+  check_all(r, weights);
+  check(kOp, "grad", grad, shape_of(r), r);
+  std::vector<Tensor> gradients{empty_like(r, shape_of(r))};
+  by_dtype(kOp, r, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    DauArgs args{};
+    args.r = map_of(r);
+    args.grad = map_of(grad);
+    args.r_grad = map_of(gradients[0]);
+    const Map& map = args.r;
+    const int64_t C = map.c, ld = MIRNET_KERNEL(padded, A)(C);
+    const int64_t row_values = map.w * C;
+    const Gates<T> gates(args, weights, true);
+    const Chunks pixel_chunks = args.chunks;
+
+    const std::vector<A> fuse = values<T>(fuse_weight);
+    const std::vector<A> spatial = packed(fuse.data(), 1, 2 * C, C, C);
+    const std::vector<A> channel = packed(fuse.data() + C, 1, 2 * C, C, C);
+    const std::vector<A> channel_gate(gates.channel.gate.begin(), gates.channel.gate.end());
+    std::vector<A> spatial_grad(gates.spatial_gate.size());
+    args.packed_spatial = spatial.data();
+    args.packed_channel = channel.data();
+    args.channel_gate = channel_gate.data();
+    args.spatial_grad = spatial_grad.data();
+    args.chunks = chunks_of(map, kChunkPixels, kMatrixChunks);
+    const int64_t chunks = map.n * args.chunks.per_image;
+    Doubles sums(chunks * 2 * C);
+    std::vector<A> weight_sums(chunks * 2 * C * ld);
+    args.sums = sums.data();
+    args.weight_sums = weight_sums.data();
+    run(MIRNET_KERNEL(dau_apply_backward, T), args, chunks, args.chunks.rows * row_values);
+
+    Doubles gate_grad(map.n * C), bias_grad(C), fuse_grad(C * 2 * C);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t n = chunk / args.chunks.per_image;
+      const A* spatial_sum = &weight_sums[chunk * 2 * C * ld];
+      const A* channel_sum = spatial_sum + C * ld;
+      for (int64_t o = 0; o < C; ++o) {
+        gate_grad[n * C + o] += sums[chunk * 2 * C + o];
+        bias_grad[o] += sums[chunk * 2 * C + C + o];
+        for (int64_t k = 0; k < C; ++k) {
+          fuse_grad[o * 2 * C + k] += spatial_sum[o * ld + k];
+          fuse_grad[o * 2 * C + C + k] += channel_sum[o * ld + k] * gates.channel.gate[n * C + k];
+        }
+      }
+    }
+    const ChannelGate::Gradients g = gates.channel.backward(gate_grad);
+
+    args.chunks = pixel_chunks;
+    const int64_t small_chunks = map.n * args.chunks.per_image;
+    const int64_t taps = 2 * args.taps * args.taps;
+    const int64_t chunk_values = args.chunks.rows * map.w * taps;
+    run(MIRNET_KERNEL(dau_gate_backward, T), args, small_chunks, chunk_values);
+    std::vector<A> pooled_grad(gates.pooled.size());
+    Doubles tap_sums(small_chunks * taps), spatial_weight_grad(taps);
+    args.pooled_grad = pooled_grad.data();
+    args.tap_sums = tap_sums.data();
+    run(MIRNET_KERNEL(dau_gate_backward, T), args, small_chunks, chunk_values);
+    for (int64_t i = 0; i < small_chunks * taps; ++i) spatial_weight_grad[i % taps] += tap_sums[i];
+
+    std::vector<A> shift(g.pooled.begin(), g.pooled.end());
+    for (A& value : shift) value = A(value / double(map.h * map.w));
+    args.shift = shift.data();
+    run(MIRNET_KERNEL(dau_stats_backward, T), args, map.n * map.h, row_values);
+
+    gradients.push_back(tensor_of<T>(spatial_weight, spatial_weight_grad));
+    gradients.push_back(tensor_of<T>(squeeze_weight, g.squeeze));
+    if (squeeze_bias) gradients.push_back(tensor_of<T>(*squeeze_bias, g.squeeze_bias));
+    gradients.push_back(tensor_of<T>(excite_weight, g.excite));
+    if (excite_bias) gradients.push_back(tensor_of<T>(*excite_bias, g.excite_bias));
+    gradients.push_back(tensor_of<T>(fuse_weight, fuse_grad));
+    if (fuse_bias) gradients.push_back(tensor_of<T>(*fuse_bias, bias_grad));
+  });
+  return gradients;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("dau_attention", TORCH_BOX(&dau_attention));
+  m.impl("dau_attention_backward", TORCH_BOX(&dau_attention_backward));
+}
+
+}  // namespace mirnet_fast::cpu

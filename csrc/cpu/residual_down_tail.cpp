@@ -1,0 +1,124 @@
+// residual_down_tail on the CPU: filter tables and packed weights for simd/residual_down_tail.cpp.
+#include "common.h"
+#include "tail.h"
+#include "taps.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "residual_down_tail";
+
+TapTable taps(int64_t size) { return blur_taps(size, 3, "reflect", 2, 0); }
+
+void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
+  check_map(kOp, "top", top);
+  check(kOp, "bottom", bottom, shape_of(top), top);
+  check_tail(kOp, w, top.size(1), top.size(1), top);
+}
+
+}  // namespace
+
+Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                          OptionalTensor top_bias, Tensor bottom_weight,
+                          OptionalTensor bottom_bias) {
+  const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_all(top, bottom, weights);
+  const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
+  const int64_t C = top.size(1), D = top_weight.size(0);
+  Tensor out = empty_like(
+      top, {top.size(0), D, int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1});
+  by_dtype(kOp, top, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    DownArgs args{};
+    args.top = map_of(top);
+    args.bottom = map_of(bottom);
+    args.out = map_of(out);
+    args.rows = rows.view();
+    args.cols = cols.view();
+    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const std::vector<A> top_values = values<T>(top_weight),
+                         bottom_values = values<T>(bottom_weight);
+    const std::vector<A> packed_top = packed(top_values.data(), C, 1, D, C);
+    const std::vector<A> packed_bottom = packed(bottom_values.data(), C, 1, D, C);
+    const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
+    args.slope = slopes.data();
+    args.packed_top = packed_top.data();
+    args.packed_bottom = packed_bottom.data();
+    args.bias = bias.empty() ? nullptr : bias.data();
+    run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
+  });
+  return out;
+}
+
+std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor bottom,
+                                                Tensor slope, Tensor top_weight,
+                                                OptionalTensor top_bias, Tensor bottom_weight,
+                                                OptionalTensor bottom_bias) {
+  const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_all(top, bottom, weights);
+  const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
+  const TapTable rows_back = transposed(rows, top.size(2)),
+                 cols_back = transposed(cols, top.size(3));
+  const int64_t C = top.size(1), D = top_weight.size(0);
+  check(kOp, "grad", grad,
+        {top.size(0), D, int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1}, top);
+  Tensor top_grad = empty_like(top, shape_of(top)), bottom_grad = empty_like(bottom, shape_of(top));
+  std::vector<Tensor> gradients;
+  by_dtype(kOp, top, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    DownArgs args{};
+    args.top = map_of(top);
+    args.bottom = map_of(bottom);
+    args.grad = map_of(grad);
+    args.top_grad = map_of(top_grad);
+    args.bottom_grad = map_of(bottom_grad);
+    args.rows = rows.view();
+    args.cols = cols.view();
+    args.rows_back = rows_back.view();
+    args.cols_back = cols_back.view();
+    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const std::vector<A> top_values = values<T>(top_weight),
+                         bottom_values = values<T>(bottom_weight);
+    const std::vector<A> packed_top = packed(top_values.data(), 1, C, C, D);
+    const std::vector<A> packed_bottom = packed(bottom_values.data(), 1, C, C, D);
+    args.slope = slopes.data();
+    args.packed_top = packed_top.data();
+    args.packed_bottom = packed_bottom.data();
+
+    const Map& small = args.grad;
+    const int64_t ld = MIRNET_KERNEL(padded, A)(C);
+    std::vector<A> small_top(small.n * small.h * small.w * C), small_bottom(small_top.size());
+    args.small_top = small_top.data();
+    args.small_bottom = small_bottom.data();
+    args.chunks = chunks_of(small, kChunkPixels, kMatrixChunks);
+    const int64_t chunks = small.n * args.chunks.per_image;
+    std::vector<double> sums(chunks * D);
+    std::vector<A> weight_sums(chunks * 2 * D * ld);
+    args.sums = sums.data();
+    args.weight_sums = weight_sums.data();
+    run(MIRNET_KERNEL(down_tail_backward_small, T), args, chunks, args.chunks.rows * small.w * D);
+
+    args.big_chunks = chunks_of(args.top, kChunkPixels);
+    const int64_t big_chunks = args.top.n * args.big_chunks.per_image;
+    std::vector<double> slope_sums(big_chunks * C);
+    args.slope_sums = slope_sums.data();
+    run(MIRNET_KERNEL(down_tail_backward_large, T), args, big_chunks,
+        args.big_chunks.rows * args.top.w * C);
+
+    gradients = tail_gradients<T>(
+        top_grad, bottom_grad, weights, {slope_sums.data(), big_chunks, C, 0, C},
+        {sums.data(), chunks, D, 0, D}, matrix_total(weight_sums, chunks, 2 * D * ld, 0, D, C, ld),
+        matrix_total(weight_sums, chunks, 2 * D * ld, D * ld, D, C, ld));
+  });
+  return gradients;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("residual_down_tail", TORCH_BOX(&residual_down_tail));
+  m.impl("residual_down_tail_backward", TORCH_BOX(&residual_down_tail_backward));
+}
+
+}  // namespace mirnet_fast::cpu

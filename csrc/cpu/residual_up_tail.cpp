@@ -1,0 +1,119 @@
+// residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
+#include "common.h"
+#include "tail.h"
+#include "taps.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "residual_up_tail";
+
+void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
+  check_map(kOp, "top", top);
+  check_map(kOp, "bottom", bottom);
+  check(kOp, "bottom", bottom, shape_of(bottom), top);
+  check(kOp, "top", top, {bottom.size(0), top.size(1), 2 * bottom.size(2), 2 * bottom.size(3)},
+        bottom);
+  check_tail(kOp, w, top.size(1), bottom.size(1), top);
+}
+
+}  // namespace
+
+Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                        OptionalTensor top_bias, Tensor bottom_weight, OptionalTensor bottom_bias) {
+  const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_all(top, bottom, weights);
+  const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
+  const TapTable rows = bilinear_taps(bottom.size(2)), cols = bilinear_taps(bottom.size(3));
+  Tensor out = empty_like(top, {top.size(0), D, top.size(2), top.size(3)});
+  by_dtype(kOp, top, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    UpArgs args{};
+    args.top = map_of(top);
+    args.bottom = map_of(bottom);
+    args.out = map_of(out);
+    args.rows = rows.view();
+    args.cols = cols.view();
+    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const std::vector<A> top_values = values<T>(top_weight),
+                         bottom_values = values<T>(bottom_weight);
+    const std::vector<A> packed_top = packed(top_values.data(), C, 1, D, C);
+    const std::vector<A> packed_bottom = packed(bottom_values.data(), E, 1, D, E);
+    const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
+    const Map& small = args.bottom;
+    std::vector<A> projected(small.n * small.h * small.w * D);
+    args.slope = slopes.data();
+    args.packed_top = packed_top.data();
+    args.packed_bottom = packed_bottom.data();
+    args.bias = bias.empty() ? nullptr : bias.data();
+    args.projected = projected.data();
+    run(MIRNET_KERNEL(up_project, T), args, small.n * small.h, small.w * E);
+    run(MIRNET_KERNEL(up_tail, T), args, args.out.n * args.out.h, args.out.w * C);
+  });
+  return out;
+}
+
+std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bottom, Tensor slope,
+                                              Tensor top_weight, OptionalTensor top_bias,
+                                              Tensor bottom_weight, OptionalTensor bottom_bias) {
+  const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_all(top, bottom, weights);
+  const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
+  check(kOp, "grad", grad, {top.size(0), D, top.size(2), top.size(3)}, top);
+  const TapTable rows_back = transposed(bilinear_taps(bottom.size(2)), bottom.size(2));
+  const TapTable cols_back = transposed(bilinear_taps(bottom.size(3)), bottom.size(3));
+  Tensor top_grad = empty_like(top, shape_of(top));
+  Tensor bottom_grad = empty_like(bottom, shape_of(bottom));
+  std::vector<Tensor> gradients;
+  by_dtype(kOp, top, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    UpArgs args{};
+    args.top = map_of(top);
+    args.bottom = map_of(bottom);
+    args.grad = map_of(grad);
+    args.top_grad = map_of(top_grad);
+    args.bottom_grad = map_of(bottom_grad);
+    args.rows_back = rows_back.view();
+    args.cols_back = cols_back.view();
+    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const std::vector<A> top_values = values<T>(top_weight),
+                         bottom_values = values<T>(bottom_weight);
+    const std::vector<A> packed_top = packed(top_values.data(), 1, C, C, D);
+    const std::vector<A> packed_bottom = packed(bottom_values.data(), 1, E, E, D);
+    args.slope = slopes.data();
+    args.packed_top = packed_top.data();
+    args.packed_bottom = packed_bottom.data();
+
+    const int64_t ld = MIRNET_KERNEL(padded, A)(C), lde = MIRNET_KERNEL(padded, A)(E);
+    args.chunks = chunks_of(args.top, kChunkPixels, kMatrixChunks);
+    const int64_t chunks = args.top.n * args.chunks.per_image;
+    std::vector<double> sums(chunks * (D + C));
+    std::vector<A> top_sums(chunks * D * ld);
+    args.sums = sums.data();
+    args.top_sums = top_sums.data();
+    run(MIRNET_KERNEL(up_tail_backward_large, T), args, chunks, args.chunks.rows * args.top.w * C);
+
+    args.small_chunks = chunks_of(args.bottom, kChunkPixels, kMatrixChunks);
+    const int64_t small_chunks = args.bottom.n * args.small_chunks.per_image;
+    std::vector<A> bottom_sums(small_chunks * D * lde);
+    args.bottom_sums = bottom_sums.data();
+    run(MIRNET_KERNEL(up_tail_backward_small, T), args, small_chunks,
+        args.small_chunks.rows * args.bottom.w * E);
+
+    gradients = tail_gradients<T>(
+        top_grad, bottom_grad, weights, {sums.data(), chunks, D + C, D, C},
+        {sums.data(), chunks, D + C, 0, D}, matrix_total(top_sums, chunks, D * ld, 0, D, C, ld),
+        matrix_total(bottom_sums, small_chunks, D * lde, 0, D, E, lde));
+  });
+  return gradients;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("residual_up_tail", TORCH_BOX(&residual_up_tail));
+  m.impl("residual_up_tail_backward", TORCH_BOX(&residual_up_tail_backward));
+}
+
+}  // namespace mirnet_fast::cpu

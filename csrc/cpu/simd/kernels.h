@@ -1,0 +1,175 @@
+// What the loop files offer to the op files: argument structs, and one set of functions for each
+// instruction set. No torch and no std headers: everything here is compiled several times with
+// different flags, and a shared inline function could be linked in its AVX-512 copy.
+#pragma once
+
+#include <stdint.h>
+
+namespace mirnet_fast::cpu {
+
+struct bf16 {
+  uint16_t bits;
+};
+
+// Accumulation type of a storage type.
+template <class T>
+struct AccOf {
+  using type = float;
+};
+template <>
+struct AccOf<double> {
+  using type = double;
+};
+template <class T>
+using Acc = typename AccOf<T>::type;
+
+// A feature map (N, C, H, W) with its strides in elements; any strides, zero included.
+struct Map {
+  void* data;
+  int64_t n, c, h, w;
+  int64_t sn, sc, sh, sw;
+};
+
+// A sparse linear map along one axis: output o is the sum of weight[e] * input[index[e]] over
+// e in [start[o], start[o + 1]). Blur-pool, bilinear enlargement and the transposes of both.
+struct Taps {
+  const int32_t* start;
+  const int32_t* index;
+  const double* weight;
+};
+
+// An image is cut into chunks of whole rows whose number depends on the shape alone, so that sums
+// over pixels do not depend on the number of threads.
+struct Chunks {
+  int64_t per_image, rows;
+};
+
+// Pointers named `double*` are statistics summed over pixels, one slice a chunk. Pointers to
+// packed weights and to small maps hold the accumulation type of the storage type T.
+
+struct BlurPoolArgs {
+  Map in, out;
+  Taps rows, cols;
+};
+
+struct SkffArgs {
+  int64_t branches;
+  const Map* inputs;
+  const Map* input_grads;
+  Map out;
+  Map grad;
+  const void* attention;  // (N, B, C)
+  const void* shift;      // (N, C), added to every branch's gradient
+  Chunks chunks;
+  double* sums;  // forward (chunks, C); backward (chunks, 1 + B, C)
+};
+
+struct DauArgs {
+  Map r, x, out;
+  Map grad, r_grad;
+  int64_t taps;                // of the spatial gate, one axis
+  const void* spatial_weight;  // (2, taps, taps)
+  void* pooled;                // (N, 2, H, W): max, mean
+  int32_t* argmax;             // (N, H, W), or null
+  void* spatial_gate;          // (N, H, W)
+  void* spatial_grad;          // (N, H, W), of the gate, then of its logits
+  void* pooled_grad;           // (N, 2, H, W)
+  const void* channel_gate;    // (N, C)
+  const void* shift;           // (N, C), added to the gradient of r
+  const void* packed_spatial;  // packed fuse weight of the spatial branch
+  const void* packed_channel;  // of the channel branch; forward: one an image, gate included
+  int64_t packed_channel_stride;
+  const void* bias;  // (C), or null
+  Chunks chunks;
+  double* sums;       // stats (chunks, C); backward (chunks, 2, C): gate gradient, bias gradient
+  void* weight_sums;  // (chunks, 2, C, padded C): spatial branch, ungated channel branch
+  double* tap_sums;   // (chunks, 2, taps, taps)
+};
+
+struct DownArgs {
+  Map top, bottom, out;
+  Map grad, top_grad, bottom_grad;
+  Taps rows, cols;            // forward
+  Taps rows_back, cols_back;  // transposed
+  const void* slope;          // (C)
+  const void* packed_top;
+  const void* packed_bottom;
+  const void* bias;  // (D), or null
+  void* small_top;   // (N, H', W', C): gradients of the blurred maps
+  void* small_bottom;
+  Chunks chunks;
+  double* sums;       // (chunks, D): bias
+  void* weight_sums;  // (chunks, 2, D, padded C)
+  Chunks big_chunks;
+  double* slope_sums;  // (chunks, C)
+};
+
+struct UpArgs {
+  Map top, bottom, out;
+  Map grad, top_grad, bottom_grad;
+  Taps rows, cols;
+  Taps rows_back, cols_back;
+  const void* slope;  // (C)
+  const void* packed_top;
+  const void* packed_bottom;
+  const void* bias;  // (D), or null
+  void* projected;   // (N, H, W, D)
+  Chunks chunks;     // of the large map
+  double* sums;      // (chunks, D + C): bias, slope
+  void* top_sums;    // (chunks, D, padded C)
+  Chunks small_chunks;
+  void* bottom_sums;  // (small chunks, D, padded E)
+};
+
+#define MIRNET_DECLARE_KERNELS(isa)                                                             \
+  namespace isa {                                                                               \
+  template <class A>                                                                            \
+  int64_t padded(int64_t count);                                                                \
+  template <class A>                                                                            \
+  void pack(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k, A* out); \
+  template <class T>                                                                            \
+  void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);                         \
+  template <class T>                                                                            \
+  void skff_pool(const SkffArgs&, int64_t begin, int64_t end);                                  \
+  template <class T>                                                                            \
+  void skff_combine(const SkffArgs&, int64_t begin, int64_t end);                               \
+  template <class T>                                                                            \
+  void skff_pool_backward(const SkffArgs&, int64_t begin, int64_t end);                         \
+  template <class T>                                                                            \
+  void skff_combine_backward(const SkffArgs&, int64_t begin, int64_t end);                      \
+  template <class T>                                                                            \
+  void dau_stats(const DauArgs&, int64_t begin, int64_t end);                                   \
+  template <class T>                                                                            \
+  void dau_gate(const DauArgs&, int64_t begin, int64_t end);                                    \
+  template <class T>                                                                            \
+  void dau_apply(const DauArgs&, int64_t begin, int64_t end);                                   \
+  template <class T>                                                                            \
+  void dau_apply_backward(const DauArgs&, int64_t begin, int64_t end);                          \
+  template <class T>                                                                            \
+  void dau_gate_backward(const DauArgs&, int64_t begin, int64_t end);                           \
+  template <class T>                                                                            \
+  void dau_stats_backward(const DauArgs&, int64_t begin, int64_t end);                          \
+  template <class T>                                                                            \
+  void down_tail(const DownArgs&, int64_t begin, int64_t end);                                  \
+  template <class T>                                                                            \
+  void down_tail_backward_small(const DownArgs&, int64_t begin, int64_t end);                   \
+  template <class T>                                                                            \
+  void down_tail_backward_large(const DownArgs&, int64_t begin, int64_t end);                   \
+  template <class T>                                                                            \
+  void up_project(const UpArgs&, int64_t begin, int64_t end);                                   \
+  template <class T>                                                                            \
+  void up_tail(const UpArgs&, int64_t begin, int64_t end);                                      \
+  template <class T>                                                                            \
+  void up_tail_backward_large(const UpArgs&, int64_t begin, int64_t end);                       \
+  template <class T>                                                                            \
+  void up_tail_backward_small(const UpArgs&, int64_t begin, int64_t end);                       \
+  }
+
+MIRNET_DECLARE_KERNELS(base)
+#if defined(__x86_64__)
+MIRNET_DECLARE_KERNELS(avx2)
+MIRNET_DECLARE_KERNELS(avx512)
+#endif
+#undef MIRNET_DECLARE_KERNELS
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,297 @@
+// The pieces every op is made of. A tile is up to kTile pixels of one row, channels last, in the
+// accumulation type: it stays in the first-level cache, so any layout and dtype costs one
+// conversion on the way in and out, and channels_last float32 none.
+#pragma once
+
+#include "vec.h"
+
+namespace mirnet_fast::cpu::MIRNET_ISA {
+
+// 48 pixels: a multiple of the GEMM's 6 rows; 64 channels of both halves take 24 KiB.
+constexpr int64_t kTile = 48;
+constexpr int kRows = 6;
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+template <class A>
+inline int64_t pad(int64_t count) {
+  return (count + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
+}
+
+// A buffer of the calling thread, aligned to a cache line.
+template <class A>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count)
+      : block_(__builtin_malloc(size_t(count) * sizeof(A) + 64)),
+        data_(reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(block_) + 63) & ~uintptr_t(63))) {
+    if (block_ == nullptr) __builtin_trap();
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { __builtin_free(block_); }
+  operator A*() const { return data_; }
+
+ private:
+  using size_t = decltype(sizeof(0));
+  void* block_;
+  A* data_;
+};
+
+// A tile for reading: pixel i starts at data + i * ld.
+template <class A>
+struct View {
+  const A* data;
+  int64_t ld;
+};
+
+template <class T>
+inline T* address(const Map& map, int64_t n, int64_t h, int64_t w) {
+  return static_cast<T*>(map.data) + n * map.sn + h * map.sh + w * map.sw;
+}
+
+// dst[i][c] = f(map[n, c, h, w + i], c): f takes a vector or a scalar, with its channel.
+template <class T, class F>
+inline void load_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count, Acc<T>* dst,
+                      int64_t ld, F f) {
+  using A = Acc<T>;
+  const T* p = address<T>(map, n, h, w);
+  if (map.sc == 1) {
+    for (int64_t i = 0; i < count; ++i)
+      lanes<A>(map.c, [&](int64_t c, auto span) {
+        A* out = dst + i * ld + c;
+        store(out, f(load(p + i * map.sw + c, span), load(out, Full{}), c), Full{});
+      });
+  } else {
+    for (int64_t c = 0; c < map.c; ++c)
+      for (int64_t i = 0; i < count; ++i) {
+        A* out = dst + i * ld + c;
+        *out = f(to_acc(p[c * map.sc + i * map.sw]), *out, c);
+      }
+  }
+}
+
+template <class T>
+inline void copy_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count, Acc<T>* dst,
+                      int64_t ld) {
+  load_tile<T>(map, n, h, w, count, dst, ld, [](auto x, auto, int64_t) { return x; });
+}
+
+// The tile where it lies when that is possible, else a copy in `buffer` (kTile x padded C).
+template <class T>
+inline View<Acc<T>> view_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count,
+                              Acc<T>* buffer) {
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    if (map.sc == 1) return {address<T>(map, n, h, w), map.sw};
+  }
+  const int64_t ld = pad<Acc<T>>(map.c);
+  copy_tile<T>(map, n, h, w, count, buffer, ld);
+  return {buffer, ld};
+}
+
+// As view_tile, but whole vectors may be read: the last one of a pixel is padded.
+template <class T>
+inline View<Acc<T>> padded_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count,
+                                Acc<T>* buffer) {
+  if (map.c % kLanes<Acc<T>> == 0) return view_tile<T>(map, n, h, w, count, buffer);
+  const int64_t ld = pad<Acc<T>>(map.c);
+  copy_tile<T>(map, n, h, w, count, buffer, ld);
+  return {buffer, ld};
+}
+
+// map[n, c, h, w + i] = f(i, c, span): f gives a vector of the channels from c on.
+template <class T, class F>
+inline void store_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count,
+                       Acc<T>* buffer, F f) {
+  using A = Acc<T>;
+  T* p = address<T>(map, n, h, w);
+  if (map.sc == 1) {
+    for (int64_t i = 0; i < count; ++i)
+      lanes<A>(map.c,
+               [&](int64_t c, auto span) { store(p + i * map.sw + c, f(i, c, span), span); });
+    return;
+  }
+  const int64_t ld = pad<A>(map.c);
+  for (int64_t i = 0; i < count; ++i)
+    lanes<A>(map.c,
+             [&](int64_t c, auto span) { store(buffer + i * ld + c, f(i, c, span), Full{}); });
+  for (int64_t c = 0; c < map.c; ++c)
+    for (int64_t i = 0; i < count; ++i) from_acc(buffer[i * ld + c], p + c * map.sc + i * map.sw);
+}
+
+template <class A>
+inline void zero(A* data, int64_t count) {
+  __builtin_memset(data, 0, count * sizeof(A));
+}
+
+// x is a vector or a scalar.
+template <class V>
+inline V prelu(V x, V slope) {
+  return x > V{} ? x : x * slope;
+}
+
+// The channel's slope as a vector or a scalar, to go with x. Slopes are padded to whole vectors.
+template <class A>
+inline Vec<A> at(const A* values, int64_t c, Vec<A>) {
+  return load(values + c, Full{});
+}
+template <class A>
+inline A at(const A* values, int64_t c, A) {
+  return values[c];
+}
+
+// First and last input column that the outputs [begin, end) read.
+struct Span {
+  int64_t first, last;
+};
+inline Span columns(const Taps& taps, int64_t begin, int64_t end) {
+  Span span{INT32_MAX, -1};
+  for (int64_t e = taps.start[begin]; e < taps.start[end]; ++e) {
+    if (taps.index[e] < span.first) span.first = taps.index[e];
+    if (taps.index[e] > span.last) span.last = taps.index[e];
+  }
+  return span;
+}
+
+// The widest such span over all tiles of a row.
+inline int64_t widest(const Taps& taps, int64_t outputs) {
+  int64_t width = 0;
+  for (int64_t w = 0; w < outputs; w += kTile) {
+    Span span = columns(taps, w, least(w + kTile, outputs));
+    if (span.last - span.first + 1 > width) width = span.last - span.first + 1;
+  }
+  return width;
+}
+
+// dst (kTile x ld) = outputs [w, w + count) of row h of the resampled map: rows first into `line`
+// (widest() x ld), then columns. `slope` null, or a PReLU on the way in.
+template <class T>
+inline void resample(const Map& map, const Taps& rows, const Taps& cols, int64_t n, int64_t h,
+                     int64_t w, int64_t count, const Acc<T>* slope, Acc<T>* line, Acc<T>* dst,
+                     int64_t ld) {
+  using A = Acc<T>;
+  const Span span = columns(cols, w, w + count);
+  const int64_t width = span.last < 0 ? 0 : span.last - span.first + 1;
+  if (rows.start[h] == rows.start[h + 1]) zero(line, width * ld);
+  for (int64_t e = rows.start[h]; e < rows.start[h + 1]; ++e) {
+    const A weight = A(rows.weight[e]);
+    const bool first = e == rows.start[h];
+    auto go = [&](auto f) { load_tile<T>(map, n, rows.index[e], span.first, width, line, ld, f); };
+    if (slope == nullptr) {
+      if (first)
+        go([&](auto x, auto, int64_t) { return weight * x; });
+      else
+        go([&](auto x, auto old, int64_t) { return old + weight * x; });
+    } else {
+      if (first)
+        go([&](auto x, auto, int64_t c) { return weight * prelu(x, at<A>(slope, c, x)); });
+      else
+        go([&](auto x, auto old, int64_t c) {
+          return old + weight * prelu(x, at<A>(slope, c, x));
+        });
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t begin = cols.start[w + i], end = cols.start[w + i + 1];
+    lanes<A>(map.c, [&](int64_t c, auto) {
+      Vec<A> total{};
+      for (int32_t e = begin; e < end; ++e)
+        total += A(cols.weight[e]) * load(line + (cols.index[e] - span.first) * ld + c, Full{});
+      store(dst + i * ld + c, total, Full{});
+    });
+  }
+}
+
+// out[m][n] (+)= sum over k of a[m * sm + k * sk] * w[k * ldw + n], registers only.
+template <class A, int R, int V>
+inline void micro(const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw, int64_t k_count,
+                  A* out, int64_t ldo, bool accumulate) {
+  Vec<A> sum[R][V];
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < V; ++j)
+      sum[i][j] = accumulate ? load(out + i * ldo + j * kLanes<A>, Full{}) : Vec<A>{};
+  for (int64_t k = 0; k < k_count; ++k) {
+    Vec<A> row[V];
+    for (int j = 0; j < V; ++j) row[j] = load(w + k * ldw + j * kLanes<A>, Full{});
+    for (int i = 0; i < R; ++i) {
+      const A x = a[i * sm + k * sk];
+      for (int j = 0; j < V; ++j) sum[i][j] += x * row[j];
+    }
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < V; ++j) store(out + i * ldo + j * kLanes<A>, sum[i][j], Full{});
+}
+
+template <class A, int V>
+inline void micro_rows(int64_t rows, const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw,
+                       int64_t k, A* out, int64_t ldo, bool accumulate) {
+  switch (rows) {
+    case 1:
+      return micro<A, 1, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+    case 2:
+      return micro<A, 2, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+    case 3:
+      return micro<A, 3, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+    case 4:
+      return micro<A, 4, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+    case 5:
+      return micro<A, 5, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+    default:
+      return micro<A, 6, V>(a, sm, sk, w, ldw, k, out, ldo, accumulate);
+  }
+}
+
+// out (m x padded n, leading dimension ldo) (+)= a (m x k) times w. Panels of up to kMaxVectors
+// vectors of columns; a panel's rows are `ldw` apart, or packed where ldw is 0.
+template <class A>
+inline void gemm(const A* a, int64_t sm, int64_t sk, int64_t m, const A* w, int64_t ldw, int64_t k,
+                 int64_t n, A* out, int64_t ldo, bool accumulate) {
+  const int64_t vectors = pad<A>(n) / kLanes<A>;
+  for (int64_t v = 0; v < vectors; v += kMaxVectors) {
+    const int64_t take = least(kMaxVectors, vectors - v);
+    const int64_t column = v * kLanes<A>;
+    const A* panel = ldw == 0 ? w + column * k : w + column;
+    const int64_t step = ldw == 0 ? take * kLanes<A> : ldw;
+    for (int64_t i = 0; i < m; i += kRows) {
+      const int64_t rows = least(kRows, m - i);
+      A* o = out + i * ldo + column;
+      if (take == 1) micro_rows<A, 1>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+      if (take == 2) micro_rows<A, 2>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+#if defined(__AVX512F__)
+      if (take == 3) micro_rows<A, 3>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+      if (take == 4) micro_rows<A, 4>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+#endif
+    }
+  }
+}
+
+// Rows of a chunk: global chunk id -> image and rows [begin, end).
+struct ChunkRows {
+  int64_t n, begin, end;
+};
+inline ChunkRows rows_of(const Chunks& chunks, int64_t chunk, int64_t height) {
+  const int64_t n = chunk / chunks.per_image;
+  const int64_t begin = chunk % chunks.per_image * chunks.rows;
+  return {n, begin, least(begin + chunks.rows, height)};
+}
+
+// f(h, w, count) for the tiles of the rows [begin, end).
+template <class F>
+inline void tiles(int64_t begin, int64_t end, int64_t width, F f) {
+  for (int64_t h = begin; h < end; ++h)
+    for (int64_t w = 0; w < width; w += kTile) f(h, w, least(kTile, width - w));
+}
+
+// total[c] += sum over the tile's pixels of f(i, c, span), by way of a vector: a tile is short, so
+// the float32 sums lose nothing that counts before they enter the double total.
+template <class A, class F>
+inline void add_columns(double* total, int64_t channels, int64_t count, F f) {
+  lanes<A>(channels, [&](int64_t c, auto span) {
+    Vec<A> sum{};
+    for (int64_t i = 0; i < count; ++i) sum += f(i, c, span);
+    const int64_t valid = least(kLanes<A>, channels - c);
+    for (int64_t j = 0; j < valid; ++j) total[c + j] += double(sum[j]);
+  });
+}
+
+}  // namespace mirnet_fast::cpu::MIRNET_ISA

@@ -1,0 +1,128 @@
+// Vectors of the accumulation type by the compiler's vector extension, so that one source serves
+// every instruction set; loads and stores convert from and to the storage type.
+#pragma once
+
+#include "kernels.h"
+
+namespace mirnet_fast::cpu::MIRNET_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kMaxVectors = 4;  // a GEMM panel: 6 x 4 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kMaxVectors = 2;  // 6 x 2 accumulators of 16 registers
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kMaxVectors = 2;
+#endif
+
+template <class A>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  typedef float type __attribute__((vector_size(kVectorBytes)));
+  typedef float unaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+  typedef int32_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VecOf<double> {
+  typedef double type __attribute__((vector_size(kVectorBytes)));
+  typedef double unaligned __attribute__((vector_size(kVectorBytes), aligned(8), may_alias));
+  typedef int64_t mask __attribute__((vector_size(kVectorBytes)));
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+constexpr int kLanes = kVectorBytes / sizeof(A);
+
+// How much of a vector an access touches: all of it, or its first `count` lanes.
+struct Full {};
+struct Part {
+  int64_t count;
+};
+
+inline float to_acc(float x) { return x; }
+inline double to_acc(double x) { return x; }
+inline float to_acc(bf16 x) {
+  uint32_t bits = uint32_t(x.bits) << 16;
+  float value;
+  __builtin_memcpy(&value, &bits, 4);
+  return value;
+}
+
+inline void from_acc(float x, float* out) { *out = x; }
+inline void from_acc(double x, double* out) { *out = x; }
+inline void from_acc(float x, bf16* out) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  // Round to nearest even; a NaN stays one.
+  out->bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <class A>
+inline Vec<A> splat(A x) {
+  return Vec<A>{} + x;
+}
+
+inline Vec<float> load(const float* p, Full) {
+  return *reinterpret_cast<const VecOf<float>::unaligned*>(p);
+}
+inline Vec<double> load(const double* p, Full) {
+  return *reinterpret_cast<const VecOf<double>::unaligned*>(p);
+}
+typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint16_t HalfBitsUnaligned
+    __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
+typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
+
+inline Vec<float> load(const bf16* p, Full) {
+  HalfBits half = *reinterpret_cast<const HalfBitsUnaligned*>(p);
+  return (Vec<float>)(__builtin_convertvector(half, WordBits) << 16);
+}
+template <class T>
+inline Vec<Acc<T>> load(const T* p, Part part) {
+  Vec<Acc<T>> v{};
+  for (int64_t i = 0; i < part.count; ++i) v[i] = to_acc(p[i]);
+  return v;
+}
+
+inline void store(float* p, Vec<float> v, Full) {
+  *reinterpret_cast<VecOf<float>::unaligned*>(p) = v;
+}
+inline void store(double* p, Vec<double> v, Full) {
+  *reinterpret_cast<VecOf<double>::unaligned*>(p) = v;
+}
+inline void store(bf16* p, Vec<float> v, Full) {
+  WordBits bits = (WordBits)v;
+  WordBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  WordBits nan = (WordBits)(v != v);
+  rounded = (nan & 0x7fc0) | (~nan & rounded);
+  *reinterpret_cast<HalfBitsUnaligned*>(p) = __builtin_convertvector(rounded, HalfBits);
+}
+template <class T>
+inline void store(T* p, Vec<Acc<T>> v, Part part) {
+  for (int64_t i = 0; i < part.count; ++i) from_acc(v[i], p + i);
+}
+
+// f(c, Full or Part) for the vectors that cover `count` values.
+template <class A, class F>
+inline __attribute__((always_inline)) void lanes(int64_t count, F f) {
+  int64_t c = 0;
+  for (; c + kLanes<A> <= count; c += kLanes<A>) f(c, Full{});
+  if (c < count) f(c, Part{count - c});
+}
+
+template <class A>
+inline A sum_of(Vec<A> v) {
+  A total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
+  return total;
+}
+
+template <class A>
+inline Vec<A> select(typename VecOf<A>::mask condition, Vec<A> yes, Vec<A> no) {
+  return condition ? yes : no;
+}
+
+}  // namespace mirnet_fast::cpu::MIRNET_ISA

@@ -1,0 +1,244 @@
+// skff_select on the CPU: the loops of simd/skff_select.cpp, and between them the logits, which are
+// a few thousand multiplications an image, in double.
+#include <cmath>
+
+#include "common.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "skff_select";
+
+using Doubles = std::vector<double>;
+
+// The squeeze and the selection of one image, with what the backward needs of them.
+struct Selector {
+  int64_t branches, channels, squeezed;
+  Doubles reduce, reduce_bias, slope;
+  std::vector<Doubles> select, select_bias;
+
+  struct Image {
+    const double* pooled;
+    Doubles before, after, attention;  // the activation's input and output, (B, C)
+  };
+
+  double slope_at(int64_t k) const { return slope[slope.size() == 1 ? 0 : k]; }
+
+  Image operator()(const double* pooled) const {
+    Image image{pooled, Doubles(squeezed), Doubles(squeezed), Doubles(branches * channels)};
+    for (int64_t k = 0; k < squeezed; ++k) {
+      double sum = reduce_bias.empty() ? 0 : reduce_bias[k];
+      for (int64_t c = 0; c < channels; ++c) sum += reduce[k * channels + c] * pooled[c];
+      image.before[k] = sum;
+      image.after[k] = sum > 0 ? sum : slope.empty() ? (sum <= 0 ? 0 : sum) : slope_at(k) * sum;
+    }
+    for (int64_t c = 0; c < channels; ++c) {
+      double largest = -INFINITY, total = 0;
+      for (int64_t b = 0; b < branches; ++b) {
+        double& logit = image.attention[b * channels + c];
+        logit = select_bias.empty() ? 0 : select_bias[b][c];
+        for (int64_t k = 0; k < squeezed; ++k)
+          logit += select[b][c * squeezed + k] * image.after[k];
+        largest = std::max(largest, logit);
+      }
+      for (int64_t b = 0; b < branches; ++b)
+        total += image.attention[b * channels + c] =
+            std::exp(image.attention[b * channels + c] - largest);
+      for (int64_t b = 0; b < branches; ++b) image.attention[b * channels + c] /= total;
+    }
+    return image;
+  }
+};
+
+template <class T>
+Selector selector(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
+                  const OptionalTensor& reduce_bias, const OptionalTensor& slope,
+                  const std::vector<Tensor>& select_weights,
+                  const std::vector<Tensor>& select_biases) {
+  Selector s{int64_t(branches.size()),
+             branches[0].size(1),
+             reduce_weight.size(0),
+             values<T, double>(reduce_weight),
+             {},
+             {},
+             {},
+             {}};
+  if (reduce_bias) s.reduce_bias = values<T, double>(*reduce_bias);
+  if (slope) s.slope = values<T, double>(*slope);
+  for (const Tensor& weight : select_weights) s.select.push_back(values<T, double>(weight));
+  for (const Tensor& bias : select_biases) s.select_bias.push_back(values<T, double>(bias));
+  return s;
+}
+
+void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
+               const OptionalTensor& reduce_bias, const OptionalTensor& slope,
+               const std::vector<Tensor>& select_weights,
+               const std::vector<Tensor>& select_biases) {
+  STD_TORCH_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
+  const Tensor& first = branches[0];
+  check_map(kOp, "branches[0]", first);
+  for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
+  const int64_t channels = first.size(1);
+  STD_TORCH_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
+  const int64_t squeezed = reduce_weight.size(0);
+  check_conv(kOp, "reduce_weight or reduce_bias", reduce_weight, reduce_bias, squeezed, channels,
+             first);
+  if (slope) check(kOp, "slope", *slope, {slope->numel() == 1 ? 1 : squeezed}, first);
+  STD_TORCH_CHECK(select_weights.size() == branches.size(), kOp,
+                  ": select_weights must hold one weight a branch");
+  STD_TORCH_CHECK(select_biases.empty() || select_biases.size() == branches.size(), kOp,
+                  ": select_biases must be empty or hold one a branch");
+  for (const Tensor& weight : select_weights)
+    check(kOp, "select_weights", weight, {channels, squeezed, 1, 1}, first);
+  for (const Tensor& bias : select_biases) check(kOp, "select_biases", bias, {channels}, first);
+}
+
+// (N, columns) totals of the chunks' sums (chunks, columns).
+Doubles totals(const Doubles& sums, const Chunks& chunks, int64_t images, int64_t columns) {
+  Doubles result(images * columns);
+  for (int64_t chunk = 0; chunk < images * chunks.per_image; ++chunk)
+    for (int64_t i = 0; i < columns; ++i)
+      result[chunk / chunks.per_image * columns + i] += sums[chunk * columns + i];
+  return result;
+}
+
+std::vector<Map> maps_of(const std::vector<Tensor>& tensors) {
+  std::vector<Map> maps;
+  for (const Tensor& tensor : tensors) maps.push_back(map_of(tensor));
+  return maps;
+}
+
+}  // namespace
+
+Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalTensor reduce_bias,
+                   OptionalTensor slope, std::vector<Tensor> select_weights,
+                   std::vector<Tensor> select_biases) {
+  check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+  Tensor out = empty_like(branches[0], shape_of(branches[0]));
+  by_dtype(kOp, out, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    const Selector select =
+        selector<T>(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+    const std::vector<Map> inputs = maps_of(branches);
+    const Map& first = inputs[0];
+    const int64_t count = select.branches * first.c;
+
+    SkffArgs args{};
+    args.branches = select.branches;
+    args.inputs = inputs.data();
+    args.out = map_of(out);
+    args.chunks = chunks_of(first, kChunkPixels);
+    const int64_t chunks = first.n * args.chunks.per_image;
+    Doubles sums(chunks * first.c);
+    args.sums = sums.data();
+    run(MIRNET_KERNEL(skff_pool, T), args, chunks, args.chunks.rows * first.w * count);
+
+    Doubles pooled = totals(sums, args.chunks, first.n, first.c);
+    for (double& value : pooled) value /= double(first.h * first.w);
+    std::vector<A> attention(first.n * count);
+    for (int64_t n = 0; n < first.n; ++n) {
+      const Selector::Image image = select(&pooled[n * first.c]);
+      std::copy(image.attention.begin(), image.attention.end(), &attention[n * count]);
+    }
+    args.attention = attention.data();
+    run(MIRNET_KERNEL(skff_combine, T), args, first.n * first.h, first.w * count);
+  });
+  return out;
+}
+
+std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branches,
+                                         Tensor reduce_weight, OptionalTensor reduce_bias,
+                                         OptionalTensor slope, std::vector<Tensor> select_weights,
+                                         std::vector<Tensor> select_biases) {
+  check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+  check(kOp, "grad", grad, shape_of(branches[0]), branches[0]);
+  std::vector<Tensor> gradients;
+  for (const Tensor& branch : branches) gradients.push_back(empty_like(branch, shape_of(branch)));
+  by_dtype(kOp, grad, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = Acc<T>;
+    const Selector select =
+        selector<T>(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+    const std::vector<Map> inputs = maps_of(branches), input_grads = maps_of(gradients);
+    const Map& first = inputs[0];
+    const int64_t B = select.branches, C = first.c, D = select.squeezed;
+    const double pixels = double(first.h * first.w);
+
+    SkffArgs args{};
+    args.branches = B;
+    args.inputs = inputs.data();
+    args.input_grads = input_grads.data();
+    args.grad = map_of(grad);
+    args.chunks = chunks_of(first, kChunkPixels);
+    const int64_t chunks = first.n * args.chunks.per_image;
+    Doubles sums(chunks * (1 + B) * C);
+    args.sums = sums.data();
+    run(MIRNET_KERNEL(skff_pool_backward, T), args, chunks,
+        args.chunks.rows * first.w * (1 + B) * C);
+
+    const Doubles total = totals(sums, args.chunks, first.n, (1 + B) * C);
+    std::vector<A> attention(first.n * B * C), shift(first.n * C);
+    Doubles reduce_grad(D * C), reduce_bias_grad(D), slope_grad(select.slope.size());
+    std::vector<Doubles> select_grad(B, Doubles(C * D)), select_bias_grad(B, Doubles(C));
+    for (int64_t n = 0; n < first.n; ++n) {
+      Doubles pooled(&total[n * (1 + B) * C], &total[n * (1 + B) * C] + C);
+      for (double& value : pooled) value /= pixels;
+      const double* attention_grad = &total[(n * (1 + B) + 1) * C];
+      const Selector::Image image = select(pooled.data());
+      std::copy(image.attention.begin(), image.attention.end(), &attention[n * B * C]);
+      Doubles after_grad(D);
+      for (int64_t c = 0; c < C; ++c) {
+        double mean = 0;
+        for (int64_t b = 0; b < B; ++b)
+          mean += image.attention[b * C + c] * attention_grad[b * C + c];
+        for (int64_t b = 0; b < B; ++b) {
+          const double logit_grad = image.attention[b * C + c] * (attention_grad[b * C + c] - mean);
+          select_bias_grad[b][c] += logit_grad;
+          for (int64_t k = 0; k < D; ++k) {
+            select_grad[b][c * D + k] += logit_grad * image.after[k];
+            after_grad[k] += logit_grad * select.select[b][c * D + k];
+          }
+        }
+      }
+      Doubles pooled_grad(C);
+      for (int64_t k = 0; k < D; ++k) {
+        double before_grad = after_grad[k];
+        if (!(image.before[k] > 0)) {
+          if (select.slope.empty()) {
+            if (image.before[k] <= 0) before_grad = 0;
+          } else {
+            slope_grad[select.slope.size() == 1 ? 0 : k] += image.before[k] * after_grad[k];
+            before_grad *= select.slope_at(k);
+          }
+        }
+        reduce_bias_grad[k] += before_grad;
+        for (int64_t c = 0; c < C; ++c) {
+          reduce_grad[k * C + c] += before_grad * pooled[c];
+          pooled_grad[c] += before_grad * select.reduce[k * C + c];
+        }
+      }
+      for (int64_t c = 0; c < C; ++c) shift[n * C + c] = A(pooled_grad[c] / pixels);
+    }
+    args.attention = attention.data();
+    args.shift = shift.data();
+    run(MIRNET_KERNEL(skff_combine_backward, T), args, first.n * first.h, first.w * B * C);
+
+    gradients.push_back(tensor_of<T>(reduce_weight, reduce_grad));
+    if (reduce_bias) gradients.push_back(tensor_of<T>(*reduce_bias, reduce_bias_grad));
+    if (slope) gradients.push_back(tensor_of<T>(*slope, slope_grad));
+    for (int64_t b = 0; b < B; ++b)
+      gradients.push_back(tensor_of<T>(select_weights[b], select_grad[b]));
+    for (size_t b = 0; b < select_biases.size(); ++b)
+      gradients.push_back(tensor_of<T>(select_biases[b], select_bias_grad[b]));
+  });
+  return gradients;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("skff_select", TORCH_BOX(&skff_select));
+  m.impl("skff_select_backward", TORCH_BOX(&skff_select_backward));
+}
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,30 @@
+// The sparse maps along one axis: blur-pool, bilinear enlargement, their transposes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "simd/kernels.h"
+
+namespace mirnet_fast::cpu {
+
+struct TapTable {
+  std::vector<int32_t> start, index;
+  std::vector<double> weight;
+
+  Taps view() const { return {start.data(), index.data(), weight.data()}; }
+};
+
+// Binomial filter of `filt_size` taps every `stride` pixels of an axis of `size` pixels, padded
+// by (filt_size - 1) / 2 + pad_off before and filt_size / 2 + pad_off after.
+TapTable blur_taps(int64_t size, int64_t filt_size, const std::string& pad_type, int64_t stride,
+                   int64_t pad_off);
+
+// Bilinear enlargement by 2, align_corners=False.
+TapTable bilinear_taps(int64_t size);
+
+// The transposed map; `inputs` is the number of inputs of `taps`.
+TapTable transposed(const TapTable& taps, int64_t inputs);
+
+}  // namespace mirnet_fast::cpu

@@ -1,0 +1,107 @@
+"""Which implementation of a fused op runs: "cuda", "triton", "cpu" or "reference".
+
+Without a choice of the user the first backend that has a kernel for the device and dtype runs,
+and "reference" (plain PyTorch, always there) where none has. An explicit choice is kept or
+refused with the reason: nothing falls back behind it.
+"""
+
+import os
+
+import torch
+
+from . import _native
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+VARIABLE = "MIRNET_FAST_BACKEND"
+
+# What the kernels of a backend take; a backend that could not be loaded stands in _UNAVAILABLE.
+_DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpu": ("cpu",)}
+_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
+_UNAVAILABLE = {
+    "cuda": "this version has no CUDA C++ kernels",
+    "triton": "this version has no Triton kernels",
+}
+if _native.cpu_library_error() is not None:
+    _UNAVAILABLE["cpu"] = _native.cpu_library_error()
+
+_forced = None
+
+
+class BackendError(RuntimeError):
+    """A backend was asked for explicitly and cannot run."""
+
+
+def _check_name(name, source):
+    if name not in BACKENDS:
+        raise BackendError(f"{source}: backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if name in _UNAVAILABLE:
+        cause = _native.cpu_library_exception if name == "cpu" else None
+        raise BackendError(f"{source}: backend {name!r} cannot run: {_UNAVAILABLE[name]}") from cause
+
+
+class use_backend:
+    """Run every fused op on one backend: for good, or for a `with` block.
+
+    The choice holds for the whole process, all threads included (autograd runs backward in
+    threads of its own). The environment variable MIRNET_FAST_BACKEND sets the initial choice;
+    `use_backend(None)` returns to the automatic one.
+
+    Raises:
+        BackendError: the name is unknown, or the backend cannot run here; the reason is named.
+            An op whose device or dtype the backend has no kernel for raises it when called.
+    """
+
+    def __init__(self, name):
+        global _forced
+        if name is not None:
+            _check_name(name, "use_backend")
+        self._previous, _forced = _forced, name
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        global _forced
+        _forced = self._previous
+
+
+def current_backend():
+    """The backend chosen by the user, or None where the choice is automatic."""
+    return _forced
+
+
+def explain(op, device_type, dtype):
+    """[(backend, reason it does not run or None)] in order of preference; the first None runs."""
+    return [(backend, _obstacle(backend, device_type, dtype)) for backend in BACKENDS]
+
+
+def _obstacle(backend, device_type, dtype):
+    if _forced is not None and backend != _forced:
+        return f"{_forced!r} was chosen explicitly"
+    if backend == "reference":
+        return None
+    if backend in _UNAVAILABLE:
+        return _UNAVAILABLE[backend]
+    if device_type not in _DEVICES[backend]:
+        return f"has no kernels for device {device_type!r}"
+    if dtype not in _DTYPES[backend]:
+        return f"has no kernels for {dtype}"
+    return None
+
+
+def pick(op, device_type, dtype):
+    """The backend that runs `op`.
+
+    Raises:
+        BackendError: the explicitly chosen backend has no kernel for this device or dtype.
+    """
+    for backend in BACKENDS if _forced is None else (_forced,):
+        reason = _obstacle(backend, device_type, dtype)
+        if reason is None:
+            return backend
+    raise BackendError(f"{op}: backend {_forced!r} was chosen explicitly, but it {reason}")
+
+
+if os.environ.get(VARIABLE):
+    _check_name(os.environ[VARIABLE], f"environment variable {VARIABLE}")
+    _forced = os.environ[VARIABLE]

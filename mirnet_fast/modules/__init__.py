@@ -1,0 +1,18 @@
+"""The drop-in modules: published constructors and state_dict names, on the fused ops."""
+
+from .attention import DAU, SKFF
+from .network import MSRB, RRG, MIRNet
+from .resampling import Downsample, DownSample, ResidualDownSample, ResidualUpSample, UpSample
+
+__all__ = [
+    "DAU",
+    "MSRB",
+    "RRG",
+    "SKFF",
+    "DownSample",
+    "Downsample",
+    "MIRNet",
+    "ResidualDownSample",
+    "ResidualUpSample",
+    "UpSample",
+]

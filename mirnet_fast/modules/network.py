@@ -1,0 +1,68 @@
+"""MSRB, RRG and MIRNet of the fused parts."""
+
+import torch
+
+from .. import reference
+from .attention import DAU, SKFF
+from .resampling import DownSample, UpSample
+
+
+class MSRB(reference.MSRB):
+    """Multi-scale residual block (section 3, figure 2), in channels_last inside.
+
+    Each stream is brought to half its resolution once: column 0 and column 1 ask for the same.
+    """
+
+    DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, C, H, W), channels_last; H and W are multiples of 2**(height - 1)."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        streams = [self.blocks[0][0](x)]
+        halved = []
+        for j in range(1, self.height):
+            halved.append(self.resample(streams[j - 1], j - 1, j))
+            streams.append(self.blocks[j][0](halved[-1]))
+        for column in range(1, self.width):
+            fused = [self._fuse(streams, j, halved) for j in range(self.height)]
+            streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
+            halved = []
+        full = [streams[0]] + [self.last_up[str(j)](streams[j]) for j in range(1, self.height)]
+        return x + self.conv_out(self.selective_kernel[0](full))
+
+    def _fuse(self, streams, target, halved):
+        branches = [
+            halved[source] if halved and source == target - 1 else self.resample(stream, source, target)
+            for source, stream in enumerate(streams)
+        ]
+        return self.selective_kernel[target](branches)
+
+
+class RRG(reference.RRG):
+    """Recursive residual group (section 3)."""
+
+    MSRB = MSRB
+
+
+class MIRNet(reference.MIRNet):
+    """MIRNet: (N, in_channels, H, W) -> (N, out_channels, H, W), on the fused ops.
+
+    Constructor arguments, state_dict and result are those of `mirnet_fast.reference.MIRNet`;
+    inside, feature maps are channels_last. The output has the input's memory format.
+
+    Raises:
+        ValueError: H or W is not a multiple of 2**(height - 1).
+    """
+
+    RRG = RRG
+
+    def forward(self, x):
+        multiple = 2 ** (self.body[0].body[0].height - 1) if len(self.body) else 1
+        if x.dim() != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ValueError(
+                f"MIRNet: x must be (N, C, H, W) with H and W multiples of {multiple}; got {tuple(x.shape)} "
+                "(mirnet_fast.restore pads any size)"
+            )
+        inside = x.contiguous(memory_format=torch.channels_last)
+        y = self.conv_out(self.body(self.conv_in(inside))) + inside
+        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()

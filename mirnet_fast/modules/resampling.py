@@ -1,0 +1,80 @@
+"""Blur-pool and the residual resamplers on the fused ops."""
+
+import torch
+
+from .. import ops, reference
+from ..reference.filters import binomial_filter
+
+
+class Downsample(reference.Downsample):
+    """Blur-pool (Zhang, ICML 2019). The filter is the binomial one that the buffer `filt` holds.
+
+    Loading a state_dict whose `filt` is another filter is refused: the op would not apply it.
+    """
+
+    def forward(self, x):
+        """(N, channels, H, W) -> (N, channels, H', W')."""
+        if x.shape[1] != self.channels:
+            raise ValueError(f"Downsample: x must have {self.channels} channels; got {x.shape[1]}")
+        return ops.blur_pool(x, self.filt_size, self.pad_type, self.stride, self.pad_off)
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ):
+        filt = state_dict.get(f"{prefix}filt")
+        if filt is not None and filt.shape == self.filt.shape:
+            expected = binomial_filter(self.filt_size, filt.dtype, filt.device)
+            if not torch.equal(filt, expected.expand_as(filt)):
+                error_msgs.append(f"{prefix}filt is not the binomial filter of {self.filt_size} taps")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+class ResidualDownSample(reference.ResidualDownSample):
+    """C channels to 2C at half the resolution; the tail is one fused op (section 3.3, figure 5a)."""
+
+    Blur = Downsample
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2))."""
+        expand, act, conv, tail_act, _, project = self.top
+        return ops.residual_down_tail(
+            conv(act(expand(x))),
+            x,
+            tail_act.weight,
+            project.weight,
+            project.bias,
+            self.bot[1].weight,
+            self.bot[1].bias,
+        )
+
+
+class ResidualUpSample(reference.ResidualUpSample):
+    """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b)."""
+
+    def forward(self, x):
+        """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
+        expand, act, conv, tail_act, project = self.top
+        return ops.residual_up_tail(
+            conv(act(expand(x))),
+            x,
+            tail_act.weight,
+            project.weight,
+            project.bias,
+            self.bot[1].weight,
+            self.bot[1].bias,
+        )
+
+
+class DownSample(reference.DownSample):
+    """Down-sampling by a power of two (section 3.3)."""
+
+    Step = ResidualDownSample
+
+
+class UpSample(reference.UpSample):
+    """Up-sampling by a power of two (section 3.3)."""
+
+    Step = ResidualUpSample

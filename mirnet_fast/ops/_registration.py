@@ -1,0 +1,134 @@
+"""How every fused op is made known to PyTorch, and how a call reaches a backend.
+
+An op NAME of a kernel backend B is `torch.ops.mirnet_fast_B.NAME`, and its gradient
+`NAME_backward(grad, <the same arguments>) -> Tensor[]`: one gradient for each tensor among the
+arguments, in their order. The backward recomputes what it needs from the arguments; nothing
+else is saved. The schema stands here once; C++ only adds kernels to it.
+"""
+
+import torch
+
+from .. import backends, reference
+
+KERNEL_BACKENDS = ("cpu",)
+
+_libraries = {b: torch.library.Library(f"mirnet_fast_{b}", "FRAGMENT") for b in KERNEL_BACKENDS}
+_overloads = {}
+
+
+def register(name, arguments, output_shape, residual=None):
+    """Define `name(arguments) -> Tensor` and its backward in every kernel backend.
+
+    Args:
+        arguments: the schema's arguments; the first tensor gives dtype, device and memory format
+            of the output.
+        output_shape: function of the op's arguments that returns the output's shape.
+        residual: index of an argument that is only added to the output. Its gradient is the
+            output's, so the backward neither takes it nor computes anything for it.
+    """
+    signature = ", ".join(arguments)
+    kept = ", ".join(a for i, a in enumerate(arguments) if i != residual)
+
+    def fake(*args):
+        return empty_like(_tensors(args)[0], output_shape(*args))
+
+    def fake_backward(grad, *args):
+        return [empty_like(t, t.shape) for t in _tensors(args)]
+
+    for backend, library in _libraries.items():
+        namespace = f"mirnet_fast_{backend}"
+        forward, backward = f"{namespace}::{name}", f"{namespace}::{name}_backward"
+        library.define(f"{name}({signature}) -> Tensor", tags=torch.Tag.pt2_compliant_tag)
+        library.define(f"{name}_backward(Tensor grad, {kept}) -> Tensor[]", tags=torch.Tag.pt2_compliant_tag)
+        torch.library.register_fake(forward, fake, lib=library)
+        torch.library.register_fake(backward, fake_backward, lib=library)
+        gradient = getattr(getattr(torch.ops, namespace), f"{name}_backward").default
+        _register_autograd(forward, gradient, residual, library)
+        torch.library.register_autograd(backward, _no_double_backward(name), lib=library)
+        _overloads[name, backend] = getattr(getattr(torch.ops, namespace), name).default
+
+
+def call(name, *args):
+    """Run the op on the backend that the picker names for its first tensor."""
+    first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+    backend = backends.pick(name, first.device.type, first.dtype)
+    if backend == "reference":
+        return getattr(reference, name)(*args)
+    return _overloads[name, backend](*args)
+
+
+def autocast(*values):
+    """The values, their float tensors cast as autocast would cast a convolution's inputs."""
+    first = values[0][0] if isinstance(values[0], (list, tuple)) else values[0]
+    kind = first.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return values
+    dtype = torch.get_autocast_dtype(kind)
+
+    def cast(value):
+        if isinstance(value, (list, tuple)):
+            return [cast(v) for v in value]
+        eligible = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(dtype) if eligible and value.dtype != torch.float64 else value
+
+    return tuple(cast(value) for value in values)
+
+
+def empty_like(x, shape):
+    """An uninitialised tensor of this shape, channels_last where `x` is."""
+    # The C++ kernels apply the same rule to strides: sliced maps keep their layout.
+    channels_last = x.dim() == 4 and x.stride(1) == 1 and x.stride(3) != 1
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _tensors(args):
+    flat = []
+    for arg in args:
+        if isinstance(arg, (list, tuple)):
+            flat.extend(arg)
+        elif isinstance(arg, torch.Tensor):
+            flat.append(arg)
+    return flat
+
+
+def _register_autograd(forward, gradient, residual, library):
+    def setup_context(ctx, inputs, output):
+        kept = [arg for i, arg in enumerate(inputs) if i != residual]
+        ctx.save_for_backward(*_tensors(kept))
+        # What stands where: None for a tensor, a number for a list of tensors, (value,) for others.
+        ctx.layout = [
+            len(arg) if isinstance(arg, (list, tuple)) else None if isinstance(arg, torch.Tensor) else (arg,)
+            for arg in kept
+        ]
+
+    def backward(ctx, grad):
+        args = _arrange(ctx.layout, ctx.saved_tensors, lambda value: value)
+        result = _arrange(ctx.layout, gradient(grad, *args), lambda value: None)
+        if residual is not None:
+            result.insert(residual, grad)
+        return tuple(result)
+
+    torch.library.register_autograd(forward, backward, setup_context=setup_context, lib=library)
+
+
+def _arrange(layout, tensors, other):
+    remaining = iter(tensors)
+    return [
+        next(remaining)
+        if entry is None
+        else other(entry[0])
+        if isinstance(entry, tuple)
+        else [next(remaining) for _ in range(entry)]
+        for entry in layout
+    ]
+
+
+def _no_double_backward(name):
+    def backward(ctx, *grads):
+        raise NotImplementedError(
+            f"{name}: the kernels have no double backward; "
+            'run forward and backward under mirnet_fast.use_backend("reference")'
+        )
+
+    return backward

@@ -1,0 +1,108 @@
+"""dau_attention: everything in the dual attention unit after its second 3x3 convolution."""
+
+from . import _checks
+from ._registration import autocast, call, register
+
+
+def dau_attention(
+    r,
+    x,
+    spatial_weight,
+    squeeze_weight,
+    squeeze_bias,
+    excite_weight,
+    excite_bias,
+    fuse_weight,
+    fuse_bias,
+):
+    """Spatial gate and channel gate on r, both fused by a 1x1 convolution, plus x.
+
+    Args:
+        r: (N, C, H, W), the output of the second 3x3 convolution, any strides.
+        x: (N, C, H, W), the input of the unit.
+        spatial_weight: (1, 2, k, k) with odd k, on [max, mean] over the channels; no bias.
+        squeeze_weight: (d, C, 1, 1); squeeze_bias: (d,) or None.
+        excite_weight: (C, d, 1, 1); excite_bias: (C,) or None.
+        fuse_weight: (C, 2C, 1, 1) on [spatial branch, channel branch]; fuse_bias: (C,) or None.
+
+    Returns:
+        (N, C, H, W), dtype and memory format of r. Where several channels share the maximum, the
+        first of them receives its gradient.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
+    Source: MIRNet (arXiv 2003.06792) section 3.2, equation 3.
+    """
+    op = "dau_attention"
+    _checks.feature_map(op, "r", r)
+    (
+        r,
+        x,
+        spatial_weight,
+        squeeze_weight,
+        squeeze_bias,
+        excite_weight,
+        excite_bias,
+        fuse_weight,
+        fuse_bias,
+    ) = autocast(
+        r,
+        x,
+        spatial_weight,
+        squeeze_weight,
+        squeeze_bias,
+        excite_weight,
+        excite_bias,
+        fuse_weight,
+        fuse_bias,
+    )
+    _checks.like(op, "x", x, r.shape, "r", r)
+    channels = r.shape[1]
+    _checks.like(op, "spatial_weight", spatial_weight, (1, 2, None, None), "r", r)
+    taps = spatial_weight.shape[2:]
+    if taps[0] != taps[1] or taps[0] % 2 == 0:
+        raise ValueError(
+            f"{op}: spatial_weight must be (1, 2, k, k) with odd k; got {tuple(spatial_weight.shape)}"
+        )
+    _checks.like(op, "squeeze_weight", squeeze_weight, (None, channels, 1, 1), "r", r)
+    squeezed = squeeze_weight.shape[0]
+    _checks.optional_like(op, "squeeze_bias", squeeze_bias, (squeezed,), "r", r)
+    _checks.like(op, "excite_weight", excite_weight, (channels, squeezed, 1, 1), "r", r)
+    _checks.optional_like(op, "excite_bias", excite_bias, (channels,), "r", r)
+    _checks.like(op, "fuse_weight", fuse_weight, (channels, 2 * channels, 1, 1), "r", r)
+    _checks.optional_like(op, "fuse_bias", fuse_bias, (channels,), "r", r)
+    return call(
+        op,
+        r,
+        x,
+        spatial_weight,
+        squeeze_weight,
+        squeeze_bias,
+        excite_weight,
+        excite_bias,
+        fuse_weight,
+        fuse_bias,
+    )
+
+
+def output_shape(r, *rest):
+    return r.shape
+
+
+register(
+    "dau_attention",
+    [
+        "Tensor r",
+        "Tensor x",
+        "Tensor spatial_weight",
+        "Tensor squeeze_weight",
+        "Tensor? squeeze_bias",
+        "Tensor excite_weight",
+        "Tensor? excite_bias",
+        "Tensor fuse_weight",
+        "Tensor? fuse_bias",
+    ],
+    output_shape,
+    residual=1,
+)

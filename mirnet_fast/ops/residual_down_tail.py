@@ -1,0 +1,59 @@
+"""residual_down_tail: PReLU, blur-pool of both halves, both 1x1 convolutions and their sum."""
+
+from . import _checks
+from ._registration import autocast, call, register
+
+
+def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+    """conv1x1(blur_pool(PReLU(top))) + conv1x1(blur_pool(bottom)), the filter 3 taps, reflected.
+
+    Args:
+        top: (N, C, H, W) with H, W >= 2, the output of the top branch's 3x3 convolution, any strides.
+        bottom: (N, C, H, W), the input of the module.
+        slope: (1,) or (C,), the negative slope of the PReLU on top.
+        top_weight, bottom_weight: (D, C, 1, 1); top_bias, bottom_bias: (D,) or None.
+
+    Returns:
+        (N, D, ceil(H / 2), ceil(W / 2)), dtype and memory format of top.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
+    Source: MIRNet (arXiv 2003.06792) section 3.3, figure 5a.
+    """
+    op = "residual_down_tail"
+    _checks.feature_map(op, "top", top)
+    if top.shape[2] < 2 or top.shape[3] < 2:
+        raise ValueError(f"{op}: top must be (N, C, H, W) with H, W >= 2; got {tuple(top.shape)}")
+    top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias = autocast(
+        top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias
+    )
+    _checks.like(op, "bottom", bottom, top.shape, "top", top)
+    channels = top.shape[1]
+    _checks.slope(op, "slope", slope, channels, "top", top)
+    _checks.like(op, "top_weight", top_weight, (None, channels, 1, 1), "top", top)
+    outputs = top_weight.shape[0]
+    _checks.optional_like(op, "top_bias", top_bias, (outputs,), "top", top)
+    _checks.like(op, "bottom_weight", bottom_weight, (outputs, channels, 1, 1), "top", top)
+    _checks.optional_like(op, "bottom_bias", bottom_bias, (outputs,), "top", top)
+    return call(op, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias)
+
+
+def output_shape(top, bottom, slope, top_weight, *rest):
+    n, _, height, width = top.shape
+    return n, top_weight.shape[0], (height + 1) // 2, (width + 1) // 2
+
+
+register(
+    "residual_down_tail",
+    [
+        "Tensor top",
+        "Tensor bottom",
+        "Tensor slope",
+        "Tensor top_weight",
+        "Tensor? top_bias",
+        "Tensor bottom_weight",
+        "Tensor? bottom_bias",
+    ],
+    output_shape,
+)

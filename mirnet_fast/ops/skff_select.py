@@ -1,0 +1,73 @@
+"""skff_select: selective kernel feature fusion of B branches."""
+
+from . import _checks
+from ._registration import autocast, call, register
+
+
+def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
+    """Pooled statistics of the summed branches -> logits -> softmax over branches -> weighted sum.
+
+    Args:
+        branches: B >= 1 tensors (N, C, H, W) of one shape, dtype and device, any strides.
+        reduce_weight: (d, C, 1, 1); reduce_bias: (d,) or None.
+        slope: (1,) or (d,), the negative slope of the PReLU or LeakyReLU; None for a ReLU.
+        select_weights: B tensors (C, d, 1, 1); select_biases: B tensors (C,), or empty for none.
+
+    Returns:
+        (N, C, H, W), dtype and memory format of branches[0].
+
+    Raises:
+        TypeError, ValueError: an argument does not fit; the message names it.
+
+    Source: MIRNet (arXiv 2003.06792) section 3.1, equations 1 and 2.
+    """
+    op = "skff_select"
+    branches = list(branches)
+    if not branches:
+        raise ValueError(f"{op}: branches must hold at least one tensor; got none")
+    first = branches[0]
+    _checks.feature_map(op, "branches[0]", first)
+    for i, branch in enumerate(branches[1:], start=1):
+        _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first)
+    (first, *branches), reduce_weight, reduce_bias, slope, select_weights, select_biases = autocast(
+        branches, reduce_weight, reduce_bias, slope, list(select_weights), list(select_biases)
+    )
+    branches = [first, *branches]
+    channels = first.shape[1]
+    _checks.like(op, "reduce_weight", reduce_weight, (None, channels, 1, 1), "branches[0]", first)
+    squeezed = reduce_weight.shape[0]
+    _checks.optional_like(op, "reduce_bias", reduce_bias, (squeezed,), "branches[0]", first)
+    if slope is not None:
+        _checks.slope(op, "slope", slope, squeezed, "branches[0]", first)
+    if len(select_weights) != len(branches):
+        raise ValueError(
+            f"{op}: select_weights must hold one weight a branch, {len(branches)}; got {len(select_weights)}"
+        )
+    if len(select_biases) not in (0, len(branches)):
+        raise ValueError(
+            f"{op}: select_biases must be empty or hold {len(branches)}, one a branch; "
+            f"got {len(select_biases)}"
+        )
+    for i, weight in enumerate(select_weights):
+        _checks.like(op, f"select_weights[{i}]", weight, (channels, squeezed, 1, 1), "branches[0]", first)
+    for i, bias in enumerate(select_biases):
+        _checks.like(op, f"select_biases[{i}]", bias, (channels,), "branches[0]", first)
+    return call(op, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases)
+
+
+def output_shape(branches, *weights):
+    return branches[0].shape
+
+
+register(
+    "skff_select",
+    [
+        "Tensor[] branches",
+        "Tensor reduce_weight",
+        "Tensor? reduce_bias",
+        "Tensor? slope",
+        "Tensor[] select_weights",
+        "Tensor[] select_biases",
+    ],
+    output_shape,
+)
