@@ -28,7 +28,7 @@ TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; TORCH_TARGET_V
 COMMON_FLAGS = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 GLUE_FLAGS = f"{COMMON_FLAGS} -O2 -DTORCH_TARGET_VERSION=0x020a000000000000"
 # NaN and infinity must survive, so nothing that -ffast-math would add beyond these two.
-LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math"
+LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 ISA_FLAGS = {
     "base": "",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -81,10 +81,11 @@ def find_torch():
 
 
 def find_ninja():
-    if shutil.which("ninja"):
-        return ["ninja"]
+    # The package first: ninja rebuilds everything when its version changes between builds.
     if importlib.util.find_spec("ninja"):
         return [sys.executable, "-m", "ninja"]
+    if shutil.which("ninja"):
+        return ["ninja"]
     raise Missing("no ninja")
 
 
