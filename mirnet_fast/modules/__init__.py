@@ -2,7 +2,7 @@
 
 from .attention import DAU, SKFF
 from .network import MSRB, RRG, MIRNet
-from .resampling import Downsample, DownSample, ResidualDownSample, ResidualUpSample, UpSample
+from .resampling import DownSample, Downsample, ResidualDownSample, ResidualUpSample, UpSample
 
 __all__ = [
     "DAU",
