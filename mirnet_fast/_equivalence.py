@@ -1,0 +1,142 @@
+"""Whether a foreign module and ours compute the same: both run, in float64, on the same numbers."""
+
+import copy
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from ._recognition import Misfit, attributes_of
+from .backends import use_backend
+
+TOLERANCE = 1e-9
+_SMALLEST_SCALE = 1e-3  # gradients that cancel to nothing are compared absolutely below this
+
+
+def signature(module):
+    """A key that two modules share only if the proof for one holds for the other."""
+    seen, entries = {}, []
+    for name, inner in module.named_modules(remove_duplicate=False):
+        tensors = [
+            (key, None if value is None else (tuple(value.shape), seen.setdefault(id(value), len(seen))))
+            for key, value in [*inner._parameters.items(), *inner._buffers.items()]
+        ]
+        attributes = _frozen(attributes_of(inner))
+        entries.append((name, seen.setdefault(id(inner), len(seen)), type(inner), attributes, tuple(tensors)))
+    return tuple(entries)
+
+
+def _frozen(value):
+    if isinstance(value, dict):
+        return tuple(sorted((repr(key), _frozen(v)) for key, v in value.items()))
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, tuple(map(_frozen, value))
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return (type(value).__name__, repr(value) if plain else id(value))
+
+
+def prove(module, fit):
+    """Compare results and gradients of a foreign module and of ours on random numbers.
+
+    The module itself is not run: a copy on the CPU, in float64, with random parameters and
+    without hooks is, in training and in evaluation mode. Random parameters, because the real
+    ones may hide a difference (a convolution initialised to zero hides what follows it).
+
+    Raises:
+        Misfit: they differ, or one of the two does not run.
+    """
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.device("cpu"),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        use_backend("reference"),
+    ):
+        generator = torch.Generator().manual_seed(0)
+        twin = _float64_copy(module, generator)
+        foreign_class = type(twin)
+        cases = []
+        for scale, shapes in zip((1, 6), fit.input_shapes, strict=True):
+            inputs = [scale * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+            cases += [(inputs, True), (inputs, False)]
+        expected = [_run(twin, "its own forward", fit, *case) for case in cases]
+        try:
+            twin.__class__ = fit.target
+        except TypeError as error:
+            raise Misfit(f"objects of its class cannot change class: {error}") from error
+        twin.__dict__.update(fit.attributes)
+        for case, wanted in zip(cases, expected, strict=True):
+            _compare(foreign_class.__name__, _run(twin, "ours", fit, *case), wanted)
+
+
+def _float64_copy(module, generator):
+    memo = {}
+    for inner in module.modules():
+        # A hook may belong to a trainer that holds the whole model.
+        for name, value in inner.__dict__.items():
+            if "_hooks" in name:
+                memo[id(value)] = OrderedDict()
+        for parameter in inner._parameters.values():
+            if parameter is not None and id(parameter) not in memo:
+                memo[id(parameter)] = _random_parameter(parameter.shape, generator)
+        for buffer in inner._buffers.values():
+            if buffer is not None:
+                dtype = torch.float64 if buffer.is_floating_point() else buffer.dtype
+                memo[id(buffer)] = buffer.detach().to("cpu", dtype, copy=True)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise Misfit(f"it cannot be copied for the comparison: {_short(error)}") from error
+
+
+def _random_parameter(shape, generator):
+    value = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if len(shape) > 1:
+        value *= (shape[0] / max(value.numel(), 1)) ** 0.5
+    else:
+        value *= 0.3
+    return nn.Parameter(value)
+
+
+def _run(module, who, fit, inputs, training):
+    torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
+    module.train(training)
+    module.zero_grad(set_to_none=True)
+    leaves = [t.clone().requires_grad_() for t in inputs]
+    arguments = [leaves] if fit.as_list else leaves
+    try:
+        result = module(*arguments)
+        if not isinstance(result, torch.Tensor):
+            raise TypeError(f"it returns a {type(result).__name__}")
+        # Uneven weights: a plain sum would hide an error that cancels.
+        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype)
+        result.backward(weights.reshape(result.shape))
+    except Exception as error:
+        raise Misfit(f"{who} fails on random inputs: {_short(error)}") from error
+    gradients = {f"the gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)}
+    gradients |= {f"the gradient of {name}": p.grad for name, p in module.named_parameters()}
+    return {"the result": result.detach(), **gradients}
+
+
+def _compare(class_name, actual, expected):
+    for name, wanted in expected.items():
+        value = actual[name]
+        if value is None and wanted is None:
+            continue
+        if value is None or wanted is None or value.shape != wanted.shape or value.dtype != wanted.dtype:
+            raise Misfit(
+                f"it computes something else than the published {class_name}: {name} is of another form"
+            )
+        scale = max(wanted.abs().max().item(), _SMALLEST_SCALE)
+        error = (value - wanted).abs().max().item() / scale
+        if not error <= TOLERANCE:
+            raise Misfit(
+                f"it computes something else than the published {class_name}: on random inputs "
+                f"{name} differs by {error:.1e} (relative)"
+            )
+
+
+def _short(error):
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
