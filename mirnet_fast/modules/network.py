@@ -16,7 +16,8 @@ class MSRB(reference.MSRB):
     DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
 
     def forward(self, x):
-        """(N, C, H, W) -> (N, C, H, W), channels_last; H and W are multiples of 2**(height - 1)."""
+        """(N, C, H, W) -> (N, C, H, W) in x's memory format; H and W are multiples of 2**(height - 1)."""
+        channels_last = x.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
         streams = [self.blocks[0][0](x)]
         halved = []
@@ -28,7 +29,9 @@ class MSRB(reference.MSRB):
             streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
             halved = []
         full = [streams[0]] + [self.last_up[str(j)](streams[j]) for j in range(1, self.height)]
-        return x + self.conv_out(self.selective_kernel[0](full))
+        y = x + self.conv_out(self.selective_kernel[0](full))
+        # A network that only borrows this block may go on with view().
+        return y if channels_last else y.contiguous()
 
     def _fuse(self, streams, target, halved):
         branches = [
