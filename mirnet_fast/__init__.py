@@ -1,7 +1,7 @@
 """mirnet_fast: MIRNet (ECCV 2020) on fused kernels, computing what the published network computes."""
 
 from . import ops, reference
-from .accelerate import Report, accelerate, revert
+from .accelerate import accelerate, revert
 from .backends import BackendError, current_backend, use_backend
 from .modules import (
     DAU,
@@ -25,7 +25,6 @@ __all__ = [
     "DownSample",
     "Downsample",
     "MIRNet",
-    "Report",
     "ResidualDownSample",
     "ResidualUpSample",
     "UpSample",

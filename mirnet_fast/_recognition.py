@@ -33,7 +33,8 @@ OURS = frozenset(getattr(ours, kind) for kind in KINDS)
 ORIGINAL = "_mirnet_fast_original"  # the attribute that holds what revert() needs
 
 _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ORIGINAL}
+# Code compiled in place by Module.compile() guards on the class, so it may stay.
+_MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ORIGINAL, "_compiled_call_impl"}
 _OWN_METHODS = {"__init__", "forward", "extra_repr", "__repr__", "__module__", "__doc__", "__annotations__"}
 _OWN_METHODS |= {"__dict__", "__weakref__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 _COPYING = {"__deepcopy__", "__copy__", "__getattribute__"}

@@ -36,7 +36,9 @@ class Report:
     def __str__(self):
         if not self.replaced and not self.left:
             return "mirnet_fast: nothing to replace was found"
-        lines = [f"mirnet_fast: {len(self.replaced)} modules replaced, {len(self.left)} left as they were"]
+        modules = "module" if len(self.replaced) == 1 else "modules"
+        rest = "it was" if len(self.left) == 1 else "they were"
+        lines = [f"mirnet_fast: {len(self.replaced)} {modules} replaced, {len(self.left)} left as {rest}"]
         groups = {}
         for entry in self.replaced:
             groups.setdefault((entry.class_name, entry.with_what), []).append(entry.name)
