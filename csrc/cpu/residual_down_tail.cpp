@@ -1,4 +1,6 @@
 // residual_down_tail on the CPU: filter tables and packed weights for simd/residual_down_tail.cpp.
+#include <memory>
+
 #include "common.h"
 #include "tail.h"
 #include "taps.h"
@@ -90,9 +92,10 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
 
     const Map& small = args.grad;
     const int64_t ld = MIRNET_KERNEL(padded, A)(C);
-    std::vector<A> small_top(small.n * small.h * small.w * C), small_bottom(small_top.size());
-    args.small_top = small_top.data();
-    args.small_bottom = small_bottom.data();
+    const int64_t half_map = small.n * small.h * small.w * C;
+    const std::unique_ptr<A[]> small_top(new A[half_map]), small_bottom(new A[half_map]);
+    args.small_top = small_top.get();
+    args.small_bottom = small_bottom.get();
     args.chunks = chunks_of(small, kChunkPixels, kMatrixChunks);
     const int64_t chunks = small.n * args.chunks.per_image;
     std::vector<double> sums(chunks * D);

@@ -1,4 +1,6 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
+#include <memory>
+
 #include "common.h"
 #include "tail.h"
 #include "taps.h"
@@ -43,12 +45,12 @@ Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weig
     const std::vector<A> packed_bottom = packed(bottom_values.data(), E, 1, D, E);
     const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
     const Map& small = args.bottom;
-    std::vector<A> projected(small.n * small.h * small.w * D);
+    const std::unique_ptr<A[]> projected(new A[small.n * small.h * small.w * D]);
     args.slope = slopes.data();
     args.packed_top = packed_top.data();
     args.packed_bottom = packed_bottom.data();
     args.bias = bias.empty() ? nullptr : bias.data();
-    args.projected = projected.data();
+    args.projected = projected.get();
     run(MIRNET_KERNEL(up_project, T), args, small.n * small.h, small.w * E);
     run(MIRNET_KERNEL(up_tail, T), args, args.out.n * args.out.h, args.out.w * C);
   });

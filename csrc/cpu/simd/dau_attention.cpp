@@ -7,20 +7,42 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-// Largest of a pixel's channels, a NaN winning as in torch.max.
+// max and mean over the channels of `count` pixels; a NaN wins, as in torch.max.
 template <class A>
-inline A largest(const A* pixel, int64_t channels) {
-  Vec<A> best = splat<A>(-__builtin_inf());
-  lanes<A>(channels, [&](int64_t c, auto span) {
-    Vec<A> x = load(pixel + c, span);
-    if constexpr (__is_same(decltype(span), Part))
-      for (int64_t j = span.count; j < kLanes<A>; ++j) x[j] = -__builtin_inf();
-    best = select<A>((x > best) | (x != x), x, best);
-  });
-  A result = best[0];
-  for (int j = 1; j < kLanes<A>; ++j)
-    result = best[j] > result || best[j] != best[j] ? best[j] : result;
-  return result;
+inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A* mean) {
+  constexpr int kTogether = kLanes<A>;
+  for (int64_t i = 0; i < count; i += kTogether) {
+    const int64_t valid = least(kTogether, count - i);
+    Vec<A> best[kTogether]{}, sum[kTogether]{};
+    for (int64_t j = 0; j < valid; ++j) {
+      const A* pixel = x.data + (i + j) * x.ld;
+      Vec<A> b = splat<A>(-__builtin_inf()), s{};
+      lanes<A>(channels, [&](int64_t c, auto span) {
+        Vec<A> value = load(pixel + c, span);
+        s += value;
+        if constexpr (__is_same(decltype(span), Part))
+          for (int64_t l = span.count; l < kLanes<A>; ++l) value[l] = -__builtin_inf();
+        b = select<A>(value > b, value, b);
+      });
+      best[j] = b;
+      sum[j] = s;
+    }
+    reduce_each<A>(best, [](Vec<A> a, Vec<A> b) { return select<A>(a > b, a, b); });
+    reduce_each<A>(sum, [](Vec<A> a, Vec<A> b) { return a + b; });
+    sum[0] /= A(channels);
+    if (valid == kTogether) {
+      store(max + i, best[0], Full{});
+      store(mean + i, sum[0], Full{});
+    } else {
+      store(max + i, best[0], Part{valid});
+      store(mean + i, sum[0], Part{valid});
+    }
+  }
+  // The comparisons above pass over a NaN; its pixel's mean is one too, and that is rare.
+  for (int64_t i = 0; i < count; ++i)
+    if (mean[i] != mean[i])
+      for (int64_t c = 0; c < channels; ++c)
+        if (x.data[i * x.ld + c] != x.data[i * x.ld + c]) max[i] = x.data[i * x.ld + c];
 }
 
 template <class A>
@@ -46,15 +68,10 @@ void dau_stats(const DauArgs& args, int64_t begin, int64_t end) {
     tiles(rows.begin, rows.end, r.w, [&](int64_t h, int64_t w, int64_t count) {
       const View<A> x = view_tile<T>(r, rows.n, h, w, count, buffer);
       const int64_t at = h * r.w + w;
-      for (int64_t i = 0; i < count; ++i) {
-        const A* pixel = x.data + i * x.ld;
-        Vec<A> sum{};
-        lanes<A>(r.c, [&](int64_t c, auto span) { sum += load(pixel + c, span); });
-        max[at + i] = largest(pixel, r.c);
-        mean[at + i] = sum_of<A>(sum) / A(r.c);
-        if (args.argmax != nullptr)
-          args.argmax[rows.n * plane + at + i] = first_index(pixel, r.c, max[at + i]);
-      }
+      pool_channels(x, r.c, count, max + at, mean + at);
+      if (args.argmax != nullptr)
+        for (int64_t i = 0; i < count; ++i)
+          args.argmax[rows.n * plane + at + i] = first_index(x.data + i * x.ld, r.c, max[at + i]);
       add_columns<A>(total, r.c, count, [&](int64_t i, int64_t c, auto span) {
         return load(x.data + i * x.ld + c, span);
       });
@@ -101,6 +118,8 @@ void dau_gate(const DauArgs& args, int64_t begin, int64_t end) {
   }
 }
 
+constexpr int64_t kAtOnce = 2 * kRows;
+
 // out = A (spatial_gate r) + B (channel_gate r) + bias + x; rows [begin, end) of N * H.
 template <class T>
 void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
@@ -116,11 +135,20 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
       lanes<A>(channels, [&](int64_t c, auto span) {
         store(gated + i * ld + c, gate[i] * load(r.data + i * r.ld + c, span), Full{});
       });
-    gemm<A>(gated, ld, 1, count, static_cast<const A*>(args.packed_spatial), 0, channels, channels,
-            sum, ld, false);
-    gemm<A>(r.data, r.ld, 1, count,
-            static_cast<const A*>(args.packed_channel) + n * args.packed_channel_stride, 0,
-            channels, channels, sum, ld, true);
+    const A* packed_channel =
+        static_cast<const A*>(args.packed_channel) + n * args.packed_channel_stride;
+    // A few pixels at a time, each time asking memory for what the sums and the next tile need:
+    // asked for at once, most of it would be dropped.
+    for (int64_t i = 0; i < count; i += kAtOnce) {
+      const int64_t some = least(kAtOnce, count - i);
+      prefetch_tile<T>(args.x, n, h, w + i, some);
+      prefetch_tile<T>(args.out, n, h, w + i, some);
+      prefetch_tile<T>(args.r, n, h, w + count + i, some);
+      gemm<A>(gated + i * ld, ld, 1, some, static_cast<const A*>(args.packed_spatial), 0, channels,
+              channels, sum + i * ld, ld, false);
+      gemm<A>(r.data + i * r.ld, r.ld, 1, some, packed_channel, 0, channels, channels, sum + i * ld,
+              ld, true);
+    }
     const View<A> x = view_tile<T>(args.x, n, h, w, count, x_buffer);
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
       Vec<A> v = load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);

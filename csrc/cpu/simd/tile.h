@@ -99,6 +99,16 @@ inline View<Acc<T>> padded_tile(const Map& map, int64_t n, int64_t h, int64_t w,
   return {buffer, ld};
 }
 
+// Asks for a tile that is needed after some arithmetic, or that may lie past the end of the row.
+template <class T>
+inline void prefetch_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count) {
+  if (map.sc != 1) return;
+  const char* p = reinterpret_cast<const char*>(address<T>(map, n, h, w));
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t byte = 0; byte < map.c * int64_t(sizeof(T)); byte += 64)
+      __builtin_prefetch(p + i * map.sw * int64_t(sizeof(T)) + byte, 0, 2);
+}
+
 // map[n, c, h, w + i] = f(i, c, span): f gives a vector of the channels from c on.
 template <class T, class F>
 inline void store_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count,
@@ -163,43 +173,95 @@ inline int64_t widest(const Taps& taps, int64_t outputs) {
   return width;
 }
 
-// dst (kTile x ld) = outputs [w, w + count) of row h of the resampled map: rows first into `line`
-// (widest() x ld), then columns. `slope` null, or a PReLU on the way in.
+// The usual blur in one sweep: p[0..2] weighed and added.
+template <class A, class T, class Span, class F>
+inline __attribute__((always_inline)) Vec<A> three(const T* const* p, const A* weight, int64_t at,
+                                                   Span span, F f) {
+  return weight[0] * f(load(p[0] + at, span)) + weight[1] * f(load(p[1] + at, span)) +
+         weight[2] * f(load(p[2] + at, span));
+}
+
+// line[i][c] = sum over the row taps [begin, end) of weight * map[n, c, row, w + i], after a PReLU
+// where `slope` is not null.
+template <class T>
+inline void combine_rows(const Map& map, const Taps& rows, int32_t begin, int32_t end, int64_t n,
+                         int64_t w, int64_t count, const Acc<T>* slope, Acc<T>* line, int64_t ld) {
+  using A = Acc<T>;
+  if (begin == end) return zero(line, count * ld);
+  if (map.sc == 1 && end - begin == 3) {
+    const T* p[3];
+    A weight[3];
+    for (int t = 0; t < 3; ++t) {
+      p[t] = address<T>(map, n, rows.index[begin + t], w);
+      weight[t] = A(rows.weight[begin + t]);
+    }
+    if (slope == nullptr && map.sw == ld && map.c == ld) {
+      lanes<A>(count * ld, [&](int64_t at, auto) {
+        store(line + at, three<A>(p, weight, at, Full{}, [](auto x) { return x; }), Full{});
+      });
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i)
+      lanes<A>(map.c, [&](int64_t c, auto span) {
+        const Vec<A> s = slope == nullptr ? splat<A>(1) : load(slope + c, Full{});
+        auto f = [&](Vec<A> x) { return prelu(x, s); };
+        store(line + i * ld + c, three<A>(p, weight, i * map.sw + c, span, f), Full{});
+      });
+    return;
+  }
+  for (int32_t e = begin; e < end; ++e) {
+    const A weight = A(rows.weight[e]);
+    const bool first = e == begin;
+    load_tile<T>(map, n, rows.index[e], w, count, line, ld, [&](auto x, auto old, int64_t c) {
+      const auto y = weight * (slope == nullptr ? x : prelu(x, at<A>(slope, c, x)));
+      return first ? y : old + y;
+    });
+  }
+}
+
+// put(i, c, vector) for the outputs [w, w + count) of row h of the resampled map: rows first into
+// `line` (widest() x ld), then columns. `slope` null, or a PReLU on the way in.
+template <class T, class F>
+inline void resample_to(const Map& map, const Taps& rows, const Taps& cols, int64_t n, int64_t h,
+                        int64_t w, int64_t count, const Acc<T>* slope, Acc<T>* line, int64_t ld,
+                        F put) {
+  using A = Acc<T>;
+  const Span span = columns(cols, w, w + count);
+  const int64_t width = span.last < 0 ? 0 : span.last - span.first + 1;
+  combine_rows<T>(map, rows, rows.start[h], rows.start[h + 1], n, span.first, width, slope, line,
+                  ld);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t begin = cols.start[w + i], taps = cols.start[w + i + 1] - begin;
+    const int32_t* index = cols.index + begin;
+    const double* weight = cols.weight + begin;
+    if (taps == 3) {
+      const A* p[3];
+      A tap[3];
+      for (int t = 0; t < 3; ++t) {
+        p[t] = line + (index[t] - span.first) * ld;
+        tap[t] = A(weight[t]);
+      }
+      lanes<A>(map.c, [&](int64_t c, auto part) {
+        put(i, c, three<A>(p, tap, c, Full{}, [](auto x) { return x; }), part);
+      });
+    } else {
+      lanes<A>(map.c, [&](int64_t c, auto part) {
+        Vec<A> total{};
+        for (int32_t t = 0; t < taps; ++t)
+          total += A(weight[t]) * load(line + (index[t] - span.first) * ld + c, Full{});
+        put(i, c, total, part);
+      });
+    }
+  }
+}
+
+// The same into dst (kTile x ld).
 template <class T>
 inline void resample(const Map& map, const Taps& rows, const Taps& cols, int64_t n, int64_t h,
                      int64_t w, int64_t count, const Acc<T>* slope, Acc<T>* line, Acc<T>* dst,
                      int64_t ld) {
-  using A = Acc<T>;
-  const Span span = columns(cols, w, w + count);
-  const int64_t width = span.last < 0 ? 0 : span.last - span.first + 1;
-  if (rows.start[h] == rows.start[h + 1]) zero(line, width * ld);
-  for (int64_t e = rows.start[h]; e < rows.start[h + 1]; ++e) {
-    const A weight = A(rows.weight[e]);
-    const bool first = e == rows.start[h];
-    auto go = [&](auto f) { load_tile<T>(map, n, rows.index[e], span.first, width, line, ld, f); };
-    if (slope == nullptr) {
-      if (first)
-        go([&](auto x, auto, int64_t) { return weight * x; });
-      else
-        go([&](auto x, auto old, int64_t) { return old + weight * x; });
-    } else {
-      if (first)
-        go([&](auto x, auto, int64_t c) { return weight * prelu(x, at<A>(slope, c, x)); });
-      else
-        go([&](auto x, auto old, int64_t c) {
-          return old + weight * prelu(x, at<A>(slope, c, x));
-        });
-    }
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t begin = cols.start[w + i], end = cols.start[w + i + 1];
-    lanes<A>(map.c, [&](int64_t c, auto) {
-      Vec<A> total{};
-      for (int32_t e = begin; e < end; ++e)
-        total += A(cols.weight[e]) * load(line + (cols.index[e] - span.first) * ld + c, Full{});
-      store(dst + i * ld + c, total, Full{});
-    });
-  }
+  resample_to<T>(map, rows, cols, n, h, w, count, slope, line, ld,
+                 [&](int64_t i, int64_t c, auto v, auto) { store(dst + i * ld + c, v, Full{}); });
 }
 
 // out[m][n] (+)= sum over k of a[m * sm + k * sk] * w[k * ldw + n], registers only.
@@ -282,15 +344,34 @@ inline void tiles(int64_t begin, int64_t end, int64_t width, F f) {
     for (int64_t w = 0; w < width; w += kTile) f(h, w, least(kTile, width - w));
 }
 
-// total[c] += sum over the tile's pixels of f(i, c, span), by way of a vector: a tile is short, so
+template <class A>
+inline void add_to(double* total, Vec<A> sum, Full) {
+  typedef double Wide __attribute__((vector_size(kLanes<A> * sizeof(double))));
+  typedef double WideUnaligned
+      __attribute__((vector_size(kLanes<A> * sizeof(double)), aligned(8), may_alias));
+  *reinterpret_cast<WideUnaligned*>(total) += __builtin_convertvector(sum, Wide);
+}
+template <class A>
+inline void add_to(double* total, Vec<A> sum, Part part) {
+  for (int64_t j = 0; j < part.count; ++j) total[j] += double(sum[j]);
+}
+
+// total[c] += sum over the tile's pixels of f(i, c, span), by way of vectors: a tile is short, so
 // the float32 sums lose nothing that counts before they enter the double total.
 template <class A, class F>
 inline void add_columns(double* total, int64_t channels, int64_t count, F f) {
-  lanes<A>(channels, [&](int64_t c, auto span) {
+  constexpr int kTogether = 4;  // memory in order, and independent sums
+  int64_t c = 0;
+  for (; c + kTogether * kLanes<A> <= channels; c += kTogether * kLanes<A>) {
+    Vec<A> sum[kTogether]{};
+    for (int64_t i = 0; i < count; ++i)
+      for (int j = 0; j < kTogether; ++j) sum[j] += f(i, c + j * kLanes<A>, Full{});
+    for (int j = 0; j < kTogether; ++j) add_to<A>(total + c + j * kLanes<A>, sum[j], Full{});
+  }
+  lanes<A>(channels - c, [&](int64_t rest, auto span) {
     Vec<A> sum{};
-    for (int64_t i = 0; i < count; ++i) sum += f(i, c, span);
-    const int64_t valid = least(kLanes<A>, channels - c);
-    for (int64_t j = 0; j < valid; ++j) total[c + j] += double(sum[j]);
+    for (int64_t i = 0; i < count; ++i) sum += f(i, c + rest, span);
+    add_to<A>(total + c + rest, sum, span);
   });
 }
 

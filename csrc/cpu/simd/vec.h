@@ -113,11 +113,44 @@ inline __attribute__((always_inline)) void lanes(int64_t count, F f) {
   if (c < count) f(c, Part{count - c});
 }
 
+// Lane i of the result is lane from(i) of a, or lane from(i) - kLanes of b.
+template <class A, class F>
+inline __attribute__((always_inline)) Vec<A> shuffled(Vec<A> a, Vec<A> b, F from) {
+#if defined(__clang__)
+  Vec<A> result;
+  for (int i = 0; i < kLanes<A>; ++i)
+    result[i] = from(i) < kLanes<A> ? a[from(i)] : b[from(i) - kLanes<A>];
+  return result;
+#else
+  typename VecOf<A>::mask index{};
+  for (int i = 0; i < kLanes<A>; ++i) index[i] = from(i);
+  return __builtin_shuffle(a, b, index);
+#endif
+}
+
 template <class A>
 inline A sum_of(Vec<A> v) {
-  A total = 0;
-  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
-  return total;
+#pragma GCC unroll 8
+  for (int by = kLanes<A> / 2; by > 0; by /= 2)
+    v += shuffled<A>(v, v, [=](int i) { return (i + by) % kLanes<A>; });
+  return v[0];
+}
+
+// v[0] = the kLanes values that op gives over each of the kLanes vectors v[0], v[1], ...: a tree
+// that halves the number of vectors at each step costs a fraction of reducing them one by one.
+template <class A, int Width = kLanes<A>, class Op>
+inline __attribute__((always_inline)) void reduce_each(Vec<A>* v, Op op) {
+  if constexpr (Width > 1) {
+    // Every vector holds kLanes / Width pieces of Width lanes, each piece a partial result.
+    constexpr int kHalf = Width / 2;
+#pragma GCC unroll 8
+    for (int i = 0; i < kHalf; ++i) {
+      const Vec<A> a = v[2 * i], b = v[2 * i + 1];
+      v[i] = op(shuffled<A>(a, b, [](int l) { return l / kHalf * Width + l % kHalf; }),
+                shuffled<A>(a, b, [](int l) { return l / kHalf * Width + kHalf + l % kHalf; }));
+    }
+    reduce_each<A, kHalf>(v, op);
+  }
 }
 
 template <class A>
