@@ -1,0 +1,275 @@
+"""The command `mirnet-fast`: compare, restore, doctor."""
+
+import dataclasses
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import click
+import numpy as np
+import skimage.data
+import torch
+from tqdm import tqdm
+
+from . import _native, backends, comparison, inference, measure
+from .checkpoints import CheckpointError, infer_config, load_checkpoint, read_state_dict
+from .images import ImageError, Photo, check_format, read_photo, write_photo
+from .modules import MIRNet
+from .ops import OPS
+
+SHAPE_OPTIONS = {
+    "--n-feat": ("n_feat", "Channels at full resolution."),
+    "--n-rrg": ("n_RRG", "Recursive residual groups."),
+    "--n-msrb": ("n_MSRB", "Multi-scale residual blocks a group."),
+    "--height": ("height", "Streams (resolutions) of a block."),
+    "--width": ("width", "Columns of a block."),
+}
+
+
+class Size(click.ParamType):
+    """A number of pixels, or "full", which is None."""
+
+    name = "pixels"
+
+    def convert(self, value, param, ctx):
+        if value in ("full", "0"):
+            return None
+        try:
+            size = int(value)
+        except ValueError:
+            size = -1
+        if size < 1:
+            self.fail(f"{value!r} is neither a number of pixels nor 'full'", param, ctx)
+        return size
+
+
+def network_options(command):
+    """Options for the arguments of MIRNet; without them a checkpoint's shapes decide."""
+    for option, (name, description) in reversed(SHAPE_OPTIONS.items()):
+        command = click.option(option, name, type=click.IntRange(1), help=description)(command)
+    return command
+
+
+class Device(click.ParamType):
+    """A torch device that can be used here."""
+
+    name = "device"
+
+    def convert(self, value, param, ctx):
+        try:
+            return torch.empty(0, device=value).device
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            self.fail(f"{value!r} cannot be used: {error}", param, ctx)
+
+
+def device_option(command):
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    return click.option("--device", type=Device(), default=default, show_default=True)(command)
+
+
+def network_config(weights, options):
+    """The arguments of MIRNet, from the options that were given and else from the checkpoint."""
+    given = {name: value for name, value in options.items() if value is not None}
+    if weights is None:
+        return given
+    try:
+        config = infer_config(read_state_dict(weights), **given)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    if (config["in_channels"], config["out_channels"]) != (3, 3):
+        raise click.ClickException(f"{weights} is not a network from RGB images to RGB images")
+    return config
+
+
+@click.group()
+@click.version_option(package_name="mirnet-fast")
+def main():
+    """MIRNet image restoration on fused kernels."""
+
+
+@main.command()
+@click.argument("image", required=False)
+@click.option("--weights", help="A checkpoint (.pth, .safetensors); random weights without one.")
+@click.option("--size", type=Size(), default="256", show_default=True, help="Centre crop, or 'full'.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed rounds.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="compare", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@device_option
+@network_options
+def compare(image, weights, size, rounds, out, threads, seed, device, **options):
+    """Run the reference and mirnet_fast on one photo with the same weights.
+
+    Prints the error of both against the reference in float64, after each part of the network, the
+    time and the memory of both, and writes both pictures and their difference to OUT. The reference
+    runs as published: NCHW, eager. Without IMAGE the photo is scikit-image's astronaut. The exit
+    status is 1 if they do not agree.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = network_config(weights, options)
+    try:
+        rgb = _sample_photo() if image is None else read_photo(image).rgb
+        networks = comparison.build(
+            config, weights and (lambda network: load_checkpoint(network, weights)), device, seed
+        )
+        out.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, ImageError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    rgb = _centre_crop(rgb, size)
+    height, width = rgb.shape[2:]
+    padded = inference.pad_by_reflection(rgb, inference.size_multiple(networks["reference"])).to(device)
+
+    _print_table(measure.machine().items())
+    click.echo(f"\nphoto: {image or 'scikit-image astronaut'}, {width} x {height} pixels, float32, {device}")
+    if weights is None:
+        click.echo("weights: random, so this compares the computation; nothing is restored")
+    else:
+        click.echo(f"weights: {weights}")
+
+    seconds = comparison.times(networks, padded, rounds)
+    peaks = comparison.memory(config, padded.shape, device)
+    click.echo("now the reference in float64, the slowest part", err=True)
+    errors, outputs = comparison.stage_errors(networks, padded)
+
+    click.echo("\nrelative error against the reference in float64")
+    _print_table([("", "reference", "mirnet_fast", "")], "  {:<12}{:>12}{:>14}  {}")
+    _print_table(
+        [
+            (e.stage, f"{e.reference:.2e}", f"{e.mirnet_fast:.2e}", "" if e.agrees else "DISAGREES")
+            for e in errors
+        ],
+        "  {:<12}{:>12}{:>14}  {}",
+    )
+    click.echo(f"\nmedian of {rounds} interleaved rounds, and peak memory of one forward pass")
+    _print_table(
+        [(name, f"{seconds[name]:.3f} s", _megabytes(peaks[name])) for name in networks],
+        "  {:<12}{:>12}{:>14}",
+    )
+
+    pictures = {name: output[..., :height, :width].cpu() for name, output in outputs.items()}
+    difference = (pictures["mirnet_fast"] - pictures["reference"]).abs()
+    largest = difference.max().item()
+    factor = 2.0 ** np.floor(np.log2(1 / largest)) if 0 < largest < np.inf else 1.0
+    paths = []
+    try:
+        for name, picture in {**pictures, "difference": difference * factor}.items():
+            paths.append(out / f"{name}.png")
+            write_photo(paths[-1], Photo(picture))
+    except ImageError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"\n{paths[-1]}: the absolute difference times {factor:.3g}")
+
+    agree = all(error.agrees for error in errors)
+    ratio = None if None in peaks.values() else peaks["mirnet_fast"] / max(peaks["reference"], 1)
+    click.echo(
+        f"{'agree' if agree else 'DO NOT AGREE'} "
+        f"(error {errors[-1].mirnet_fast:.1e}, the reference's own {errors[-1].reference:.1e}); "
+        f"mirnet_fast is {seconds['reference'] / seconds['mirnet_fast']:.2f} times as fast, "
+        f"peak memory {'not measured' if ratio is None else f'{ratio:.2f} times'}; {paths[0]}, {paths[1]}"
+    )
+    if not agree:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--weights", required=True, help="A checkpoint (.pth, .safetensors).")
+@device_option
+@network_options
+def restore(inputs, output, weights, device, **options):
+    """Restore images of any size, 8 or 16 bit, grey or colour, with or without transparency.
+
+    OUT is a file if there is one IN and OUT has a suffix and is no folder, else a folder that gets
+    files of the same names. The network's shape is taken from the checkpoint. The exit status is 1 if an
+    image failed; the others are written all the same.
+    """
+    config = network_config(weights, options)
+    model = MIRNet(**config).eval()
+    try:
+        load_checkpoint(model, weights)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    model.to(device)
+    into_folder = len(inputs) > 1 or output.is_dir() or not output.suffix
+    try:
+        (output if into_folder else output.parent).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+
+    written, failed = [], 0
+    for path in tqdm(inputs, unit="image", disable=None):
+        target = output / Path(path).name if into_folder else output
+        try:
+            if any(_same_file(target, other) for other in inputs):
+                raise ImageError(f"{path}: the result would overwrite the input {target}")
+            if target in written:
+                raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
+            _restore_file(model, path, target, device)
+            written.append(target)
+        except (ImageError, RuntimeError) as error:  # RuntimeError: not enough memory
+            failed += 1
+            message = str(error) if path in str(error) else f"{path}: {error}"
+            tqdm.write(f"error: {message}", file=sys.stderr)
+    click.echo(f"restored {len(written)} of {len(inputs)} images to {output}")
+    if failed:
+        sys.exit(1)
+
+
+@main.command()
+def doctor():
+    """Print versions, devices, how the kernels were built, and what runs for each op and why."""
+    click.echo("machine and versions")
+    _print_table([*measure.machine().items(), ("numpy", np.__version__)])
+    click.echo("\nbuild")
+    _print_table(_native.build_info().items())
+    if _native.cpu_library_error() is not None:
+        click.echo(f"  C++ kernels: {_native.cpu_library_error()}")
+    forced = backends.current_backend()
+    click.echo(f"\nbackend: {forced or 'automatic'}")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in (torch.float32, torch.bfloat16):
+            click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
+            ops = defaultdict(list)  # one entry for all ops with the same explanation
+            for op in OPS:
+                ops[tuple(backends.explain(op, device, dtype))].append(op)
+            for choices, names in ops.items():
+                chosen = next((backend for backend, reason in choices if reason is None), "nothing")
+                click.echo(f"  {chosen}: {', '.join(names)}")
+                for backend, reason in choices:
+                    if reason is not None:
+                        click.echo(f"      not {backend}: {reason}")
+
+
+def _restore_file(model, path, target, device):
+    photo = read_photo(path)
+    check_format(target, photo)
+    restored = inference.restore(model, photo.rgb.to(device))
+    write_photo(target, dataclasses.replace(photo, rgb=restored))
+
+
+def _same_file(path, other):
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+
+
+def _sample_photo():
+    pixels = torch.from_numpy(skimage.data.astronaut())
+    return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def _centre_crop(rgb, size):
+    if size is None:
+        return rgb
+    top, left = (max(0, (have - size) // 2) for have in rgb.shape[2:])
+    return rgb[..., top : top + size, left : left + size].contiguous()
+
+
+def _megabytes(peak):
+    return "killed" if peak is None else f"{peak / 2**20:.0f} MiB"
+
+
+def _print_table(rows, template="  {:<22}{}"):
+    for row in rows:
+        click.echo(template.format(*map(str, row)).rstrip())

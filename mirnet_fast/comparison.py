@@ -1,0 +1,123 @@
+"""The reference and the fast network on one input: their errors, times, memory and outputs."""
+
+import copy
+import statistics
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import torch
+
+from . import measure, reference
+from .modules import MIRNet
+
+NETWORKS = {"reference": reference.MIRNet, "mirnet_fast": MIRNet}
+
+# Contract: our error is at most FACTOR times the reference's own, plus a few ulp.
+FACTOR = 2
+FLOOR = 4 * torch.finfo(torch.float32).eps
+
+
+@dataclass(frozen=True)
+class StageError:
+    """Relative errors (2-norms) against the reference in float64 at one point of the network."""
+
+    stage: str
+    reference: float
+    mirnet_fast: float
+
+    @property
+    def agrees(self):
+        return self.mirnet_fast <= FACTOR * self.reference + FLOOR
+
+
+def build(config, load, device="cpu", seed=0):
+    """{name: network in eval mode}, all with the same weights.
+
+    Args:
+        config: arguments of MIRNet.
+        load: called with the reference network, to fill in its weights; None for random ones.
+    """
+    torch.manual_seed(seed)
+    yardstick = reference.MIRNet(**config)
+    if load is not None:
+        load(yardstick)
+    networks = {"reference": yardstick, "mirnet_fast": MIRNet(**config)}
+    networks["mirnet_fast"].load_state_dict(yardstick.state_dict())
+    return {name: network.eval().to(device) for name, network in networks.items()}
+
+
+def stage_errors(networks, image):
+    """([StageError], {name: output}) of networks made by `build`, in float32.
+
+    Stages are conv_in, each recursive residual group, conv_out, and the output of the network,
+    each with the errors of all before it.
+
+    Args:
+        image: (N, in_channels, H, W) float32, H and W multiples of 2**(height - 1).
+    """
+    results = {name: _stages(network, image) for name, network in networks.items()}
+    exact = _stages(copy.deepcopy(networks["reference"]).double(), image.double())
+    errors = [
+        StageError(stage, **{name: _relative(results[name][stage], exact[stage]) for name in networks})
+        for stage in exact
+    ]
+    return errors, {name: stages["output"] for name, stages in results.items()}
+
+
+def times(networks, image, rounds):
+    """{name: median seconds} of `rounds` interleaved forward passes."""
+    with torch.inference_mode():
+        seconds = measure.interleave(
+            {name: lambda network=network: network(image) for name, network in networks.items()},
+            rounds,
+            synchronize=torch.cuda.synchronize if image.is_cuda else None,
+        )
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def memory(config, shape, device="cpu"):
+    """{name: bytes of one forward pass above the network and its input}, each in a fresh process.
+
+    None where the process was killed.
+    """
+    peaks = {}
+    for name in NETWORKS:
+        arguments = (name, config, tuple(shape), str(device), torch.get_num_threads())
+        try:
+            peaks[name] = measure.peak_memory(_forward_pass, *arguments, device=device)
+        except BrokenProcessPool:
+            peaks[name] = None
+    return peaks
+
+
+def _forward_pass(name, config, shape, device, threads):
+    torch.set_num_threads(threads)
+    network = NETWORKS[name](**config).eval().to(device)
+    image = torch.rand(shape, device=device)
+
+    def forward():
+        with torch.inference_mode():
+            network(image)
+
+    return forward
+
+
+def _stages(network, image):
+    names = ["conv_in", *(f"body.{i}" for i in range(len(network.body))), "conv_out"]
+    outputs = {}
+
+    def keep(name):
+        return lambda module, inputs, output: outputs.__setitem__(name, output)
+
+    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        with torch.inference_mode():
+            outputs["output"] = network(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return outputs
+
+
+def _relative(actual, exact):
+    return ((actual.double() - exact).norm() / exact.norm()).item()
