@@ -60,7 +60,7 @@ class Fit:
         target: our class.
         input_shapes: the cases to try, each a list of the shapes of its inputs.
         attributes: what our forward reads from the module besides its parts.
-        called: inner modules that our forward calls as modules, as the foreign one does.
+        called: paths of the inner modules that our forward calls as modules, as the foreign one does.
         composite: our forward calls its parts and touches no parameter of them.
         as_list: the inputs are one argument, a list.
     """
@@ -111,12 +111,11 @@ def recognise(kind, module, accepted):
     """
     _check_class(module)
     fit = _RECOGNISERS[kind](module, accepted)
-    inside = [("", module)] if fit.composite else list(module.named_modules())
+    # With duplicates: ours may call one object in one of its places and not in the other.
+    inside = [("", module)] if fit.composite else list(module.named_modules(remove_duplicate=False))
     for path, inner in inside:
         _check_instance(inner, path)
-    called = {id(m) for m in fit.called} | {id(module)}
-    for path, inner in inside:
-        if id(inner) not in called and any(getattr(inner, hooks) for hooks in _RUN_HOOKS):
+        if path and path not in fit.called and _is_hooked(inner):
             raise Misfit(f"{path} has hooks, which would no longer be called")
     if not fit.composite:
         tensors = [*module.parameters(), *module.buffers()]
@@ -160,6 +159,10 @@ def _check_instance(module, path):
             raise Misfit(f"{prefix}{name} is a {type(value).__name__}, not a plain tensor")
         if value is not None and not value.is_floating_point():
             raise Misfit(f"{prefix}{name} is {value.dtype}, not floating point")
+
+
+def _is_hooked(module):
+    return any(getattr(module, hooks) for hooks in _RUN_HOOKS)
 
 
 def attributes_of(module):
@@ -306,12 +309,8 @@ def _same_bias(entries):
         raise Misfit(f"some of {paths} have a bias and some have none")
 
 
-def blur_geometry(module, path=""):
-    """(filt_size, pad_type, stride, pad_off, channels) of a blur-pool layer, whatever its class.
-
-    Raises:
-        Misfit: its filter is not the binomial one, or its padding or stride cannot be told.
-    """
+def _blur_geometry(module, path=""):
+    """(filt_size, pad_type, stride, pad_off, channels) of a blur-pool layer."""
     where = path or "it"
     pads = [child for child in module._modules.values() if child is not None]
     filt = module._buffers.get("filt")
@@ -367,7 +366,7 @@ def _pad_attributes(module, where):
 
 
 def _downsample(module, accepted):
-    size, pad_type, stride, pad_off, channels = blur_geometry(module)
+    size, pad_type, stride, pad_off, channels = _blur_geometry(module)
     attributes = {
         "filt_size": size,
         "pad_type": pad_type,
@@ -415,7 +414,8 @@ def _dau(module, accepted):
     _conv(excite, 1, squeezed, channels)
     _is_a(sigmoid, nn.Sigmoid)
     _conv(("conv1x1", conv1x1), 1, 2 * channels, channels)
-    return Fit(ours.DAU, _shapes(channels), called=(body, *body))
+    called = ("body", first[0], activation[0], second[0])
+    return Fit(ours.DAU, _shapes(channels), called=called)
 
 
 def _residual_down(module, accepted):
@@ -425,9 +425,12 @@ def _residual_down(module, accepted):
     channels = _residual_head(expand, act, tail_act)
     _conv(conv, 3, channels, channels)
     for path, layer in (blur, low_blur):
-        _expect(path, "geometry", blur_geometry(layer, path), (3, "reflect", 2, 0, channels))
+        _expect(path, "geometry", _blur_geometry(layer, path), (3, "reflect", 2, 0, channels))
+        # Ours does not read filt: only our blur-pool layer refuses to load another one later.
+        if not accepted(layer, ours.Downsample):
+            raise Misfit(f"{path} is no Downsample that can be replaced")
     _conv(low_project, 1, channels, _conv(project, 1, channels).out_channels)
-    return Fit(ours.ResidualDownSample, _shapes(channels), called=tuple(top)[:3])
+    return Fit(ours.ResidualDownSample, _shapes(channels), called=(expand[0], act[0], conv[0]))
 
 
 def _residual_up(module, accepted):
@@ -445,7 +448,7 @@ def _residual_up(module, accepted):
     if layer.scale_factor not in (2, (2, 2)):
         raise Misfit(f"{path} has scale_factor {layer.scale_factor}, not 2")
     _conv(low_project, 1, channels, _conv(project, 1, channels).out_channels)
-    return Fit(ours.ResidualUpSample, _shapes(channels), called=tuple(top)[:3])
+    return Fit(ours.ResidualUpSample, _shapes(channels), called=(expand[0], act[0], conv[0]))
 
 
 def _residual_head(expand, act, tail_act):
@@ -489,7 +492,7 @@ def _msrb(module, accepted):
         if not accepted(sampler, ours.DownSample):
             raise Misfit(f"down.{key} is no DownSample that can be replaced")
         for path, inner in sampler.named_modules(prefix=f"down.{key}"):
-            if any(getattr(inner, hooks) for hooks in _RUN_HOOKS):
+            if _is_hooked(inner):
                 raise Misfit(f"{path} has hooks, which would be called once instead of twice")
     attributes = {"height": height, "width": widths.pop(), "channels": channels}
     unit = 2 ** (height - 1)

@@ -75,8 +75,11 @@ def accelerate(model):
     holds the module or its parameters - an optimiser, DDP, an EMA, a list - keeps working, and
     wrapped (DDP, DataParallel) and compiled models may be given as they are. Hooks on a replaced
     module keep firing; a module with hooks on inner modules that ours does not call is left.
-    Numbers that the foreign forward read from its own attributes are those of this moment, and
-    the input of a replaced module is its one positional argument.
+
+    What holds at the time of the call is what counts: numbers that a foreign forward reads from
+    its own attributes, and the parts inside. Put in adapters, weight_norm, pruning or hooks
+    before calling this, or call revert() first. A replaced module takes its one input as a
+    positional argument.
 
     Calling it again is harmless: what is ours already is skipped.
 

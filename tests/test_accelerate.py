@@ -446,6 +446,10 @@ STRUCTURE = {
         "top.4 has geometry (5, 'reflect', 2, 0, 8)",
     ),
     "down_blur_border": (with_part(DOWN, "bot.0", lambda b: BLUR(8, border="zero")), "bot.0 has geometry"),
+    "down_renamed_blur": (
+        with_edit(DOWN, lambda m: setattr(m.top[4], "__class__", tampered(BLUR, "Blur"))),
+        "top.4 is no Downsample that can be replaced",
+    ),
     "down_leaky": (with_part(DOWN, "top.3", lambda p: nn.LeakyReLU()), "top.3 is a LeakyReLU"),
     "up_corners": (
         with_part(UP, "bot.0", lambda u: nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)),
@@ -759,7 +763,27 @@ def test_hook_inside(cls, path, register):
     assert run() == before
 
 
+def test_hook_on_one_object_in_two_places():
+    module = DOWN(8)
+    module.top[3] = module.top[1]
+    twin = copy.deepcopy(module)
+    assert mirnet_fast.accelerate(twin).left == []
+    module.top[1].register_forward_hook(lambda *args: None)
+    assert reasons(mirnet_fast.accelerate(module)) == {"": "top.3 has hooks, which would no longer be called"}
+
+
 # --- revert, and what else a model goes through --------------------------------------------
+
+
+def test_loading_another_filter_is_refused():
+    model = network()
+    state = model.state_dict()
+    mirnet_fast.accelerate(model)
+    model.load_state_dict(state)
+    name = "body.0.body.0.down.8_2.body.0.bot.0.filt"
+    state[name] = state[name] * 2
+    with pytest.raises(RuntimeError, match=name):
+        model.load_state_dict(state)
 
 
 def test_revert_brings_back_what_was_there():
