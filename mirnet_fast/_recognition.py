@@ -149,8 +149,6 @@ def _check_instance(module, path):
     prefix = f"{path}: " if path else ""
     if "forward" in module.__dict__:
         raise Misfit(f"{prefix}forward was replaced on the object")
-    if parametrize.is_parametrized(module):
-        raise Misfit(f"{prefix}is parametrised (torch.nn.utils.parametrize)")
     for name, value in attributes_of(module).items():
         if not _is_plain(value):
             raise Misfit(f"{prefix}attribute {name} is a {type(value).__name__}, which may be hidden state")
@@ -256,7 +254,6 @@ def _transposed_conv(entry, channels):
     _expect(path, "kernel_size", module.kernel_size, (3, 3))
     _expect(path, "padding", module.padding, (1, 1))
     _expect(path, "output_padding", module.output_padding, (1, 1))
-    _expect(path, "padding_mode", module.padding_mode, "zeros")
     _conv_geometry(path, module, 2, channels, channels)
     return module
 

@@ -323,6 +323,10 @@ def swap(module, path, part):
     setattr(module.get_submodule(parent), name, part)
 
 
+def own_parameter(value):
+    return nn.Parameter(value.detach().as_subclass(OwnTensor))
+
+
 def conv(*args, **options):
     return nn.Conv2d(*args, **{"bias": False, **options})
 
@@ -336,6 +340,15 @@ class WrappedConv(nn.Module):
 
     def forward(self, x):
         return self.base(x) + self.b(self.a(x))
+
+
+class ResidualSequence(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class OwnTensor(torch.Tensor):
+    pass
 
 
 class HiddenState:
@@ -400,6 +413,34 @@ STRUCTURE = {
         with_edit(UP, lambda m: prune.l1_unstructured(m.top[4], "weight", 0.5)),
         "computes its weight",
     ),
+    "sequence_class": (with_part(DAU, "body", lambda s: ResidualSequence(*s)), "body is a ResidualSequence"),
+    "sequence_parameter": (
+        with_edit(DAU, lambda m: m.body.register_parameter("scale", nn.Parameter(torch.ones(1)))),
+        "body holds scale",
+    ),
+    "own_tensor": (
+        with_edit(DAU, lambda m: setattr(m.body[0], "weight", own_parameter(m.body[0].weight))),
+        "body.0: weight is a OwnTensor, not a plain tensor",
+    ),
+    "fcs_inputs": (with_part(SKFF, "fcs.1", lambda c: conv(5, 8, 1)), "fcs.1 has in_channels 5, not 4"),
+    "fcs_outputs": (with_part(SKFF, "fcs.1", lambda c: conv(4, 1, 1)), "fcs.1 has out_channels 1, not 8"),
+    "fcs_empty": (with_part(SKFF, "fcs", lambda c: nn.ModuleList()), "fcs is not a torch.nn.ModuleList"),
+    "weight_shape": (
+        with_edit(SKFF, lambda m: setattr(m.fcs[1], "weight", nn.Parameter(torch.ones(8, 4, 3, 3)))),
+        "fcs.1 has weight's shape (8, 4, 3, 3), not (8, 4, 1, 1)",
+    ),
+    "conv_buffer": (
+        with_edit(SKFF, lambda m: m.fcs[1].register_buffer("mask", torch.ones(1))),
+        "fcs.1 holds more than a weight and a bias",
+    ),
+    "slope_pruned": (
+        with_edit(SKFF, lambda m: prune.identity(m.conv_du[1], "weight")),
+        "conv_du.1 computes its slope",
+    ),
+    "dau_oblong_kernel": (
+        with_part(DAU, "body.0", lambda c: conv(8, 8, (3, 5), padding=(1, 2))),
+        "kernel_size (3, 5)",
+    ),
     "dau_even_kernel": (with_part(DAU, "body.0", lambda c: conv(8, 8, 2, padding="same")), "kernel_size"),
     "dau_dilated": (
         with_part(DAU, "body.2", lambda c: conv(8, 8, 3, padding=2, dilation=2)),
@@ -439,6 +480,10 @@ STRUCTURE = {
     "blur_constant": (with_part(BLUR, "border", lambda p: nn.ConstantPad2d(1, 0.5)), "is neither reflect"),
     "blur_circular": (with_part(BLUR, "border", lambda p: nn.CircularPad2d(1)), "is neither reflect"),
     "blur_unpadded": (with_edit(BLUR, lambda m: delattr(m, "border")), "neither a padding module nor"),
+    "blur_name_taken": (
+        with_edit(BLUR, lambda m: (m.add_module("pad_type", m.border), delattr(m, "border"))),
+        "pad_type has the name of an attribute of ours",
+    ),
     "blur_strides": (with_edit(BLUR, lambda m: setattr(m, "stride", (2, 1))), "no attribute stride"),
     "blur_meta": (lambda: BLUR(8).to("meta"), "meta device"),
     "down_blur_size": (
@@ -464,6 +509,12 @@ STRUCTURE = {
         with_part(UP, "top.2", lambda c: nn.ConvTranspose2d(8, 8, 3, 2, 1, 0, bias=False)),
         "output_padding (0, 0)",
     ),
+    "up_padding": (
+        with_part(UP, "top.2", lambda c: nn.ConvTranspose2d(8, 8, 3, 2, 0, 1, bias=False)),
+        "top.2 has padding (0, 0)",
+    ),
+    "up_class": (with_part(UP, "top.2", WrappedConv), "top.2 is a WrappedConv"),
+    "up_weight_norm": (with_edit(UP, lambda m: nn.utils.weight_norm(m.top[2])), "computes its weight"),
     "up_kernel": (
         with_part(UP, "top.2", lambda c: nn.ConvTranspose2d(8, 8, 4, 2, 1, bias=False)),
         "kernel_size (4, 4)",
