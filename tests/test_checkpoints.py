@@ -1,0 +1,315 @@
+"""Checkpoints: both formats, all the ways they are written, and all the ways they can be bad."""
+
+import os
+import pickle
+
+import pytest
+import safetensors.torch
+import torch
+
+from mirnet_fast import MIRNet, reference
+from mirnet_fast.checkpoints import (
+    CheckpointError,
+    infer_config,
+    load_checkpoint,
+    read_state_dict,
+    save_checkpoint,
+)
+
+CONFIG = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+SLOPE = "body.0.body.0.blocks.0.0.body.1.weight"
+SLOPE_AGAIN = "body.0.body.0.blocks.2.1.body.1.weight"
+SHARED_WEIGHT = "body.0.body.0.blocks.1.1.body.0.weight"
+
+
+def network(seed, **overrides):
+    torch.manual_seed(seed)
+    net = reference.MIRNet(**{**CONFIG, **overrides})
+    with torch.no_grad():
+        net.body[0].body[0].blocks[0][0].body[1].weight.fill_(seed + 0.5)  # all start with one slope
+    return net
+
+
+@pytest.fixture
+def source():
+    return network(1)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(2)
+    return MIRNet(**CONFIG)
+
+
+def assert_same(model, source):
+    expected = source.state_dict()
+    actual = model.state_dict()
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(actual[name], value), name
+
+
+def assert_refused(model, path, match, **arguments):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=match) as caught:
+        load_checkpoint(model, path, **arguments)
+    assert str(path) in str(caught.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_round_trip(model, source, tmp_path, suffix):
+    path = tmp_path / f"net{suffix}"
+    save_checkpoint(source, path)
+    assert os.listdir(tmp_path) == [path.name]
+    load_checkpoint(model, path)
+    assert_same(model, source)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "state_dict": state}])
+def test_published_layouts(model, source, tmp_path, prefix, wrap):
+    state = {prefix + name: value for name, value in source.state_dict().items()}
+    torch.save(wrap(state), tmp_path / "net.pth")
+    load_checkpoint(model, tmp_path / "net.pth")
+    assert_same(model, source)
+
+
+def test_legacy_torch_file(model, source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    load_checkpoint(model, tmp_path / "net.pth")
+    assert_same(model, source)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_safetensors_with_all_names(model, source, tmp_path, prefix):
+    state = {prefix + name: value.clone() for name, value in source.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "net.safetensors")
+    load_checkpoint(model, tmp_path / "net.safetensors")
+    assert_same(model, source)
+
+
+def test_safetensors_without_shared_names_and_metadata(model, source, tmp_path):
+    saved = tmp_path / "saved.safetensors"
+    safetensors.torch.save_model(source, str(saved))
+    state = safetensors.torch.load_file(saved)
+    assert SHARED_WEIGHT not in state
+    safetensors.torch.save_file(state, tmp_path / "net.safetensors")
+    load_checkpoint(model, tmp_path / "net.safetensors")
+    assert_same(model, source)
+
+
+def test_safetensors_metadata_names_what_was_dropped(source, tmp_path):
+    safetensors.torch.save_model(source, str(tmp_path / "net.safetensors"))
+    state = read_state_dict(tmp_path / "net.safetensors")
+    assert state.keys() == source.state_dict().keys()
+    assert state[SLOPE_AGAIN].item() == state[SLOPE].item() == 1.5
+
+
+def test_dtype_and_sharing_of_the_model_stay(source, tmp_path):
+    save_checkpoint(source, tmp_path / "net.pth")
+    model = MIRNet(**CONFIG).bfloat16()
+    parameters = list(model.parameters())
+    load_checkpoint(model, tmp_path / "net.pth")
+    assert all(mine is before for mine, before in zip(model.parameters(), parameters, strict=True))
+    assert {p.dtype for p in parameters} == {torch.bfloat16}
+    assert torch.equal(model.conv_in.weight, source.conv_in.weight.bfloat16())
+
+
+def test_missing_unexpected_and_misshaped_are_all_named(model, source, tmp_path):
+    state = dict(source.state_dict())
+    del state["conv_out.weight"]
+    state["extra.weight"] = torch.zeros(2)
+    state["conv_in.weight"] = torch.zeros(9, 3, 3, 3)
+    torch.save(state, tmp_path / "net.pth")
+    message = assert_refused(model, tmp_path / "net.pth", "does not fit")
+    assert "1 missing: conv_out.weight" in message
+    assert "1 unexpected: extra.weight" in message
+    assert "1 of another shape: conv_in.weight (9, 3, 3, 3), the model has (8, 3, 3, 3)" in message
+
+
+def test_long_lists_are_shortened(model, tmp_path):
+    torch.save({"conv_in.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "net.pth")
+    message = assert_refused(model, tmp_path / "net.pth", "missing")
+    names = len(model.state_dict()) - 1
+    assert f"{names} missing: " in message
+    assert f", and {names - 10} more" in message
+    assert message.count(".weight") + message.count(".filt") == 10
+
+
+def test_not_strict(model, source, tmp_path):
+    state = {"conv_in.weight": source.conv_in.weight.detach(), "extra": torch.zeros(1)}
+    torch.save(state, tmp_path / "net.pth")
+    missing, unexpected = load_checkpoint(model, tmp_path / "net.pth", strict=False)
+    assert len(missing) == len(model.state_dict()) - 1 and unexpected == ["extra"]
+    assert torch.equal(model.conv_in.weight, source.conv_in.weight)
+
+
+def test_wrong_shape_is_refused_without_strict(model, source, tmp_path):
+    state = {**source.state_dict(), "conv_in.weight": torch.zeros(1)}
+    torch.save(state, tmp_path / "net.pth")
+    assert_refused(model, tmp_path / "net.pth", "of another shape", strict=False)
+
+
+@pytest.mark.parametrize("name", [SLOPE_AGAIN, SHARED_WEIGHT])
+def test_checkpoint_of_a_network_that_did_not_share(model, source, tmp_path, name):
+    state = {**source.state_dict(), name: source.state_dict()[name] + 1}
+    torch.save(state, tmp_path / "net.pth")
+    message = assert_refused(model, tmp_path / "net.pth", "with different values")
+    assert name in message
+
+
+def test_another_filter_is_refused_and_nothing_is_loaded(model, source, tmp_path):
+    state = source.state_dict()
+    filters = [name for name in state if name.endswith("filt")]
+    state[filters[-1]] = state[filters[-1]] * 2
+    torch.save(state, tmp_path / "net.pth")
+    message = assert_refused(model, tmp_path / "net.pth", "does not fit")
+    assert filters[-1] in message
+
+
+class Malicious:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_runs_code(model, tmp_path, legacy):
+    marker = tmp_path / "ran"
+    content = {"state_dict": Malicious(f"touch {marker}")}
+    path = tmp_path / "net.pth"
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    message = assert_refused(model, path, "would run code")
+    assert "system" in message and "weights_only" not in message
+    assert not marker.exists()
+    torch.load(path, weights_only=False)
+    assert marker.exists()  # the file would have done it
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_plain_pickle_that_runs_code(model, tmp_path, protocol):
+    marker = tmp_path / "ran"
+    (tmp_path / "net.pth").write_bytes(pickle.dumps(Malicious(f"touch {marker}"), protocol))
+    assert_refused(model, tmp_path / "net.pth", "would run code|not a checkpoint")
+    assert not marker.exists()
+
+
+def test_a_whole_module_is_refused(model, source, tmp_path):
+    torch.save(source, tmp_path / "net.pth")
+    assert_refused(model, tmp_path / "net.pth", "save a state_dict")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("part", [0.001, 0.5, 0.999])
+def test_truncated(model, source, tmp_path, suffix, part):
+    path = tmp_path / f"net{suffix}"
+    save_checkpoint(source, path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * part)])
+    assert_refused(model, path, "damaged")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("data", [b"hello world" * 99, bytes(range(256)), b"PK\x03\x04" + bytes(99)])
+def test_not_a_checkpoint(model, tmp_path, suffix, data):
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(data)
+    assert_refused(model, path, "damaged")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_empty_missing_and_folder(model, tmp_path, suffix):
+    assert_refused(model, tmp_path / f"missing{suffix}", "no such file")
+    (tmp_path / f"empty{suffix}").touch()
+    assert_refused(model, tmp_path / f"empty{suffix}", "is empty")
+    (tmp_path / f"folder{suffix}").mkdir()
+    assert_refused(model, tmp_path / f"folder{suffix}", "no such file")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ([1, 2], "holds a list"),
+        ({}, "holds no tensors"),
+        ({"conv_in.weight": 3}, "not tensors: conv_in.weight"),
+        ({3: torch.zeros(1)}, "not tensors: 3"),
+        (torch.zeros(3), "holds a Tensor"),
+    ],
+)
+def test_not_a_state_dict(model, tmp_path, content, match):
+    torch.save(content, tmp_path / "net.pth")
+    assert_refused(model, tmp_path / "net.pth", match)
+
+
+def test_safetensors_without_tensors(model, tmp_path):
+    safetensors.torch.save_file({}, tmp_path / "net.safetensors")
+    assert_refused(model, tmp_path / "net.safetensors", "holds no tensors")
+
+
+def test_save_refuses(source, tmp_path):
+    with pytest.raises(CheckpointError, match="suffix"):
+        save_checkpoint(source, tmp_path / "net.onnx")
+    with pytest.raises(CheckpointError, match="no folder"):
+        save_checkpoint(source, tmp_path / "missing" / "net.pth")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_failed_save_leaves_the_old_file(source, tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"net{suffix}"
+    save_checkpoint(source, path)
+    before = path.read_bytes()
+
+    def fail(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(source, path)
+    assert os.listdir(tmp_path) == [path.name]
+    assert path.read_bytes() == before
+
+
+CONFIGS = [
+    {"n_feat": 8, "n_RRG": 2, "n_MSRB": 1},
+    {"n_feat": 8, "n_RRG": 1, "n_MSRB": 2, "height": 2, "bias": True},
+    {"n_feat": 12, "n_RRG": 1, "n_MSRB": 1, "in_channels": 1, "out_channels": 1, "width": 3},
+    {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1, "height": 1, "kernel_size": 5},
+    {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1, "height": 2, "width": 1},
+]
+DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "kernel_size": 3,
+    "stride": 2,
+    "height": 3,
+    "width": 2,
+    "bias": False,
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_config_from_the_shapes(config, tmp_path, suffix):
+    save_checkpoint(reference.MIRNet(**config), tmp_path / f"net{suffix}")
+    assert infer_config(read_state_dict(tmp_path / f"net{suffix}")) == {**DEFAULTS, **config}
+
+
+def test_config_does_not_guess_the_width(source, tmp_path):
+    safetensors.torch.save_model(source, str(tmp_path / "net.safetensors"))
+    state = safetensors.torch.load_file(tmp_path / "net.safetensors")  # without metadata
+    with pytest.raises(CheckpointError, match="width"):
+        infer_config(state)
+    assert infer_config(state, width=2) == {**DEFAULTS, **CONFIG}
+
+
+def test_config_of_another_network():
+    with pytest.raises(CheckpointError, match="not the names"):
+        infer_config(torch.nn.Linear(2, 2).state_dict())
+    with pytest.raises(CheckpointError, match="not the names"):
+        infer_config({"conv_in.weight": torch.zeros(8, 3, 3, 3), "conv_out.weight": torch.zeros(3, 8, 3, 3)})

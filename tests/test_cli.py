@@ -1,0 +1,261 @@
+"""The command line, on small networks."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mirnet_fast import MIRNet, backends, comparison, reference
+from mirnet_fast.checkpoints import save_checkpoint
+from mirnet_fast.cli import main
+from mirnet_fast.ops import OPS
+
+CONFIG = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+SMALL = ["--n-feat", "8", "--n-rrg", "1", "--n-msrb", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def random_pixels(dtype, *shape):
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
+
+
+def read(path):
+    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+
+
+@pytest.fixture
+def identity(tmp_path):
+    """A checkpoint of a network that adds nothing to its input."""
+    model = reference.MIRNet(**CONFIG)
+    torch.nn.init.zeros_(model.conv_out.weight)
+    save_checkpoint(model, tmp_path / "identity.pth")
+    return tmp_path / "identity.pth"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(3)
+    save_checkpoint(MIRNet(**CONFIG), tmp_path / "net.safetensors")
+    return tmp_path / "net.safetensors"
+
+
+@pytest.fixture
+def no_memory(monkeypatch):
+    """Without the fresh processes of the memory measurement, which take seconds."""
+    monkeypatch.setattr(comparison, "memory", lambda *args: {"reference": 200, "mirnet_fast": 50})
+
+
+def test_compare_random_weights_and_sample_photo(tmp_path):
+    result = run("compare", *SMALL, "--size", 32, "--rounds", 1, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "astronaut, 32 x 32" in result.output
+    assert "weights: random" in result.output and "nothing is restored" in result.output
+    for stage in ("conv_in", "body.0", "conv_out", "output"):
+        assert re.search(rf"^  {re.escape(stage)} +\d\.\d\de-\d\d +\d\.\d\de-\d\d$", result.output, re.M)
+    assert re.search(r"^  mirnet_fast +\d+\.\d+ s +\d+ MiB$", result.output, re.M)
+    last = result.output.splitlines()[-1]
+    assert re.match(r"agree \(.*\); mirnet_fast is [\d.]+ times as fast, peak memory [\d.]+ times; ", last)
+    assert str(tmp_path / "out" / "mirnet_fast.png") in last
+    pictures = [read(tmp_path / "out" / f"{n}.png") for n in ("reference", "mirnet_fast", "difference")]
+    assert all(picture.shape == (32, 32, 3) for picture in pictures)
+    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
+    assert pictures[0].std() > 10
+    assert pictures[2].max() > 127  # amplified
+
+
+def test_compare_own_photo_and_weights(tmp_path, weights, no_memory):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint16, 13, 18, 1))
+    result = run(
+        "compare", tmp_path / "in.png", "--weights", weights, "--size", "full", "--rounds", 1,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "18 x 13 pixels" in result.output
+    assert "random" not in result.output and str(weights) in result.output
+    assert "peak memory 0.25 times" in result.output.splitlines()[-1]
+    assert read(tmp_path / "out" / "reference.png").shape == (13, 18, 3)
+
+
+def test_compare_crops_the_centre(tmp_path, identity, no_memory):
+    pixels = random_pixels(np.uint8, 20, 30, 3)
+    cv2.imwrite(str(tmp_path / "in.png"), pixels)
+    result = run(
+        "compare", tmp_path / "in.png", "--weights", identity, "--size", 8, "--rounds", 1,
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert np.array_equal(read(tmp_path / "out" / "mirnet_fast.png"), pixels[6:14, 11:19])
+    assert "times 1\n" in result.output  # no difference, nothing to amplify
+
+
+def test_compare_fails_where_they_disagree(tmp_path, monkeypatch, no_memory):
+    class Wrong(MIRNet):
+        def forward(self, x):
+            return super().forward(x) + 1e-5
+
+    monkeypatch.setattr(comparison, "MIRNet", Wrong)
+    result = run("compare", *SMALL, "--size", 16, "--rounds", 1, "--out", tmp_path)
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].startswith("DO NOT AGREE")
+    assert re.search(r"^  output .* DISAGREES$", result.output, re.M)
+    assert not re.search(r"^  conv_out .* DISAGREES$", result.output, re.M)
+
+
+def test_compare_says_that_memory_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(comparison, "memory", lambda *args: {"reference": None, "mirnet_fast": 50})
+    result = run("compare", *SMALL, "--size", 16, "--rounds", 1, "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "peak memory not measured" in result.output.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "match"),
+    [
+        (["missing.png"], 1, "missing.png: there is no such file"),
+        (["--weights", "missing.pth"], 1, "missing.pth: there is no such file"),
+        (["--size", "wide"], 2, "neither a number of pixels"),
+        (["--size", "-4"], 2, "neither a number of pixels"),
+        (["--rounds", "0"], 2, "0 is not in the range"),
+        (["--device", "abacus"], 2, "cannot be used"),
+    ],
+)
+def test_compare_errors(arguments, code, match):
+    result = run("compare", *SMALL, *arguments)
+    assert result.exit_code == code
+    assert match in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 10), (16, 16)])
+@pytest.mark.parametrize(("dtype", "channels"), [(np.uint8, 1), (np.uint8, 3), (np.uint16, 4)])
+def test_restore_keeps_size_and_kind(tmp_path, identity, size, dtype, channels):
+    pixels = random_pixels(dtype, *size, channels)
+    cv2.imwrite(str(tmp_path / "in.png"), pixels)
+    result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity)
+    assert result.exit_code == 0, result.output
+    written = read(tmp_path / "out.png")
+    assert written.dtype == dtype
+    assert np.array_equal(written.reshape(pixels.shape), pixels)
+
+
+def test_restore_runs_the_network(tmp_path, weights):
+    pixels = random_pixels(np.uint8, 12, 16, 3)
+    cv2.imwrite(str(tmp_path / "in.png"), pixels)
+    result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", weights)
+    assert result.exit_code == 0, result.output
+    torch.manual_seed(3)
+    model = reference.MIRNet(**CONFIG)
+    rgb = torch.from_numpy(pixels[:, :, ::-1].copy()).permute(2, 0, 1)[None] / 255
+    with torch.no_grad():
+        expected = (model(rgb).clamp(0, 1) * 255).round()[0].permute(1, 2, 0).numpy()[:, :, ::-1]
+    assert np.abs(read(tmp_path / "out.png") - expected).max() <= 1
+    assert np.abs(pixels - expected).max() > 5
+
+
+def test_restore_goes_on_after_a_bad_file(tmp_path, identity):
+    names = ["first.png", "bad.png", "last.png"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), random_pixels(np.uint8, 5, 5, 3))
+    (tmp_path / "bad.png").write_bytes(b"not an image")
+    out = tmp_path / "new" / "folder"
+    inputs = [tmp_path / name for name in (*names, "missing.png")]
+    result = run("restore", *inputs, out, "--weights", identity)
+    assert result.exit_code == 1
+    assert "bad.png is not an image" in result.output
+    assert "missing.png: there is no such file" in result.output
+    assert "restored 2 of 4 images" in result.output
+    assert sorted(path.name for path in out.iterdir()) == ["first.png", "last.png"]
+
+
+def test_restore_never_overwrites_an_input(tmp_path, identity):
+    (tmp_path / "a").mkdir()
+    for name in ("a/in.png", "in.png"):
+        cv2.imwrite(str(tmp_path / name), random_pixels(np.uint8, 5, 5, 3))
+    before = (tmp_path / "in.png").read_bytes()
+    result = run("restore", tmp_path / "a/in.png", tmp_path / "in.png", tmp_path, "--weights", identity)
+    assert result.exit_code == 1
+    assert result.output.count("would overwrite the input") == 2
+    assert (tmp_path / "in.png").read_bytes() == before
+
+
+def test_restore_never_overwrites_another_result(tmp_path, identity):
+    for folder, value in (("a", 10), ("b", 20)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "in.png"), np.full((4, 4, 3), value, np.uint8))
+    result = run(
+        "restore", tmp_path / "a/in.png", tmp_path / "b/in.png", tmp_path / "out", "--weights", identity
+    )
+    assert result.exit_code == 1 and "of another input" in result.output
+    assert read(tmp_path / "out/in.png").mean() == 10
+
+
+@pytest.mark.parametrize(("name", "match"), [("out.jpg", "16 bits"), ("out.xyz", "cannot write .xyz")])
+def test_restore_checks_the_format_first(tmp_path, identity, name, match, monkeypatch):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint16, 5, 5, 3))
+    monkeypatch.setattr(MIRNet, "forward", lambda self, x: pytest.fail("ran the network"))
+    result = run("restore", tmp_path / "in.png", tmp_path / name, "--weights", identity)
+    assert result.exit_code == 1 and match in result.output
+    assert not (tmp_path / name).exists()
+
+
+def test_restore_names_the_file_that_does_not_fit_in_memory(tmp_path, identity, monkeypatch):
+    def out_of_memory(self, x):
+        raise RuntimeError("not enough memory")
+
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
+    monkeypatch.setattr(MIRNet, "forward", out_of_memory)
+    result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity)
+    assert result.exit_code == 1 and f"{tmp_path / 'in.png'}: not enough memory" in result.output
+
+
+def test_restore_errors_of_the_checkpoint(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
+    arguments = ["restore", tmp_path / "in.png", tmp_path / "out.png"]
+    (tmp_path / "bad.pth").write_bytes(b"bad")
+    save_checkpoint(MIRNet(1, 1, **CONFIG), tmp_path / "grey.pth")
+    for weights, options, match in [
+        (tmp_path / "bad.pth", [], "damaged"),
+        (tmp_path / "grey.pth", [], "not a network from RGB"),
+        (identity, ["--n-feat", 12], "of another shape"),
+    ]:
+        result = run(*arguments, "--weights", weights, *options)
+        assert result.exit_code == 1 and match in result.output
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_restore_output_below_a_file(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
+    result = run("restore", tmp_path / "in.png", identity / "out.png", "--weights", identity)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+
+
+def test_doctor():
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    assert torch.__version__ in result.output and np.__version__ in result.output
+    assert "backend: automatic" in result.output
+    for section in ("cpu, float32", "cpu, bfloat16"):
+        lines = result.output.split(section)[1]
+        assert all(op in lines for op in OPS)
+    chosen = backends.pick("blur_pool", "cpu", torch.float32)
+    assert re.search(rf"^  {chosen}: .*blur_pool", result.output, re.M)
+    for backend, reason in backends.explain("blur_pool", "cpu", torch.float32):
+        assert reason is None or f"not {backend}: {reason}" in result.output
+
+
+def test_doctor_with_a_chosen_backend():
+    with backends.use_backend("reference"):
+        result = run("doctor")
+    assert "backend: reference" in result.output
+    assert re.search(rf"^  reference: .*{OPS[0]}", result.output, re.M)
+    assert "was chosen explicitly" in result.output
+
+
+def test_doctor_names_the_load_error(monkeypatch):
+    monkeypatch.setattr("mirnet_fast._native._cpu_library_error", "libbroken.so could not be loaded")
+    assert "libbroken.so could not be loaded" in run("doctor").output
