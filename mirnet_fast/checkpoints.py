@@ -33,7 +33,7 @@ def load_checkpoint(model, path, strict=True):
     only some of them. If anything is wrong the model stays as it was.
 
     Args:
-        model: any torch.nn.Module.
+        model: any torch.nn.Module whose state_dict holds nothing but tensors.
         path: a `.safetensors` file, or what torch.save made of a state_dict or of a dict with
             one under "state_dict", with or without "module." before every name.
         strict: refuse missing and unexpected names. Wrong shapes are always refused.

@@ -128,9 +128,11 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
     else:
         click.echo(f"weights: {weights}")
 
+    click.echo("(1/3) time", err=True)
     seconds = comparison.times(networks, padded, rounds)
+    click.echo("(2/3) memory, each in a process of its own", err=True)
     peaks = comparison.memory(config, padded.shape, device)
-    click.echo("now the reference in float64, the slowest part", err=True)
+    click.echo("(3/3) the reference in float64; at the published size this takes minutes on a CPU", err=True)
     errors, outputs = comparison.stage_errors(networks, padded)
 
     click.echo("\nrelative error against the reference in float64")
