@@ -1,0 +1,89 @@
+"""The published network, forward: time and peak memory of each way to run it."""
+
+import copy
+from concurrent.futures.process import BrokenProcessPool
+
+import harness
+import pytest
+import torch
+
+from mirnet_fast import MIRNet, measure, reference
+
+CONFIG = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1} if harness.TINY else {}
+
+
+def eager(network, image):
+    return lambda: network(image)
+
+
+def eager_channels_last(network, image):
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    return eager(network, image.contiguous(memory_format=torch.channels_last))
+
+
+def compiled(mode, network, image):
+    torch.compiler.reset()
+    network = copy.deepcopy(network).to(memory_format=torch.channels_last)
+    network = torch.compile(network, mode=mode, dynamic=False)
+    return eager(network, image.contiguous(memory_format=torch.channels_last))
+
+
+def fast(network, image):
+    fused = MIRNet(**CONFIG).eval()
+    fused.load_state_dict(network.state_dict())
+    return eager(fused.to(image.device, image.dtype), image)
+
+
+# {variant: function of the reference network and an image, which returns the call to measure}
+VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
+
+
+def _sizes():
+    if harness.TINY:
+        return [(1, 3, 16, 16)]
+    if harness.DEVICE == "cpu":
+        return [(1, 3, 256, 256), (1, 3, 128, 128)]
+    return [(1, 3, 256, 256), (1, 3, 512, 512), (8, 3, 256, 256)]
+
+
+def _dtypes():
+    return [torch.float32] if harness.DEVICE == "cpu" else [torch.float16, torch.bfloat16]
+
+
+def prepare(variant, size, dtype, threads):
+    """The call of one variant; equal arguments give equal weights, image and result."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    network = reference.MIRNet(**CONFIG).eval().to(harness.DEVICE, dtype)
+    image = torch.rand(size).to(harness.DEVICE, dtype)
+    call = VARIANTS[variant](network, image)
+
+    def forward():
+        with torch.inference_mode():
+            return call()
+
+    return forward
+
+
+def peak_mb(*arguments):
+    """The peak above weights and image, in a fresh process; None if that was killed."""
+    try:
+        peak = measure.peak_memory(prepare, *arguments, device=harness.DEVICE)
+    except BrokenProcessPool:
+        return None
+    return round(peak / 1e6)
+
+
+@pytest.mark.parametrize("dtype", _dtypes(), ids=harness.dtype_name)
+@pytest.mark.parametrize("size", _sizes(), ids=harness.shape)
+def test_network(benchmark, record, size, dtype):
+    arguments = (size, dtype, torch.get_num_threads())
+    variants = {name: prepare(name, *arguments) for name in VARIANTS}
+    missing = harness.drop_failing_compilation(variants)
+    harness.check_agreement(variants, dtype)
+    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 45)
+    if seconds is None:
+        return
+    row = harness.make_row("network", size, dtype, harness.FORWARD, seconds, benchmark)
+    row |= {"missing": missing} if missing else {}
+    record(row | {"peak_mb": {name: peak_mb(name, *arguments) for name in variants}})

@@ -1,0 +1,54 @@
+"""Collects the rows of the benchmarks: a table at the end of the run, and --results FILE."""
+
+from pathlib import Path
+
+import harness
+import pytest
+
+ROWS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.getgroup("mirnet_fast").addoption(
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="write machine, versions, commit and rows to this JSON file",
+    )
+
+
+def pytest_configure(config):
+    config.stash[ROWS] = []
+    # Its table shows mirnet_fast alone; -v brings it back.
+    config.option.benchmark_quiet = True
+
+
+@pytest.fixture(autouse=True)
+def same_values():
+    """Every row draws the same inputs, whatever ran before it."""
+    harness.torch.manual_seed(0)
+
+
+@pytest.fixture
+def record(request, benchmark):
+    """Takes the finished row of a benchmark."""
+
+    def take(row):
+        benchmark.extra_info.update(row)
+        request.config.stash[ROWS].append(row)
+
+    return take
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash[ROWS]
+    if not rows:
+        return
+    terminalreporter.section("mirnet_fast against the others, medians of interleaved rounds")
+    for line in harness.table(rows):
+        terminalreporter.write_line(line, red=line.endswith("LOSES"))
+    target = config.getoption("results")
+    if target:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(harness.results_text(rows))
+        terminalreporter.write_line(f"written: {target}")
