@@ -437,6 +437,19 @@ STRUCTURE = {
         with_edit(SKFF, lambda m: prune.identity(m.conv_du[1], "weight")),
         "conv_du.1 computes its slope",
     ),
+    "fcs_class": (with_part(SKFF, "fcs", lambda f: nn.Sequential(*f)), "fcs is not a torch.nn.ModuleList"),
+    "dau_narrow_body": (
+        with_edit(
+            DAU, lambda m: m.body.__init__(conv(8, 4, 3, padding=1), m.body[1], conv(4, 8, 3, padding=1))
+        ),
+        "body.0 has out_channels 4, not 8",
+    ),
+    "dau_dropout": (with_part(DAU, "body.1", lambda a: nn.Dropout(0.0)), "body.1 is a Dropout"),
+    "dau_excite": (
+        with_part(DAU, "CA.conv_du.2", lambda c: conv(1, 8, 3, padding=1)),
+        "CA.conv_du.2 has kernel_size (3, 3)",
+    ),
+    "dau_fuse": (with_part(DAU, "conv1x1", lambda c: conv(16, 8, 3, padding=1)), "conv1x1 has kernel_size"),
     "dau_oblong_kernel": (
         with_part(DAU, "body.0", lambda c: conv(8, 8, (3, 5), padding=(1, 2))),
         "kernel_size (3, 5)",
@@ -479,7 +492,17 @@ STRUCTURE = {
     "blur_lopsided": (with_part(BLUR, "border", lambda p: nn.ReflectionPad2d((1, 1, 2, 1))), "pads by"),
     "blur_constant": (with_part(BLUR, "border", lambda p: nn.ConstantPad2d(1, 0.5)), "is neither reflect"),
     "blur_circular": (with_part(BLUR, "border", lambda p: nn.CircularPad2d(1)), "is neither reflect"),
-    "blur_unpadded": (with_edit(BLUR, lambda m: delattr(m, "border")), "neither a padding module nor"),
+    "blur_unpadded": (with_edit(BLUR, lambda m: delattr(m, "border")), "nor a known pad_type"),
+    "blur_unsized": (
+        with_edit(BLUR, lambda m: (delattr(m, "border"), setattr(m, "pad_type", "refl"))),
+        "nor four pad_sizes",
+    ),
+    "blur_parameter": (
+        with_edit(BLUR, lambda m: m.register_parameter("gain", nn.Parameter(torch.ones(1)))),
+        "it holds gain",
+    ),
+    "blur_other_size": (with_edit(BLUR, lambda m: setattr(m, "filt_size", 5)), "filt_size 5, not 3"),
+    "blur_two_parts": (with_edit(BLUR, lambda m: m.add_module("act", nn.ReLU())), "more than one submodule"),
     "blur_name_taken": (
         with_edit(BLUR, lambda m: (m.add_module("pad_type", m.border), delattr(m, "border"))),
         "pad_type has the name of an attribute of ours",
@@ -494,6 +517,34 @@ STRUCTURE = {
     "down_renamed_blur": (
         with_edit(DOWN, lambda m: setattr(m.top[4], "__class__", tampered(BLUR, "Blur"))),
         "top.4 is no Downsample that can be replaced",
+    ),
+    "down_kernel": (with_part(DOWN, "top.2", lambda c: conv(8, 8, 5, padding=2)), "top.2 has kernel_size"),
+    "down_outputs": (with_part(DOWN, "bot.1", lambda c: conv(8, 1, 1)), "bot.1 has out_channels 1, not 16"),
+    "down_narrow": (
+        with_edit(
+            DOWN, lambda m: (swap(m, "top.0", conv(8, 4, 1)), swap(m, "top.2", conv(4, 8, 3, padding=1)))
+        ),
+        "top.0 has out_channels 4, not 8",
+    ),
+    "down_dropout": (with_part(DOWN, "top.1", lambda a: nn.Dropout(0.0)), "top.1 is a Dropout"),
+    "down_empty": (lambda: lookalike.DownSample(8, 1), "body is empty"),
+    "up_sized": (
+        with_part(UP, "bot.0", lambda u: nn.Upsample(size=(16, 12), mode="bilinear")),
+        "bot.0 has size (16, 12)",
+    ),
+    "up_recomputed": (
+        with_part(
+            UP, "bot.0", lambda u: nn.Upsample(scale_factor=2, mode="bilinear", recompute_scale_factor=True)
+        ),
+        "recompute_scale_factor True",
+    ),
+    "up_class_of_bilinear": (
+        with_part(UP, "bot.0", lambda u: nn.UpsamplingBilinear2d(scale_factor=2)),
+        "bot.0 is a UpsamplingBilinear2d",
+    ),
+    "up_project": (
+        with_part(UP, "bot.1", lambda c: conv(8, 4, 3, padding=1)),
+        "bot.1 has kernel_size (3, 3)",
     ),
     "down_leaky": (with_part(DOWN, "top.3", lambda p: nn.LeakyReLU()), "top.3 is a LeakyReLU"),
     "up_corners": (
@@ -653,6 +704,27 @@ def msrb_key_missing(module):
 
 MSRBS = {
     "no_residual": (lambda: tampered(lookalike.MSRB, forward=msrb_without_residual)(8), "the result differs"),
+    "sequence_of_fusions": (
+        lambda: edited(
+            lookalike.MSRB(8),
+            lambda m: setattr(m, "selective_kernel", nn.Sequential(*m.selective_kernel)),
+        ),
+        "must be torch.nn.ModuleList",
+    ),
+    "own_dictionary": (
+        lambda: edited(
+            lookalike.MSRB(8), lambda m: setattr(m, "up", type("Table", (nn.ModuleDict,), {})(m.up.items()))
+        ),
+        "must be torch.nn.ModuleDict",
+    ),
+    "row_without_convolution": (
+        lambda: edited(lookalike.MSRB(8), lambda m: swap(m, "blocks.1", nn.ModuleList([nn.Identity()] * 2))),
+        "blocks.1 has no convolution",
+    ),
+    "uneven_rows": (
+        lambda: edited(lookalike.MSRB(8), lambda m: m.blocks[0].append(m.blocks[0][0])),
+        "blocks must be a table",
+    ),
     "key_missing": (lambda: edited(lookalike.MSRB(8), msrb_key_missing), "up has the keys"),
     "extra_layer": (
         lambda: edited(lookalike.MSRB(8), lambda m: m.add_module("more", conv(8, 8, 1))),
@@ -676,7 +748,7 @@ def test_msrb_that_does_not_fit_still_gets_its_parts_replaced(case):
     make, reason = MSRBS[case]
     model = nn.Sequential(make().double())
     cls, x = type(model[0]), torch.randn(1, 8, 8, 8, dtype=torch.float64)
-    expected = None if case == "key_missing" else model(x)
+    expected = None if case in ("key_missing", "row_without_convolution") else model(x)
     report = mirnet_fast.accelerate(model)
     assert reason in reasons(report)["0"], str(report)
     assert type(model[0]) is cls
