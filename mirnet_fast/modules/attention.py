@@ -1,17 +1,7 @@
 """SKFF and DAU on the fused ops."""
 
-from torch import nn
-
 from .. import ops, reference
-
-
-def slope_of(activation, like):
-    """The slope argument of the ops for a PReLU, LeakyReLU or ReLU module."""
-    if isinstance(activation, nn.PReLU):
-        return activation.weight
-    if isinstance(activation, nn.LeakyReLU):
-        return like.new_full((1,), activation.negative_slope)
-    return None
+from ._activation import activate, slope_of
 
 
 class SKFF(reference.SKFF):
@@ -37,9 +27,10 @@ class DAU(reference.DAU):
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C, H, W)."""
+        first, act, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
         return ops.dau_attention(
-            self.body(x),
+            second(activate(act, first(x))),
             x,
             self.SA.spatial.conv.weight,
             squeeze.weight,

@@ -19,17 +19,23 @@ class MSRB(reference.MSRB):
         """(N, C, H, W) -> (N, C, H, W) in x's memory format; H and W are multiples of 2**(height - 1)."""
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
-        streams = [self.blocks[0][0](x)]
-        halved = []
+        streams, halved = [self.blocks[0][0](x)], []
         for j in range(1, self.height):
             halved.append(self.resample(streams[j - 1], j - 1, j))
             streams.append(self.blocks[j][0](halved[-1]))
+        # From here on tensors are let go as soon as possible: the peak of memory is where stream 0
+        # is fused, so the others, smaller and done with `halved`, come before it.
         for column in range(1, self.width):
-            fused = [self._fuse(streams, j, halved) for j in range(self.height)]
-            streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
-            halved = []
-        full = [streams[0]] + [self.last_up[str(j)](streams[j]) for j in range(1, self.height)]
-        y = x + self.conv_out(self.selective_kernel[0](full))
+            fused = []
+            for j in reversed(range(self.height)):
+                fused.append(self._fuse(streams, j, halved))
+                del halved[max(j - 1, 0) :]
+            streams.clear()
+            for j in range(self.height):
+                streams.append(self.blocks[j][column](fused.pop()))
+        full = [self.last_up[str(j)](streams.pop()) for j in reversed(range(1, self.height))]
+        full.append(streams.pop())
+        y = x + self.conv_out(self.selective_kernel[0](full[::-1]))
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 

@@ -4,6 +4,7 @@ import torch
 
 from .. import ops, reference
 from ..reference.filters import binomial_filter
+from ._activation import activate
 
 
 class Downsample(reference.Downsample):
@@ -41,7 +42,7 @@ class ResidualDownSample(reference.ResidualDownSample):
         """(N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2))."""
         expand, act, conv, tail_act, _, project = self.top
         return ops.residual_down_tail(
-            conv(act(expand(x))),
+            conv(activate(act, expand(x))),
             x,
             tail_act.weight,
             project.weight,
@@ -58,7 +59,7 @@ class ResidualUpSample(reference.ResidualUpSample):
         """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
         expand, act, conv, tail_act, project = self.top
         return ops.residual_up_tail(
-            conv(act(expand(x))),
+            conv(activate(act, expand(x))),
             x,
             tail_act.weight,
             project.weight,
