@@ -1,5 +1,6 @@
 """Measuring: time, bandwidth, memory, and the machine it was measured on."""
 
+import ctypes
 import importlib.metadata
 import multiprocessing
 import os
@@ -94,6 +95,8 @@ def _peak_memory_here(make, args, device_type):
         before = torch.cuda.memory_allocated()
         call()
         return torch.cuda.max_memory_allocated() - before
+    # What `make` freed but the allocator kept would hide as much of the call's memory.
+    ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from the present size
         before = _status_bytes("VmRSS")

@@ -56,6 +56,18 @@ def test_peak_memory_is_that_of_the_call():
     assert 198 < peak / MEGABYTE < 220
 
 
+def hoard():
+    chunks = [bytearray(64 * 1024) for _ in range(1600)]  # small enough for the heap, which keeps them
+    last = bytearray(64 * 1024)
+    del chunks
+    return lambda: [bytearray(64 * 1024) for _ in range(1600)] and last
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no reset of the peak here")
+def test_peak_memory_counts_what_the_allocator_had_kept():
+    assert 98 < measure.peak_memory(hoard) / MEGABYTE < 120
+
+
 def fail():
     raise KeyError("from the child")
 
