@@ -1,6 +1,7 @@
 """The published network, forward: time and peak memory of each way to run it."""
 
 import copy
+import functools
 from concurrent.futures.process import BrokenProcessPool
 
 import harness
@@ -36,6 +37,8 @@ def fast(network, image):
 
 # {variant: function of the reference network and an image, which returns the call to measure}
 VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
+if harness.COMPILE == "1":
+    VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 
 
 def _sizes():
@@ -86,4 +89,6 @@ def test_network(benchmark, record, size, dtype):
         return
     row = harness.make_row("network", size, dtype, harness.FORWARD, seconds, benchmark)
     row |= {"missing": missing} if missing else {}
-    record(row | {"peak_mb": {name: peak_mb(name, *arguments) for name in variants}})
+    # The first call of a compiled one is the compiler's, and its memory too.
+    called = [name for name in variants if not name.startswith("torch.compile")]
+    record(row | {"peak_mb": {name: peak_mb(name, *arguments) for name in called}})

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import harness
 import pytest
+import torch
 
 ROWS = pytest.StashKey[list]()
 
@@ -26,7 +27,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True)
 def same_values():
     """Every row draws the same inputs, whatever ran before it."""
-    harness.torch.manual_seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture

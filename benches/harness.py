@@ -117,7 +117,7 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
     yardsticks = {COPY: _copy()}
     if gemms and case.direction == FORWARD:
         yardsticks[GEMM] = _gemm(gemms, case.dtype)
-    seconds = timed(benchmark, variants, yardsticks, budget=3)
+    seconds = timed(benchmark, variants, yardsticks, budget=2)
     if seconds is None:
         return
     row = make_row(name, case.size, case.dtype, case.direction, seconds, benchmark)
@@ -145,12 +145,12 @@ def timed(benchmark, variants, yardsticks, budget):
     their turn, in rotated order, so that nobody always follows the same one.
 
     Args:
-        budget: about so many seconds go into the rounds, but there are at least 5 and at most 50.
+        budget: about so many seconds go into the rounds, but there are at least 7 and at most 50.
     """
     calls = variants | yardsticks
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     one_round = sum(t for [t] in measure.interleave(calls, 1, warmup=1, synchronize=synchronize).values())
-    rounds = ROUNDS or min(50, max(5, round(budget / one_round)))
+    rounds = ROUNDS or min(50, max(7, round(budget / one_round)))
     others = [name for name in calls if name != FAST]
     times = {name: [] for name in others}
     turns = itertools.count()
@@ -204,7 +204,7 @@ def _bandwidth(seconds, nbytes, gemms):
             "gemm_ms": _digits(1e3 * seconds[GEMM]),
         }
         outside = fast - seconds[GEMM]
-        # A fused GEMM that takes no longer than a bare one leaves no time to divide by.
+        # None where the whole op takes less than the bare product: no time is left to divide by.
         result["of_copy_outside_gemm"] = _digits(nbytes / outside / copied) if outside > 0 else None
     return result
 
@@ -366,8 +366,9 @@ def _cells(row, rivals):
     for name in rivals:
         yield f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "-"
     yield f"{row['gb_per_s']:.1f}" if "gb_per_s" in row else "-"
-    for key in ("of_copy", "of_copy_outside_gemm"):
-        yield f"{100 * row[key]:.0f}" if row.get(key) is not None else "-"
+    yield f"{100 * row['of_copy']:.0f}" if "of_copy" in row else "-"
+    outside = row.get("of_copy_outside_gemm", "-")
+    yield "< GEMM" if outside is None else outside if outside == "-" else f"{100 * outside:.0f}"
     yield f"{row['gflop_per_s']:.0f}" if "gflop_per_s" in row else "-"
     yield f"{100 * row['spread']:.0f}%"
     yield "LOSES" if min(row["ratio"].values()) < 1 else ""

@@ -1,0 +1,100 @@
+"""The benchmark harness works: every file is collected, one op runs on a tiny map."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mirnet_fast import backends
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(output, contents of the result file) of dau_attention on tiny maps."""
+    if backends.pick("dau_attention", "cpu", torch.float32) == "reference":
+        pytest.skip("no kernel to measure")
+    target = tmp_path_factory.mktemp("results") / "new" / "tiny.json"
+    settings = {"TINY": "1", "ROUNDS": "3", "COMPILE": "0", "DEVICE": "cpu"}
+    # The whole folder, so that a file that can't be imported fails the run.
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "benches", "-q", "-k", "dau_attention", "--results", target],
+        cwd=ROOT,
+        env=os.environ | {f"MIRNET_BENCH_{name}": value for name, value in settings.items()},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout, json.loads(target.read_text())
+
+
+def test_result_file(run):
+    _, results = run
+    assert results["machine"]["torch"] == torch.__version__
+    forward, backward = results["rows"]
+    assert (forward["direction"], backward["direction"]) == ("forward", "forward+backward")
+    rivals = {"eager NCHW", "eager channels_last"}
+    for row in results["rows"]:
+        assert (row["op"], row["size"], row["rounds"]) == ("dau_attention", [1, 16, 16, 16], 3)
+        assert set(row["ms"]) == rivals | {"mirnet_fast"} and set(row["ratio"]) == rivals
+        for rival, ratio in row["ratio"].items():
+            assert ratio == pytest.approx(row["ms"][rival] / row["ms"]["mirnet_fast"], rel=1e-2)
+    # 4 maps of 4096 floats, and a product of 256 x 32 by 32 x 16.
+    assert forward["floor_mb"] == pytest.approx(4 * 4096 * 4 / 1e6, rel=1e-3)
+    assert forward["gflop"] == pytest.approx(2 * 256 * 32 * 16 / 1e9, rel=1e-3)
+    seconds = forward["ms"]["mirnet_fast"] / 1e3
+    assert forward["gb_per_s"] == pytest.approx(forward["floor_mb"] / 1e3 / seconds, rel=1e-2)
+    assert forward["of_copy"] == pytest.approx(forward["gb_per_s"] / forward["copy_gb_per_s"], rel=1e-2)
+    outside = seconds - forward["gemm_ms"] / 1e3
+    if outside > seconds / 10:  # otherwise the rounding of the recorded times decides
+        expected = forward["floor_mb"] / 1e3 / outside / forward["copy_gb_per_s"]
+        assert forward["of_copy_outside_gemm"] == pytest.approx(expected, rel=5e-2)
+    assert "gb_per_s" not in backward
+
+
+def test_table_is_printed(run):
+    output, results = run
+    lines = [line for line in output.splitlines() if line.startswith("dau_attention")]
+    assert len(lines) == 2
+    for line, row in zip(lines, results["rows"], strict=True):
+        assert line.endswith("LOSES") == (min(row["ratio"].values()) < 1)
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import harness
+
+    return harness
+
+
+def row(**changes):
+    base = {"op": "op", "size": [1, 2, 3, 4], "dtype": "float32", "direction": "forward", "spread": 0.01}
+    return base | {"ms": {"mirnet_fast": 2.0, "other": 3.0}, "ratio": {"other": 1.5}} | changes
+
+
+def test_losing_rows_are_marked(harness):
+    lost = row(op="slow", ms={"mirnet_fast": 2.0, "other": 1.0}, ratio={"other": 0.5})
+    _, won_line, lost_line = harness.table([lost, row()])
+    assert won_line.startswith("op") and "1.50" in won_line and "LOSES" not in won_line
+    assert lost_line.startswith("slow") and "0.50" in lost_line and lost_line.endswith("LOSES")
+
+
+def test_missing_variants_and_memory_are_told(harness):
+    lines = harness.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
+    assert lines[2:] == [
+        "op 1x2x3x4 forward: no torch.compile: no compiler",
+        "op 1x2x3x4 forward: peak MB above the weights: other killed",
+    ]
+
+
+def test_a_wrong_answer_is_not_timed(harness):
+    right = torch.ones(3)
+    variants = {"eager": lambda: right, "mirnet_fast": lambda: right + 0.01}
+    with pytest.raises(AssertionError, match=r"mirnet_fast is 1\.0e-02 away"):
+        harness.check_agreement(variants, torch.float32)
