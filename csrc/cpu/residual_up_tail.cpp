@@ -22,13 +22,23 @@ void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
 
 }  // namespace
 
-Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
-                        OptionalTensor top_bias, Tensor bottom_weight, OptionalTensor bottom_bias) {
+// The rows of out from first_row on, as many as top has.
+void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                           OptionalTensor top_bias, Tensor bottom_weight,
+                           OptionalTensor bottom_bias, int64_t first_row) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, weights);
+  check_map(kOp, "top", top);
+  check_map(kOp, "bottom", bottom);
   const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
+  check_tail(kOp, weights, C, E, top);
+  check(kOp, "bottom", bottom, shape_of(bottom), top);
+  const Shape large{bottom.size(0), D, 2 * bottom.size(2), 2 * bottom.size(3)};
+  check(kOp, "out", out, large, top);
+  check(kOp, "top", top, {large[0], C, top.size(2), large[3]}, bottom);
+  STD_TORCH_CHECK(
+      first_row >= 0 && first_row + top.size(2) <= large[2], kOp,
+      ": top's rows from first_row on must lie inside out; got first_row = ", first_row);
   const TapTable rows = bilinear_taps(bottom.size(2)), cols = bilinear_taps(bottom.size(3));
-  Tensor out = empty_like(top, {top.size(0), D, top.size(2), top.size(3)});
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -45,15 +55,28 @@ Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weig
     const std::vector<A> packed_bottom = packed(bottom_values.data(), E, 1, D, E);
     const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
     const Map& small = args.bottom;
-    const std::unique_ptr<A[]> projected(new A[small.n * small.h * small.w * D]);
+    // An enlarged row reads the small row it lies in and one neighbour.
+    const int64_t last_row = first_row + args.top.h;
+    args.first_row = first_row;
+    args.projected_first = std::max<int64_t>(first_row / 2 - 1, 0);
+    args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
+    const std::unique_ptr<A[]> projected(new A[small.n * args.projected_rows * small.w * D]);
     args.slope = slopes.data();
     args.packed_top = packed_top.data();
     args.packed_bottom = packed_bottom.data();
     args.bias = bias.empty() ? nullptr : bias.data();
     args.projected = projected.get();
-    run(MIRNET_KERNEL(up_project, T), args, small.n * small.h, small.w * E);
-    run(MIRNET_KERNEL(up_tail, T), args, args.out.n * args.out.h, args.out.w * C);
+    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * E);
+    run(MIRNET_KERNEL(up_tail, T), args, args.top.n * args.top.h, args.out.w * C);
   });
+}
+
+Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                        OptionalTensor top_bias, Tensor bottom_weight, OptionalTensor bottom_bias) {
+  check_all(top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
+  Tensor out = empty_like(top, {top.size(0), top_weight.size(0), top.size(2), top.size(3)});
+  residual_up_tail_rows(out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias,
+                        0);
   return out;
 }
 
@@ -115,6 +138,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("residual_up_tail", TORCH_BOX(&residual_up_tail));
+  m.impl("residual_up_tail_rows", TORCH_BOX(&residual_up_tail_rows));
   m.impl("residual_up_tail_backward", TORCH_BOX(&residual_up_tail_backward));
 }
 

@@ -27,15 +27,19 @@ class MSRB(reference.MSRB):
         # is fused, so the others, smaller and done with `halved`, come before it.
         for column in range(1, self.width):
             fused = []
-            for j in reversed(range(self.height)):
+            for j in reversed(range(1, self.height)):
                 fused.append(self._fuse(streams, j, halved))
-                del halved[max(j - 1, 0) :]
-            streams.clear()
+                del halved[j - 1 :]
+            branches = [self.resample(streams.pop(), j, 0) for j in reversed(range(self.height))]
+            fused.append(self.selective_kernel[0](branches[::-1]))
+            del branches
             for j in range(self.height):
                 streams.append(self.blocks[j][column](fused.pop()))
         full = [self.last_up[str(j)](streams.pop()) for j in reversed(range(1, self.height))]
         full.append(streams.pop())
-        y = x + self.conv_out(self.selective_kernel[0](full[::-1]))
+        merged = self.selective_kernel[0](full[::-1])
+        full.clear()
+        y = x + self.conv_out(merged)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from .. import ops, reference
+from .. import backends, ops, reference
 from ..reference.filters import binomial_filter
 from ._activation import activate
 
@@ -53,19 +53,39 @@ class ResidualDownSample(reference.ResidualDownSample):
 
 
 class ResidualUpSample(reference.ResidualUpSample):
-    """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b)."""
+    """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b).
+
+    Inference on the CPU goes through the large map in bands of rows, so that of the largest
+    maps of the network, the transposed convolution's input and output, only a part is ever there.
+    """
+
+    BAND_BYTES = 2**22  # of the large map; a band stays in the last-level cache
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
         expand, act, conv, tail_act, project = self.top
-        return ops.residual_up_tail(
-            conv(activate(act, expand(x))),
-            x,
-            tail_act.weight,
-            project.weight,
-            project.bias,
-            self.bot[1].weight,
-            self.bot[1].bias,
+        weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
+        n, _, height, width = x.shape
+        rows = self.BAND_BYTES // max(4 * x[:, :, :1].nbytes, 1)
+        if not 0 < rows < height or not self._may_band(x):
+            return ops.residual_up_tail(conv(activate(act, expand(x))), x, *weights)
+        shape = (n, project.out_channels, 2 * height, 2 * width)
+        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            # An odd row of the large map also reads the next small row.
+            top = conv(activate(act, expand(x[:, :, first : last + 1])))[:, :, : 2 * (last - first)]
+            torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * first)
+            del top
+        return out
+
+    def _may_band(self, x):
+        return (
+            not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled("cpu")
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and backends.pick("residual_up_tail", x.device.type, x.dtype) == "cpu"
         )
 
 

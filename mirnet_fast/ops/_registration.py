@@ -48,6 +48,16 @@ def register(name, arguments, output_shape, residual=None):
         _overloads[name, backend] = getattr(getattr(torch.ops, namespace), name).default
 
 
+def register_in_place(name, arguments):
+    """Define the inference-only `name(arguments) -> ()`, which writes into its first argument.
+
+    Networks reach it as `torch.ops.mirnet_fast_cpu.NAME` where that backend was picked.
+    """
+    library = _libraries["cpu"]
+    library.define(f"{name}({', '.join(arguments)}) -> ()", tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"mirnet_fast_cpu::{name}", lambda *args: None, lib=library)
+
+
 def call(name, *args):
     """Run the op on the backend that the picker names for its first tensor."""
     first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]

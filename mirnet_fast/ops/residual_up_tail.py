@@ -1,7 +1,7 @@
 """residual_up_tail: PReLU and 1x1 convolution of the large map, plus the bilinear branch."""
 
 from . import _checks
-from ._registration import autocast, call, register
+from ._registration import autocast, call, register, register_in_place
 
 
 def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
@@ -58,4 +58,19 @@ register(
         "Tensor? bottom_bias",
     ],
     output_shape,
+)
+
+register_in_place(
+    "residual_up_tail_rows",
+    [
+        "Tensor(a!) out",
+        "Tensor top",
+        "Tensor bottom",
+        "Tensor slope",
+        "Tensor top_weight",
+        "Tensor? top_bias",
+        "Tensor bottom_weight",
+        "Tensor? bottom_bias",
+        "int first_row",
+    ],
 )

@@ -112,11 +112,13 @@ struct UpArgs {
   const void* slope;  // (C)
   const void* packed_top;
   const void* packed_bottom;
-  const void* bias;  // (D), or null
-  void* projected;   // (N, H, W, D)
-  Chunks chunks;     // of the large map
-  double* sums;      // (chunks, D + C): bias, slope
-  void* top_sums;    // (chunks, D, padded C)
+  const void* bias;   // (D), or null
+  int64_t first_row;  // of out and the large map: top holds the rows from here on
+  void* projected;    // (N, projected_rows, W, D), from row projected_first of the small map
+  int64_t projected_first, projected_rows;
+  Chunks chunks;   // of the large map
+  double* sums;    // (chunks, D + C): bias, slope
+  void* top_sums;  // (chunks, D, padded C)
   Chunks small_chunks;
   void* bottom_sums;  // (small chunks, D, padded E)
 };

@@ -6,15 +6,16 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-// projected = bottom times packed_bottom; rows [begin, end) of N * H.
+// projected = bottom times packed_bottom; rows [begin, end) of N * projected rows.
 template <class T>
 void up_project(const UpArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const Map& bottom = args.bottom;
-  const int64_t outputs = args.out.c, ldo = pad<A>(outputs);
+  const int64_t outputs = args.out.c, ldo = pad<A>(outputs), height = args.projected_rows;
   Buffer<A> buffer(kTile * pad<A>(bottom.c)), sum(kTile * ldo);
   tiles(begin, end, bottom.w, [&](int64_t row, int64_t w, int64_t count) {
-    const View<A> x = view_tile<T>(bottom, row / bottom.h, row % bottom.h, w, count, buffer);
+    const View<A> x =
+        view_tile<T>(bottom, row / height, args.projected_first + row % height, w, count, buffer);
     gemm<A>(x.data, x.ld, 1, count, static_cast<const A*>(args.packed_bottom), 0, bottom.c, outputs,
             sum, ldo, false);
     A* out = static_cast<A*>(args.projected) + (row * bottom.w + w) * outputs;
@@ -33,28 +34,38 @@ inline void rectified(const Map& map, const Acc<T>* slope, int64_t n, int64_t h,
                [&](auto x, auto, int64_t c) { return prelu(x, at<Acc<T>>(slope, c, x)); });
 }
 
-// out; rows [begin, end) of N * 2H.
+// The rows of out that top holds; rows [begin, end) of N * top's rows.
 template <class T>
 void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
-  const int64_t channels = args.top.c, outputs = args.out.c, height = args.out.h;
+  const int64_t channels = args.top.c, outputs = args.out.c, height = args.top.h;
   const int64_t ld = pad<A>(channels), ldo = pad<A>(outputs);
   const A* bias = static_cast<const A*>(args.bias);
   const Map& b = args.bottom;
-  const Map projected{args.projected,      b.n, outputs,       b.h,    b.w,
-                      b.h * b.w * outputs, 1,   b.w * outputs, outputs};
+  const int64_t line_size = b.w * outputs;
+  const Map projected{static_cast<A*>(args.projected) - args.projected_first * line_size,
+                      b.n,
+                      outputs,
+                      b.h,
+                      b.w,
+                      args.projected_rows * line_size,
+                      1,
+                      line_size,
+                      outputs};
   Buffer<A> line(widest(args.cols, args.out.w) * ldo), top(kTile * ld), sum(kTile * ldo);
   Buffer<A> spare(kTile * ldo);
   tiles(begin, end, args.out.w, [&](int64_t row, int64_t w, int64_t count) {
     const int64_t n = row / height, h = row % height;
-    resample<A>(projected, args.rows, args.cols, n, h, w, count, nullptr, line, sum, ldo);
+    resample<A>(projected, args.rows, args.cols, n, args.first_row + h, w, count, nullptr, line,
+                sum, ldo);
     rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
     gemm<A>(top, ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs, sum,
             ldo, true);
-    store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-      const Vec<A> v = load(sum + i * ldo + c, Full{});
-      return bias == nullptr ? v : v + load(bias + c, span);
-    });
+    store_tile<T>(args.out, n, args.first_row + h, w, count, spare,
+                  [&](int64_t i, int64_t c, auto span) {
+                    const Vec<A> v = load(sum + i * ldo + c, Full{});
+                    return bias == nullptr ? v : v + load(bias + c, span);
+                  });
   });
 }
 
