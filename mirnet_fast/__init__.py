@@ -1,8 +1,12 @@
 """mirnet_fast: MIRNet (ECCV 2020) on fused kernels, computing what the published network computes."""
 
+from pathlib import Path
+
 from . import ops, reference
 from .accelerate import accelerate, revert
 from .backends import BackendError, current_backend, use_backend
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .inference import restore
 from .modules import (
     DAU,
     MSRB,
@@ -16,12 +20,17 @@ from .modules import (
     UpSample,
 )
 
+_root = Path(__file__).resolve().parent.parent
+if (_root / "setup.py").exists() and (_root / "kernels").is_dir():
+    __path__.append(str(_root))  # in a source tree kernels/ lies beside the package
+
 __all__ = [
     "DAU",
     "MSRB",
     "RRG",
     "SKFF",
     "BackendError",
+    "CheckpointError",
     "DownSample",
     "Downsample",
     "MIRNet",
@@ -30,8 +39,11 @@ __all__ = [
     "UpSample",
     "accelerate",
     "current_backend",
+    "load_checkpoint",
     "ops",
     "reference",
+    "restore",
     "revert",
+    "save_checkpoint",
     "use_backend",
 ]
