@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -35,17 +36,30 @@ def _frozen(value):
     return (type(value).__name__, repr(value) if plain else id(value))
 
 
+@contextmanager
+def _one_thread():
+    # Thousands of tiny operators: on a busy machine their threads wait for each other.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def prove(module, fit):
     """Compare results and gradients of a foreign module and of ours on random numbers.
 
     The module itself is not run: a copy on the CPU, in float64, with random parameters and
-    without hooks is, in training and in evaluation mode. Random parameters, because the real
-    ones may hide a difference (a convolution initialised to zero hides what follows it).
+    without hooks is, in training mode with gradients and in evaluation mode without. Random
+    parameters, because the real ones may hide a difference (a convolution initialised to zero
+    hides what follows it).
 
     Raises:
         Misfit: they differ, or one of the two does not run.
     """
     with (
+        _one_thread(),
         torch.random.fork_rng(devices=[]),
         torch.device("cpu"),
         torch.inference_mode(False),
@@ -103,20 +117,25 @@ def _run(module, who, fit, inputs, training):
     torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
     module.train(training)
     module.zero_grad(set_to_none=True)
-    leaves = [t.clone().requires_grad_() for t in inputs]
-    arguments = [leaves] if fit.as_list else leaves
+    leaves = [t.clone().requires_grad_(training) for t in inputs]
     try:
-        result = module(*arguments)
+        with torch.set_grad_enabled(training):
+            result = module(leaves) if fit.as_list else module(*leaves)
         if not isinstance(result, torch.Tensor):
             raise TypeError(f"it returns a {type(result).__name__}")
-        # Uneven weights: a plain sum would hide an error that cancels.
-        weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype)
-        result.backward(weights.reshape(result.shape))
+        if training:
+            # Uneven weights: a plain sum would hide an error that cancels.
+            weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype)
+            result.backward(weights.reshape(result.shape))
     except Exception as error:
         raise Misfit(f"{who} fails on random inputs: {_short(error)}") from error
-    gradients = {f"the gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)}
-    gradients |= {f"the gradient of {name}": p.grad for name, p in module.named_parameters()}
-    return {"the result": result.detach(), **gradients}
+    compared = {"the result": result.detach()}
+    if training:
+        compared |= {f"the gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)}
+        compared |= {f"the gradient of {name}": p.grad for name, p in module.named_parameters()}
+    else:
+        compared |= {f"input {i} afterwards": leaf for i, leaf in enumerate(leaves)}
+    return compared
 
 
 def _compare(class_name, actual, expected):

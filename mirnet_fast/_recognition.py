@@ -60,7 +60,6 @@ class Fit:
         target: our class.
         input_shapes: the cases to try, each a list of the shapes of its inputs.
         attributes: what our forward reads from the module besides its parts.
-        called: paths of the inner modules that our forward calls as modules, as the foreign one does.
         composite: our forward calls its parts and touches no parameter of them.
         as_list: the inputs are one argument, a list.
     """
@@ -68,7 +67,6 @@ class Fit:
     target: type
     input_shapes: tuple
     attributes: dict = field(default_factory=dict)
-    called: tuple = ()
     composite: bool = False
     as_list: bool = False
 
@@ -111,12 +109,11 @@ def recognise(kind, module, accepted):
     """
     _check_class(module)
     fit = _RECOGNISERS[kind](module, accepted)
-    # With duplicates: ours may call one object in one of its places and not in the other.
-    inside = [("", module)] if fit.composite else list(module.named_modules(remove_duplicate=False))
-    for path, inner in inside:
+    for path, inner in [("", module)] if fit.composite else module.named_modules():
         _check_instance(inner, path)
-        if path and path not in fit.called and _is_hooked(inner):
-            raise Misfit(f"{path} has hooks, which would no longer be called")
+        # Even parts that ours does call: it may write into what a hook got, or call them in bands.
+        if path and _is_hooked(inner):
+            raise Misfit(f"{path} has hooks, which would no longer be called as before")
     if not fit.composite:
         tensors = [*module.parameters(), *module.buffers()]
         if len({(t.dtype, t.device) for t in tensors}) > 1:
@@ -411,8 +408,7 @@ def _dau(module, accepted):
     _conv(excite, 1, squeezed, channels)
     _is_a(sigmoid, nn.Sigmoid)
     _conv(("conv1x1", conv1x1), 1, 2 * channels, channels)
-    called = ("body", first[0], activation[0], second[0])
-    return Fit(ours.DAU, _shapes(channels), called=called)
+    return Fit(ours.DAU, _shapes(channels))
 
 
 def _residual_down(module, accepted):
@@ -427,7 +423,7 @@ def _residual_down(module, accepted):
         if not accepted(layer, ours.Downsample):
             raise Misfit(f"{path} is no Downsample that can be replaced")
     _conv(low_project, 1, channels, _conv(project, 1, channels).out_channels)
-    return Fit(ours.ResidualDownSample, _shapes(channels), called=(expand[0], act[0], conv[0]))
+    return Fit(ours.ResidualDownSample, _shapes(channels))
 
 
 def _residual_up(module, accepted):
@@ -445,7 +441,7 @@ def _residual_up(module, accepted):
     if layer.scale_factor not in (2, (2, 2)):
         raise Misfit(f"{path} has scale_factor {layer.scale_factor}, not 2")
     _conv(low_project, 1, channels, _conv(project, 1, channels).out_channels)
-    return Fit(ours.ResidualUpSample, _shapes(channels), called=(expand[0], act[0], conv[0]))
+    return Fit(ours.ResidualUpSample, _shapes(channels))
 
 
 def _residual_head(expand, act, tail_act):

@@ -74,7 +74,7 @@ def accelerate(model):
     and names; only its class changes (as torch.nn.utils.parametrize and FSDP do it). Whatever
     holds the module or its parameters - an optimiser, DDP, an EMA, a list - keeps working, and
     wrapped (DDP, DataParallel) and compiled models may be given as they are. Hooks on a replaced
-    module keep firing; a module with hooks on inner modules that ours does not call is left.
+    module keep firing; a module with hooks on the layers inside it is left.
 
     What holds at the time of the call is what counts: numbers that a foreign forward reads from
     its own attributes, and the parts inside. Put in adapters, weight_norm, pruning or hooks
