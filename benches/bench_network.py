@@ -84,7 +84,7 @@ def test_network(benchmark, record, size, dtype):
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     missing = harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
-    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 45)
+    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
     if seconds is None:
         return
     row = harness.make_row("network", size, dtype, harness.FORWARD, seconds, benchmark)
