@@ -143,20 +143,20 @@ struct Gates {
 
 }  // namespace
 
-Tensor dau_attention(Tensor r, Tensor x, Tensor spatial_weight, Tensor squeeze_weight,
+Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor squeeze_weight,
                      OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
                      Tensor fuse_weight, OptionalTensor fuse_bias) {
   const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
                         excite_bias,    fuse_weight,    fuse_bias};
   check_all(r, weights);
-  check(kOp, "x", x, shape_of(r), r);
+  if (x) check(kOp, "x", *x, shape_of(r), r);
   Tensor out = empty_like(r, shape_of(r));
   by_dtype(kOp, r, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
     DauArgs args{};
     args.r = map_of(r);
-    args.x = map_of(x);
+    if (x) args.x = map_of(*x);
     args.out = map_of(out);
     const int64_t C = args.r.c;
     const Gates<T> gates(args, weights, false);

@@ -13,7 +13,7 @@ def feature_map(op, name, value):
         raise TypeError(f"{op}: {name} must be floating point; got {value.dtype}")
 
 
-def like(op, name, value, shape, first_name, first):
+def like(op, name, value, shape, first_name, first, any_dtype=False):
     """A tensor of this shape with dtype and device of the first one; None entries are free."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{op}: {name} must be a tensor; got {type(value).__name__}")
@@ -22,7 +22,7 @@ def like(op, name, value, shape, first_name, first):
     ):
         wanted = ", ".join("*" if want is None else str(want) for want in shape)
         raise ValueError(f"{op}: {name} must have shape ({wanted}); got {tuple(value.shape)}")
-    if value.dtype != first.dtype:
+    if value.dtype != first.dtype and not any_dtype:
         raise TypeError(f"{op}: {name} must be {first.dtype} like {first_name}; got {value.dtype}")
     if value.device != first.device:
         raise ValueError(f"{op}: {name} must be on {first.device} like {first_name}; got {value.device}")

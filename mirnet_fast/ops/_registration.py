@@ -68,20 +68,22 @@ def call(name, *args):
 
 
 def autocast(*values):
-    """The values, their float tensors cast as autocast would cast a convolution's inputs."""
-    first = values[0][0] if isinstance(values[0], (list, tuple)) else values[0]
-    kind = first.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return values
-    dtype = torch.get_autocast_dtype(kind)
+    """The values, their tensors cast as autocast would cast a convolution's inputs."""
+    kind = values[0].device.type
+    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
+    return cast(torch.get_autocast_dtype(kind), *values) if enabled else values
 
-    def cast(value):
+
+def cast(dtype, *values):
+    """The values, their tensors and lists of tensors in this dtype; float64 is left as it is."""
+
+    def one(value):
         if isinstance(value, (list, tuple)):
-            return [cast(v) for v in value]
+            return [one(v) for v in value]
         eligible = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.to(dtype) if eligible and value.dtype != torch.float64 else value
 
-    return tuple(cast(value) for value in values)
+    return tuple(one(value) for value in values)
 
 
 def empty_like(x, shape):
@@ -105,6 +107,7 @@ def _tensors(args):
 def _register_autograd(forward, gradient, residual, library):
     def setup_context(ctx, inputs, output):
         kept = [arg for i, arg in enumerate(inputs) if i != residual]
+        ctx.has_residual = residual is not None and inputs[residual] is not None
         ctx.save_for_backward(*_tensors(kept))
         # What stands where: None for a tensor, a number for a list of tensors, (value,) for others.
         ctx.layout = [
@@ -116,7 +119,7 @@ def _register_autograd(forward, gradient, residual, library):
         args = _arrange(ctx.layout, ctx.saved_tensors, lambda value: value)
         result = _arrange(ctx.layout, gradient(grad, *args), lambda value: None)
         if residual is not None:
-            result.insert(residual, grad)
+            result.insert(residual, grad if ctx.has_residual else None)
         return tuple(result)
 
     torch.library.register_autograd(forward, backward, setup_context=setup_context, lib=library)

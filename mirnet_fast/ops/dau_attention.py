@@ -1,5 +1,7 @@
 """dau_attention: everything in the dual attention unit after its second 3x3 convolution."""
 
+import torch
+
 from . import _checks
 from ._registration import autocast, call, register
 
@@ -19,14 +21,15 @@ def dau_attention(
 
     Args:
         r: (N, C, H, W), the output of the second 3x3 convolution, any strides.
-        x: (N, C, H, W), the input of the unit.
+        x: (N, C, H, W), the input of the unit; None to add nothing.
         spatial_weight: (1, 2, k, k) with odd k, on [max, mean] over the channels; no bias.
         squeeze_weight: (d, C, 1, 1); squeeze_bias: (d,) or None.
         excite_weight: (C, d, 1, 1); excite_bias: (C,) or None.
         fuse_weight: (C, 2C, 1, 1) on [spatial branch, channel branch]; fuse_bias: (C,) or None.
 
     Returns:
-        (N, C, H, W), dtype and memory format of r. Where several channels share the maximum, the
+        (N, C, H, W), dtype and memory format of r; under autocast, an x of higher precision
+        gives its dtype to the sum. Where several channels share the maximum, the
         first of them receives its gradient.
 
     Raises:
@@ -36,19 +39,10 @@ def dau_attention(
     """
     op = "dau_attention"
     _checks.feature_map(op, "r", r)
-    (
+    if x is not None:
+        _checks.like(op, "x", x, r.shape, "r", r, any_dtype=torch.is_autocast_enabled(r.device.type))
+    r, *weights = autocast(
         r,
-        x,
-        spatial_weight,
-        squeeze_weight,
-        squeeze_bias,
-        excite_weight,
-        excite_bias,
-        fuse_weight,
-        fuse_bias,
-    ) = autocast(
-        r,
-        x,
         spatial_weight,
         squeeze_weight,
         squeeze_bias,
@@ -57,7 +51,18 @@ def dau_attention(
         fuse_weight,
         fuse_bias,
     )
-    _checks.like(op, "x", x, r.shape, "r", r)
+    if x is not None and x.dtype != r.dtype:
+        # Under autocast a residual stays in its own dtype: only the convolutions run in the lower.
+        return dau_attention(r, None, *weights) + x
+    (
+        spatial_weight,
+        squeeze_weight,
+        squeeze_bias,
+        excite_weight,
+        excite_bias,
+        fuse_weight,
+        fuse_bias,
+    ) = weights
     channels = r.shape[1]
     _checks.like(op, "spatial_weight", spatial_weight, (1, 2, None, None), "r", r)
     taps = spatial_weight.shape[2:]
@@ -72,18 +77,7 @@ def dau_attention(
     _checks.optional_like(op, "excite_bias", excite_bias, (channels,), "r", r)
     _checks.like(op, "fuse_weight", fuse_weight, (channels, 2 * channels, 1, 1), "r", r)
     _checks.optional_like(op, "fuse_bias", fuse_bias, (channels,), "r", r)
-    return call(
-        op,
-        r,
-        x,
-        spatial_weight,
-        squeeze_weight,
-        squeeze_bias,
-        excite_weight,
-        excite_bias,
-        fuse_weight,
-        fuse_bias,
-    )
+    return call(op, r, x, *weights)
 
 
 def output_shape(r, *rest):
@@ -94,7 +88,7 @@ register(
     "dau_attention",
     [
         "Tensor r",
-        "Tensor x",
+        "Tensor? x",
         "Tensor spatial_weight",
         "Tensor squeeze_weight",
         "Tensor? squeeze_bias",

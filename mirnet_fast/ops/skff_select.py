@@ -1,7 +1,11 @@
 """skff_select: selective kernel feature fusion of B branches."""
 
+import functools
+
+import torch
+
 from . import _checks
-from ._registration import autocast, call, register
+from ._registration import call, cast, register
 
 
 def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
@@ -14,7 +18,8 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
         select_weights: B tensors (C, d, 1, 1); select_biases: B tensors (C,), or empty for none.
 
     Returns:
-        (N, C, H, W), dtype and memory format of branches[0].
+        (N, C, H, W), dtype and memory format of branches[0]; under autocast the branches may differ
+        in dtype and the widest of them is that of the result.
 
     Raises:
         TypeError, ValueError: an argument does not fit; the message names it.
@@ -27,12 +32,18 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
         raise ValueError(f"{op}: branches must hold at least one tensor; got none")
     first = branches[0]
     _checks.feature_map(op, "branches[0]", first)
+    promote = torch.is_autocast_enabled(first.device.type)
     for i, branch in enumerate(branches[1:], start=1):
-        _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first)
-    (first, *branches), reduce_weight, reduce_bias, slope, select_weights, select_biases = autocast(
-        branches, reduce_weight, reduce_bias, slope, list(select_weights), list(select_biases)
-    )
-    branches = [first, *branches]
+        _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first, any_dtype=promote)
+    select_weights, select_biases = list(select_weights), list(select_biases)
+    if promote:
+        # As the published operators do under autocast: nothing here is a large product, so the
+        # streams keep the precision they came with.
+        dtype = functools.reduce(torch.promote_types, (branch.dtype for branch in branches))
+        branches, reduce_weight, reduce_bias, slope, select_weights, select_biases = cast(
+            dtype, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases
+        )
+        first = branches[0]
     channels = first.shape[1]
     _checks.like(op, "reduce_weight", reduce_weight, (None, channels, 1, 1), "branches[0]", first)
     squeezed = reduce_weight.shape[0]

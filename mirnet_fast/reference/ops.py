@@ -66,8 +66,8 @@ def dau_attention(
 
     Args:
         r: (N, C, H, W), the output of the unit's second 3x3 convolution.
-        x: (N, C, H, W), the input of the unit.
-        spatial_weight: (1, 2, 5, 5), on [max over channels, mean over channels].
+        x: (N, C, H, W), the input of the unit; None to add nothing.
+        spatial_weight: (1, 2, k, k), k odd, on [max over channels, mean over channels].
         squeeze_weight, squeeze_bias: (d, C, 1, 1) and (d,) or None.
         excite_weight, excite_bias: (C, d, 1, 1) and (C,) or None.
         fuse_weight, fuse_bias: (C, 2C, 1, 1) on [spatial branch, channel branch]; (C,) or None.
@@ -84,7 +84,8 @@ def dau_attention(
     squeezed = F.relu(F.conv2d(F.adaptive_avg_pool2d(r, 1), squeeze_weight, squeeze_bias))
     channel_gate = torch.sigmoid(F.conv2d(squeezed, excite_weight, excite_bias))
     both = torch.cat([r * spatial_gate, r * channel_gate], dim=1)
-    return F.conv2d(both, fuse_weight, fuse_bias) + x
+    fused = F.conv2d(both, fuse_weight, fuse_bias)
+    return fused if x is None else fused + x
 
 
 def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):

@@ -126,6 +126,7 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
   const int64_t channels = args.r.c, height = args.r.h, ld = pad<A>(channels), size = kTile * ld;
   const A* bias = static_cast<const A*>(args.bias);
+  const bool residual = args.x.data != nullptr;
   Buffer<A> r_buffer(size), x_buffer(size), gated(size), sum(size), spare(size);
   tiles(begin, end, args.r.w, [&](int64_t row, int64_t w, int64_t count) {
     const int64_t n = row / height, h = row % height;
@@ -141,7 +142,7 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
     // asked for at once, most of it would be dropped.
     for (int64_t i = 0; i < count; i += kAtOnce) {
       const int64_t some = least(kAtOnce, count - i);
-      prefetch_tile<T>(args.x, n, h, w + i, some);
+      if (residual) prefetch_tile<T>(args.x, n, h, w + i, some);
       prefetch_tile<T>(args.out, n, h, w + i, some);
       prefetch_tile<T>(args.r, n, h, w + count + i, some);
       gemm<A>(gated + i * ld, ld, 1, some, static_cast<const A*>(args.packed_spatial), 0, channels,
@@ -149,9 +150,16 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
       gemm<A>(r.data + i * r.ld, r.ld, 1, some, packed_channel, 0, channels, channels, sum + i * ld,
               ld, true);
     }
+    if (!residual) {
+      store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
+        const Vec<A> v = load(sum + i * ld + c, Full{});
+        return bias == nullptr ? v : v + load(bias + c, span);
+      });
+      return;
+    }
     const View<A> x = view_tile<T>(args.x, n, h, w, count, x_buffer);
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-      Vec<A> v = load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);
+      const Vec<A> v = load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);
       return bias == nullptr ? v : v + load(bias + c, span);
     });
   });

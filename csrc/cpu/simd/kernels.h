@@ -65,7 +65,7 @@ struct SkffArgs {
 };
 
 struct DauArgs {
-  Map r, x, out;
+  Map r, x, out;  // x.data null: no residual
   Map grad, r_grad;
   int64_t taps;                // of the spatial gate, one axis
   const void* spatial_weight;  // (2, taps, taps)

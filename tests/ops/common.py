@@ -1,0 +1,310 @@
+"""What is asked of every fused op; a test file names its op and its cases and inherits the rest."""
+
+import threading
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.utils._pytree import tree_flatten, tree_map
+
+import mirnet_fast
+from mirnet_fast import _native, backends, ops, reference
+
+from ..tolerance import assert_contract, moved
+
+LAYOUTS = ("nchw", "channels_last", "sliced", "every_second", "expanded", "transposed")
+GRADIENTS = ("dense", "other_layout", "expanded", "sliced")
+
+needs_kernels = pytest.mark.skipif(
+    _native.cpu_library_error() is not None,
+    reason=f"the C++ kernels are not there: {_native.cpu_library_error()}",
+)
+
+
+def lay_out(value, layout):
+    """The same values in another memory layout; "expanded" repeats the first image instead."""
+    if layout == "nchw":
+        return value.contiguous()
+    if layout == "channels_last":
+        return value.contiguous(memory_format=torch.channels_last)
+    n, c, h, w = value.shape
+    if layout == "expanded":
+        return value[:1].expand(n, c, h, w)
+    if layout == "transposed":
+        return value.transpose(2, 3).contiguous().transpose(2, 3)
+    if layout == "sliced":
+        big = torch.full((n, c + 5, h + 2, w + 3), float("nan"), dtype=value.dtype)
+        big = big.contiguous(memory_format=torch.channels_last)
+        view = big[:, 2 : c + 2, 1 : h + 1, 2 : w + 2]
+    else:
+        view = torch.full((n, c, h, 2 * w), float("nan"), dtype=value.dtype)[..., ::2]
+    return view.copy_(value)
+
+
+class Values:
+    """Draws the arguments of a case: feature maps in a layout, weights as they come."""
+
+    def __init__(self, dtype=torch.float64, layout="nchw", seed=0):
+        self.dtype, self.layout = dtype, layout
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def weight(self, *shape):
+        fan_in = max(1, torch.Size(shape[1:]).numel())
+        value = torch.randn(shape, generator=self.generator, dtype=torch.float64) / fan_in**0.5
+        return value.to(self.dtype)
+
+    def map(self, *shape):
+        value = torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
+        return lay_out(value, self.layout)
+
+
+def tensors(args):
+    return [value for value in tree_flatten(args)[0] if isinstance(value, torch.Tensor)]
+
+
+def on_tensors(function, args):
+    return tree_map(lambda v: function(v) if isinstance(v, torch.Tensor) else v, args)
+
+
+def run(function, args, make_grad):
+    """[output, gradient of every tensor]."""
+    args = on_tensors(lambda t: t.detach().requires_grad_(), args)
+    output = function(*args)
+    return [output.detach(), *torch.autograd.grad(output, tensors(args), make_grad(output))]
+
+
+def gradient_maker(kind, dtype):
+    def make(output):
+        generator = torch.Generator().manual_seed(7)
+        value = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
+        if kind == "expanded":
+            return torch.ones((), dtype=output.dtype).expand(output.shape)
+        if kind == "sliced":
+            return lay_out(value, "sliced").to(output.dtype)
+        dense = value.contiguous(memory_format=torch.channels_last)
+        return (value.contiguous() if kind == "other_layout" else dense).to(output.dtype)
+
+    return make
+
+
+@needs_kernels
+class OpTests:
+    """Subclasses set `op` and `cases`: {name: function of Values that gives the arguments}.
+
+    `cases["tiny"]` is small enough for gradcheck, and names every optional argument.
+    """
+
+    op = None
+    cases = {}
+
+    @pytest.fixture(autouse=True)
+    def on_the_cpu_kernels(self):
+        with mirnet_fast.use_backend("cpu"):
+            yield
+
+    @property
+    def fast(self):
+        return getattr(ops, self.op)
+
+    @property
+    def reference(self):
+        return getattr(reference, self.op)
+
+    @property
+    def overload(self):
+        return getattr(torch.ops.mirnet_fast_cpu, self.op).default
+
+    @pytest.mark.parametrize("gradient", GRADIENTS)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_float64(self, any_case, layout, gradient):
+        args = self.cases[any_case](Values(torch.float64, layout))
+        make_grad = gradient_maker(gradient, torch.float64)
+        results = zip(run(self.fast, args, make_grad), run(self.reference, args, make_grad), strict=True)
+        for fast, expected in results:
+            scale = expected.norm().clamp_min(1e-3)
+            assert (fast - expected).norm() <= 1e-11 * scale
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize("layout", LAYOUTS[:3])
+    def test_contract(self, any_case, layout, dtype):
+        args = self.cases[any_case](Values(dtype, layout))
+        make_grad = gradient_maker("dense", dtype)
+        fast, same_dtype = run(self.fast, args, make_grad), run(self.reference, args, make_grad)
+        oracle = run(self.reference, on_tensors(lambda t: t.double(), args), make_grad)
+        generator = torch.Generator().manual_seed(11)
+        moved_oracles = [
+            run(self.reference, on_tensors(lambda t: moved(t, generator), args), make_grad) for _ in range(3)
+        ]
+        for i, (value, expected) in enumerate(zip(fast, oracle, strict=True)):
+            assert value.dtype == dtype
+            name = "output" if i == 0 else f"gradient {i - 1}"
+            assert_contract(name, value, same_dtype[i], expected, [m[i] for m in moved_oracles])
+
+    def test_gradcheck(self):
+        args = on_tensors(lambda t: t.detach().requires_grad_(), self.cases["tiny"](Values()))
+        flat, spec = tree_flatten(args)
+
+        def function(*values):
+            values = iter(values)
+            filled = [next(values) if isinstance(v, torch.Tensor) else v for v in flat]
+            return self.fast(*torch.utils._pytree.tree_unflatten(filled, spec))
+
+        assert gradcheck(function, tuple(tensors(args)), fast_mode=False)
+
+    @pytest.mark.parametrize("layout", LAYOUTS[:3])
+    def test_opcheck(self, layout):
+        args = self.cases["tiny"](Values(torch.float32, layout))
+        torch.library.opcheck(self.overload, self.direct(args))
+        args = on_tensors(lambda t: t.detach().requires_grad_(), args)
+        torch.library.opcheck(self.overload, self.direct(args))
+
+    def direct(self, args):
+        """The arguments of the registered op: the public function's, lists for tuples."""
+        return tuple(list(a) if isinstance(a, (list, tuple)) else a for a in args)
+
+    @pytest.mark.parametrize("layout", LAYOUTS[:2])
+    def test_strides_of_the_output_follow_the_input(self, layout):
+        output = self.fast(*self.cases["plain"](Values(torch.float32, layout)))
+        wanted = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        assert output.is_contiguous(memory_format=wanted)
+
+    def test_empty_batch(self):
+        args = self.cases["plain"](Values())
+        args = on_tensors(lambda t: t[:0] if t.dim() == 4 and t.shape[2] > 5 else t, args)
+        values = run(self.fast, args, torch.ones_like)
+        assert values[0].shape[0] == 0
+        assert all(torch.all(v == 0) for v in values if v.numel())
+
+    @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+    def test_special_values_go_through(self, special):
+        args = self.cases["plain"](Values(torch.float32, "channels_last"))
+        first = tensors(args)[0]
+        first[-1, 3, 4, 5] = special
+        fast, expected = self.fast(*args), self.reference(*args)
+        assert torch.equal(fast.isnan(), expected.isnan())
+        assert torch.equal(fast.isinf(), expected.isinf())
+        assert not torch.isfinite(expected).all()
+
+    def test_only_some_inputs_want_gradients(self):
+        args = self.cases["plain"](Values())
+        first = tensors(args)[0]
+        first.requires_grad_()
+        (gradient,) = torch.autograd.grad(self.fast(*args).square().sum(), first)
+        (expected,) = torch.autograd.grad(self.reference(*args).square().sum(), first)
+        torch.testing.assert_close(gradient, expected)
+        frozen = on_tensors(lambda t: t.detach(), args)
+        assert not self.fast(*frozen).requires_grad
+
+    def test_backward_keeps_nothing_but_inputs(self):
+        args = on_tensors(lambda t: t.detach().requires_grad_(), self.cases["plain"](Values()))
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            self.fast(*args)
+        inputs = {t.data_ptr() for t in tensors(args)}
+        assert kept
+        assert {t.data_ptr() for t in kept} <= inputs
+
+    def test_double_backward_says_what_to_do(self):
+        args = on_tensors(lambda t: t.detach().requires_grad_(), self.cases["plain"](Values()))
+        first = tensors(args)[0]
+        (gradient,) = torch.autograd.grad(self.fast(*args).square().sum(), first, create_graph=True)
+        with pytest.raises(NotImplementedError, match=rf"{self.op}: .*double backward.*reference"):
+            gradient.sum().backward()
+
+    @pytest.mark.parametrize("dynamic", [False, True])
+    def test_compile(self, dynamic):
+        torch.compiler.reset()
+        compiled = torch.compile(self.fast, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for name in ("plain", "larger") if dynamic else ("plain",):
+            args = self.cases[name](Values(torch.float32, "channels_last"))
+            pairs = zip(
+                run(compiled, args, torch.ones_like), run(self.fast, args, torch.ones_like), strict=True
+            )
+            for actual, expected in pairs:
+                assert torch.equal(actual, expected)
+                assert actual.stride() == expected.stride()
+
+    def test_export(self):
+        args = self.cases["plain"](Values(torch.float32))
+        op = self.fast
+
+        class Network(torch.nn.Module):
+            def forward(self, *values):
+                return op(*values)
+
+        program = torch.export.export(Network(), tuple(args))
+        assert f"mirnet_fast_cpu.{self.op}" in str(program.graph)
+        assert torch.equal(program.module()(*args), self.fast(*args))
+
+    def test_threads(self):
+        args = self.cases["larger"](Values(torch.float32, "channels_last"))
+        expected = run(self.fast, args, torch.ones_like)
+        results = []
+        workers = [
+            threading.Thread(target=lambda: results.append(run(self.fast, args, torch.ones_like)))
+            for _ in range(4)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert len(results) == 4
+        for result in results:
+            assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+    def test_result_does_not_depend_on_the_number_of_threads(self):
+        args = self.cases["larger"](Values(torch.float32, "channels_last"))
+        before = torch.get_num_threads()
+        results = []
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(run(self.fast, args, torch.ones_like))
+        finally:
+            torch.set_num_threads(before)
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+    def test_autocast(self):
+        args = self.cases["plain"](Values(torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = self.fast(*args)
+        assert output.dtype == torch.bfloat16
+        assert torch.equal(output, self.fast(*on_tensors(torch.Tensor.bfloat16, args)))
+
+    def test_float16_has_no_kernels(self):
+        args = self.cases["plain"](Values(torch.float16))
+        with pytest.raises(backends.BackendError, match=rf"{self.op}: .*'cpu'.*float16"):
+            self.fast(*args)
+        with mirnet_fast.use_backend(None):
+            assert self.fast(*args).dtype == torch.float16
+
+    def test_mixed_dtypes_and_devices(self):
+        args = self.cases["plain"](Values(torch.float32))
+        flat, spec = tree_flatten(args)
+        places = [i for i, value in enumerate(flat) if isinstance(value, torch.Tensor)][1:]
+        for place in places:
+            for change, error in ((torch.Tensor.double, TypeError), (lambda t: t.to("meta"), ValueError)):
+                changed = list(flat)
+                changed[place] = change(flat[place])
+                with pytest.raises(error, match=rf"^{self.op}: .* must be .* got "):
+                    self.fast(*torch.utils._pytree.tree_unflatten(changed, spec))
+
+    def test_wrong_shapes_reach_no_kernel(self):
+        args = self.direct(self.cases["plain"](Values(torch.float32)))
+        flat, spec = tree_flatten(args)
+        for place, value in enumerate(flat):
+            if not isinstance(value, torch.Tensor):
+                continue
+            changed = list(flat)
+            changed[place] = value.unsqueeze(0)
+            wrong = torch.utils._pytree.tree_unflatten(changed, spec)
+            with pytest.raises(ValueError, match=f"^{self.op}: "):
+                self.fast(*wrong)
+            with pytest.raises(RuntimeError, match=f"{self.op}: "):
+                self.overload(*wrong)
+
+    def test_integers_are_refused(self):
+        args = on_tensors(lambda t: t.long(), self.cases["plain"](Values()))
+        with pytest.raises(TypeError, match=rf"^{self.op}: .* floating point; got torch.int64"):
+            self.fast(*args)

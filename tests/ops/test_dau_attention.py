@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from mirnet_fast import ops, reference
+
+from .common import OpTests, Values, run
+
+
+def case(n, c, h, w, squeezed=2, taps=5, bias=False):
+    def make(v):
+        return (
+            v.map(n, c, h, w),
+            v.map(n, c, h, w),
+            v.weight(1, 2, taps, taps),
+            v.weight(squeezed, c, 1, 1),
+            v.weight(squeezed) if bias else None,
+            v.weight(c, squeezed, 1, 1),
+            v.weight(c) if bias else None,
+            v.weight(c, 2 * c, 1, 1),
+            v.weight(c) if bias else None,
+        )
+
+    return make
+
+
+class TestDauAttention(OpTests):
+    op = "dau_attention"
+    cases = {
+        "plain": case(2, 16, 9, 12),
+        "larger": case(1, 20, 31, 97, bias=True),
+        "tiny": case(2, 3, 3, 4, bias=True),
+        "one pixel": case(3, 5, 1, 1),
+        "one channel": case(1, 1, 6, 7),
+        "one row": case(1, 65, 1, 49, squeezed=8),
+        "three taps": case(1, 48, 5, 47, taps=3),
+        "one tap": case(1, 8, 4, 4, taps=1),
+        "wide": case(1, 130, 3, 48, squeezed=16, bias=True),
+    }
+
+    def test_autocast(self):
+        r, x, *weights = self.cases["plain"](Values(torch.float32))
+        low = [None if w is None else w.bfloat16() for w in weights]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            kept = ops.dau_attention(r.bfloat16(), x, *weights)
+            published = reference.dau_attention(r.bfloat16(), x, *weights)
+        assert kept.dtype == published.dtype == torch.float32
+        assert torch.equal(kept, ops.dau_attention(r.bfloat16(), None, *low) + x)
+
+    def test_no_residual(self):
+        r, _, *weights = self.cases["plain"](Values())
+        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        for a, b in zip(fast, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_r_is_x(self):
+        r, _, *weights = self.cases["plain"](Values())
+        fast = run(lambda r: ops.dau_attention(r, r, *weights), (r,), torch.ones_like)
+        expected = run(lambda r: reference.dau_attention(r, r, *weights), (r,), torch.ones_like)
+        for a, b in zip(fast, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self):
+        r, *rest = self.cases["plain"](Values())
+        r[:, 5] = r[:, 11] = 9.0
+        fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1]
+        torch.testing.assert_close(fast, run(reference.dau_attention, (r, *rest), torch.ones_like)[1])
+
+    def test_x_is_not_kept_for_the_backward(self):
+        r, x, *rest = self.cases["plain"](Values())
+        x.requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            ops.dau_attention(r, x, *rest)
+        assert x.data_ptr() not in {t.data_ptr() for t in kept}
+
+    def test_even_window(self):
+        args = list(self.cases["plain"](Values()))
+        args[2] = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
+        with pytest.raises(ValueError, match=r"spatial_weight must be \(1, 2, k, k\) with odd k"):
+            ops.dau_attention(*args)

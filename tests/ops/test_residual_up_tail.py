@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from mirnet_fast import ops
+
+from .common import OpTests, Values
+
+
+def case(n, c, h, w, inputs, outputs, slope=1, bias=False):
+    def make(v):
+        return (
+            v.map(n, c, 2 * h, 2 * w),
+            v.map(n, inputs, h, w),
+            v.weight(slope),
+            v.weight(outputs, c, 1, 1),
+            v.weight(outputs) if bias else None,
+            v.weight(outputs, inputs, 1, 1),
+            v.weight(outputs) if bias else None,
+        )
+
+    return make
+
+
+class TestResidualUpTail(OpTests):
+    op = "residual_up_tail"
+    cases = {
+        "plain": case(2, 16, 6, 7, 16, 8),
+        "larger": case(1, 20, 31, 49, 24, 10),
+        "tiny": case(2, 3, 2, 3, 2, 4, slope=3, bias=True),
+        "one pixel": case(3, 5, 1, 1, 5, 2),
+        "one row": case(1, 65, 1, 50, 65, 33, bias=True),
+        "wide": case(1, 128, 3, 24, 128, 64),
+    }
+
+    @pytest.mark.parametrize("rows", [2, 4, 10])
+    def test_in_bands_of_rows(self, rows):
+        top, bottom, *weights = self.cases["larger"](Values(torch.float64, "channels_last"))
+        whole = ops.residual_up_tail(top, bottom, *weights)
+        out = torch.full_like(whole, float("nan"))
+        for first in range(0, top.shape[2], rows):
+            band = top[:, :, first : first + rows]
+            torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, band, bottom, *weights, first)
+        assert torch.equal(out, whole)
+
+    def test_a_band_outside(self):
+        top, bottom, *weights = self.cases["plain"](Values())
+        out = torch.empty(2, 8, 12, 14, dtype=torch.float64)
+        for first in (-1, 1):
+            with pytest.raises(RuntimeError, match=r"residual_up_tail: .*first_row"):
+                torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, bottom, *weights, first)
+
+    def test_maps_that_do_not_belong_together(self):
+        top, bottom, *weights = self.cases["plain"](Values())
+        with pytest.raises(ValueError, match=r"top must have shape \(2, \*, 12, 14\); got \(2, 16, 11, 14\)"):
+            ops.residual_up_tail(top[:, :, 1:], bottom, *weights)

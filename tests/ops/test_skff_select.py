@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from mirnet_fast import ops, reference
+
+from .common import OpTests, Values, run
+
+
+def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
+    def make(v):
+        return (
+            [v.map(n, c, h, w) for _ in range(branches)],
+            v.weight(squeezed, c, 1, 1),
+            v.weight(squeezed) if bias else None,
+            v.weight(slope) if slope else None,
+            [v.weight(c, squeezed, 1, 1) for _ in range(branches)],
+            [v.weight(c) for _ in range(branches)] if bias else [],
+        )
+
+    return make
+
+
+class TestSkffSelect(OpTests):
+    op = "skff_select"
+    cases = {
+        "plain": case(2, 16, 9, 12),
+        "larger": case(1, 20, 31, 97),
+        "tiny": case(2, 3, 2, 3, branches=2, squeezed=2, bias=True, slope=2),
+        "one branch": case(2, 5, 3, 4, branches=1),
+        "two branches": case(3, 64, 4, 49, branches=2, squeezed=8),
+        "four branches": case(1, 80, 3, 5, branches=4, bias=True),
+        "six branches": case(1, 17, 3, 50, branches=6, bias=True, slope=4),
+        "relu": case(1, 8, 3, 5, slope=0),
+        "one pixel": case(3, 1, 1, 1),
+    }
+
+    def test_autocast(self):
+        branches, *weights = self.cases["plain"](Values(torch.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = [branches[0], *(b.bfloat16() for b in branches[1:])]
+            output = ops.skff_select(mixed, *weights)
+            published = reference.skff_select(mixed, *weights)
+        assert output.dtype == published.dtype == torch.float32
+        rounded = [branches[0], *(b.bfloat16().float() for b in branches[1:])]
+        assert torch.equal(output, ops.skff_select(rounded, *weights))
+
+    def test_one_tensor_in_every_branch(self):
+        branches, *weights = self.cases["plain"](Values())
+        x = branches[0]
+        fast = run(lambda x: ops.skff_select([x, x, x], *weights), (x,), torch.ones_like)
+        expected = run(lambda x: reference.skff_select([x, x, x], *weights), (x,), torch.ones_like)
+        for a, b in zip(fast, expected, strict=True):
+            torch.testing.assert_close(a, b)
+
+    def test_branches_in_different_layouts(self):
+        args = self.cases["plain"](Values())
+        branches = [args[0][0].contiguous(memory_format=torch.channels_last), *args[0][1:]]
+        torch.testing.assert_close(ops.skff_select(branches, *args[1:]), reference.skff_select(*args))
+
+    def test_large_logits_do_not_overflow(self):
+        branches, *weights = self.cases["plain"](Values(torch.float32))
+        weights[3] = [1e4 * w for w in weights[3]]
+        assert torch.isfinite(ops.skff_select(branches, *weights)).all()
+
+    def test_wrong_counts(self):
+        branches, *weights = self.cases["plain"](Values())
+        with pytest.raises(ValueError, match="branches must hold at least one tensor; got none"):
+            ops.skff_select([], *weights)
+        with pytest.raises(ValueError, match="select_weights must hold one weight a branch, 2; got 3"):
+            ops.skff_select(branches[:2], *weights)
+        with pytest.raises(ValueError, match="select_biases must be empty or hold 3, one a branch; got 1"):
+            ops.skff_select(branches, *weights[:-1], [torch.zeros(16)])
