@@ -1,0 +1,29 @@
+"""Every instruction set that this machine runs, on the numerics of every op."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mirnet_fast import _native
+
+INFO = _native.build_info()
+SETS = ("base", "avx2", "avx512")
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_numerics(isa):
+    if not INFO["compiled"]:
+        pytest.skip(f"no C++ kernels: {INFO['reason']}")
+    if isa not in INFO["isa_compiled"]:
+        pytest.skip(f"{isa} is not compiled on this machine")
+    if SETS.index(isa) > SETS.index(INFO["isa_detected"]):
+        pytest.skip(f"this processor has {INFO['isa_detected']} at most, not {isa}")
+    # Two layouts of each case: the lanes past the last channel, and the transposing loads.
+    tests = "test_contract or (test_float64 and dense and (channels_last or nchw)) or threads"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops", "-k", tests]
+    environment = os.environ | {"MIRNET_FAST_CPU_ISA": isa}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout

@@ -1,0 +1,215 @@
+"""The drop-in modules against the reference: names, values, gradients, and how they are used."""
+
+import copy
+import io
+import json
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import mirnet_fast
+from mirnet_fast import reference
+
+from .test_reference import CASES, GOLDEN, check_case, sharing
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(GOLDEN / "modules.npz")
+
+
+def twins(**shape):
+    """A reference network and a fast one with the same weights, float64."""
+    torch.manual_seed(0)
+    shape = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 2} | shape
+    published, fast = reference.MIRNet(**shape).double(), mirnet_fast.MIRNet(**shape).double()
+    fast.load_state_dict(published.state_dict(), strict=True)
+    return published, fast
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(golden, name):
+    check_case(golden, name, CASES[name](mirnet_fast).double())
+
+
+def test_published_names_and_sharing():
+    published = json.loads((GOLDEN / "state_dict_default.json").read_text())
+    network = mirnet_fast.MIRNet()
+    assert {k: list(v.shape) for k, v in network.state_dict().items()} == published["entries"]
+    assert sharing(network) == sorted(sorted(group) for group in published["shared"])
+    reference.MIRNet().load_state_dict(network.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 2), (3, 3), (2, 2), (4, 2), (2, 1), (1, 2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_network_equals_the_reference(height, width, bias):
+    published, fast = twins(height=height, width=width, bias=bias)
+    x = torch.rand(2, 3, 16, 24, dtype=torch.float64)
+    expected, actual = published(x), fast(x)
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), expected, rtol=1e-10, atol=1e-12)
+    expected.square().sum().backward()
+    actual.square().sum().backward()
+    for (name, p), q in zip(published.named_parameters(), fast.parameters(), strict=True):
+        if p.grad is None:
+            assert q.grad is None or not q.grad.any(), name
+        else:
+            assert (q.grad - p.grad).norm() <= 1e-9 * p.grad.norm().clamp_min(1e-6), name
+
+
+def test_bands_of_rows_give_the_same(monkeypatch):
+    _, fast = twins()
+    x = torch.rand(2, 3, 24, 16, dtype=torch.float64)
+    with torch.no_grad():
+        whole = fast(x)
+        calls = []
+        original = torch.ops.mirnet_fast_cpu.residual_up_tail_rows
+        monkeypatch.setattr(
+            torch.ops.mirnet_fast_cpu,
+            "residual_up_tail_rows",
+            lambda *args: calls.append(args) or original(*args),
+        )
+        monkeypatch.setattr(mirnet_fast.ResidualUpSample, "BAND_BYTES", 40_000)
+        with mirnet_fast.use_backend("cpu"):
+            banded = fast(x)
+    assert calls
+    torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_output_has_the_format_of_the_input(layout):
+    _, fast = twins()
+    x = torch.rand(2, 3, 8, 12, dtype=torch.float64).contiguous(memory_format=layout)
+    assert fast(x).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision(dtype):
+    published, fast = twins()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    expected = published(x)
+    published, fast = published.to(dtype), fast.to(dtype)
+    fast_error = (fast(x.to(dtype)).double() - expected).norm()
+    error = (published(x.to(dtype)).double() - expected).norm()
+    assert fast_error <= 2 * error + 2 * torch.finfo(dtype).eps * expected.norm()
+
+
+def test_autocast_keeps_the_dtype_of_the_reference():
+    published, fast = twins()
+    published, fast = published.float(), fast.float()
+    x = torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected, actual = published(x), fast(x)
+    assert actual.dtype == expected.dtype
+    assert (actual.double() - expected.double()).norm() < 2e-2 * expected.double().norm()
+
+
+def test_train_and_eval_compute_the_same():
+    _, fast = twins()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    assert torch.equal(fast.train()(x), fast.eval()(x))
+
+
+def test_copies():
+    _, fast = twins()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    for copied in (
+        copy.deepcopy(fast),
+        pickle.loads(pickle.dumps(fast)),
+        torch.load(file, weights_only=False),
+    ):
+        assert torch.equal(copied(x), fast(x))
+        assert sharing(copied) == sharing(fast)
+        assert not {id(p) for p in copied.parameters()} & {id(p) for p in fast.parameters()}
+
+
+def test_functional_call():
+    _, fast = twins()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    doubled = {name: 2 * value for name, value in fast.named_parameters()}
+    expected = copy.deepcopy(fast)
+    with torch.no_grad():
+        for p in expected.parameters():
+            p.mul_(2)
+    assert torch.equal(torch.func.functional_call(fast, doubled, (x,)), expected(x))
+
+
+def test_compile():
+    torch.compiler.reset()
+    _, fast = twins(n_MSRB=1)
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    compiled = torch.compile(fast, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), fast(x))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), fast(x))
+
+
+def test_export():
+    _, fast = twins(n_MSRB=1)
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.export.export(fast.eval(), (x,))
+    torch.testing.assert_close(program.module()(x), fast(x))
+
+
+def test_two_networks_in_several_threads():
+    networks = [twins()[1].eval(), twins(n_feat=16)[1].eval()]
+    x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = [network(x) for network in networks]
+    results = []
+
+    def work(i):
+        with torch.no_grad():
+            results.append((i, networks[i](x)))
+
+    workers = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(results) == 4
+    assert all(torch.equal(value, expected[i]) for i, value in results)
+
+
+def test_a_size_that_does_not_divide():
+    _, fast = twins()
+    with pytest.raises(ValueError, match=r"H and W multiples of 4; got \(1, 3, 10, 8\)"):
+        fast(torch.rand(1, 3, 10, 8, dtype=torch.float64))
+
+
+def test_another_filter_is_refused_and_not_loaded():
+    layer = mirnet_fast.Downsample(channels=4)
+    before = layer.filt.clone()
+    with pytest.raises(RuntimeError, match="filt is not the binomial filter of 3 taps"):
+        layer.load_state_dict({"filt": torch.full((4, 1, 3, 3), 1 / 9)})
+    assert torch.equal(layer.filt, before)
+    layer.load_state_dict(reference.Downsample(channels=4).state_dict())
+
+
+def test_wrong_number_of_channels():
+    with pytest.raises(ValueError, match="x must have 4 channels; got 3"):
+        mirnet_fast.Downsample(channels=4)(torch.zeros(1, 3, 8, 8))
+
+
+def test_the_shared_downsampling_runs_once():
+    published, fast = twins(n_MSRB=1)
+    counts = {}
+    for network, kind in ((published, reference), (fast, mirnet_fast)):
+        counts[kind.__name__] = 0
+
+        def count(*_, name=kind.__name__):
+            counts[name] += 1
+
+        for module in network.modules():
+            if isinstance(module, kind.ResidualDownSample):
+                module.register_forward_hook(count)
+        network(torch.rand(1, 3, 8, 8, dtype=torch.float64))
+    assert counts == {"mirnet_fast.reference": 6, "mirnet_fast": 4}
