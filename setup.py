@@ -28,7 +28,7 @@ TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; TORCH_TARGET_V
 COMMON_FLAGS = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 GLUE_FLAGS = f"{COMMON_FLAGS} -O2 -DTORCH_TARGET_VERSION=0x020a000000000000"
 # NaN and infinity must survive, so nothing that -ffast-math would add beyond these two.
-LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -fno-exceptions -ffp-contract=fast"
 ISA_FLAGS = {
     "base": "",
     "avx2": "-mavx2 -mfma -mf16c",
