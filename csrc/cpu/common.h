@@ -167,14 +167,6 @@ Tensor tensor_of(const Tensor& like, const std::vector<V>& contents) {
   return result;
 }
 
-// weight[n * stride_n + k * stride_k] in the panels of the instruction set in use.
-template <class A>
-std::vector<A> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k) {
-  std::vector<A> result(MIRNET_KERNEL(padded, A)(n) * k);
-  MIRNET_KERNEL(pack, A)(weight, stride_n, stride_k, n, k, result.data());
-  return result;
-}
-
 // kernel(args, begin, end) over [0, count), in parallel from about 16,000 values up.
 template <class Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count,
@@ -183,6 +175,29 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(values_each, 1));
   torch::stable::parallel_for(0, count, grain,
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+// weight[n * stride_n + k * stride_k] in the panels of the instruction set in use.
+template <class A>
+std::vector<A> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k) {
+  const int64_t columns = MIRNET_KERNEL(padded, A)(n), panel = MIRNET_KERNEL(panel_columns, A)();
+  std::vector<A> result(columns * k);
+  const PackArgs args{weight, stride_n, stride_k, n, k, result.data()};
+  run(MIRNET_KERNEL(pack, A), args, (columns + panel - 1) / panel, panel * k);
+  return result;
+}
+
+// result[i * stride + j] += scale(chunk, j) * the sums' [chunk * step + i * ld + j], for a (rows,
+// columns) matrix and every chunk in order.
+template <class A, class F>
+void add_matrices(const A* sums, int64_t chunks, int64_t step, int64_t rows, int64_t columns,
+                  int64_t ld, double* result, int64_t stride, F scale) {
+  torch::stable::parallel_for(0, rows, 8, [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t i = begin; i < end; ++i)
+        for (int64_t j = 0; j < columns; ++j)
+          result[i * stride + j] += scale(chunk, j) * double(sums[chunk * step + i * ld + j]);
+  });
 }
 
 // Chunks of about `pixels` pixels, at most `limit` in all images together if that is above 0.

@@ -221,19 +221,18 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     run(MIRNET_KERNEL(dau_apply_backward, T), args, chunks, args.chunks.rows * row_values);
 
     Doubles gate_grad(map.n * C), bias_grad(C), fuse_grad(C * 2 * C);
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t n = chunk / args.chunks.per_image;
-      const A* spatial_sum = &weight_sums[chunk * 2 * C * ld];
-      const A* channel_sum = spatial_sum + C * ld;
-      for (int64_t o = 0; o < C; ++o) {
-        gate_grad[n * C + o] += sums[chunk * 2 * C + o];
-        bias_grad[o] += sums[chunk * 2 * C + C + o];
-        for (int64_t k = 0; k < C; ++k) {
-          fuse_grad[o * 2 * C + k] += spatial_sum[o * ld + k];
-          fuse_grad[o * 2 * C + C + k] += channel_sum[o * ld + k] * gates.channel.gate[n * C + k];
-        }
+    const int64_t per_image = args.chunks.per_image;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk)
+      for (int64_t c = 0; c < C; ++c) {
+        gate_grad[chunk / per_image * C + c] += sums[chunk * 2 * C + c];
+        bias_grad[c] += sums[chunk * 2 * C + C + c];
       }
-    }
+    const int64_t step = 2 * C * ld;
+    add_matrices(weight_sums.data(), chunks, step, C, C, ld, fuse_grad.data(), 2 * C,
+                 [](int64_t, int64_t) { return 1.0; });
+    add_matrices(
+        weight_sums.data() + C * ld, chunks, step, C, C, ld, fuse_grad.data() + C, 2 * C,
+        [&](int64_t chunk, int64_t k) { return gates.channel.gate[chunk / per_image * C + k]; });
     const ChannelGate::Gradients g = gates.channel.backward(gate_grad);
 
     args.chunks = pixel_chunks;

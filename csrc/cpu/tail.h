@@ -63,10 +63,8 @@ template <class A>
 std::vector<double> matrix_total(const std::vector<A>& sums, int64_t chunks, int64_t stride,
                                  int64_t first, int64_t rows, int64_t columns, int64_t ld) {
   std::vector<double> result(rows * columns);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t j = 0; j < columns; ++j)
-        result[i * columns + j] += double(sums[chunk * stride + first + i * ld + j]);
+  add_matrices(sums.data() + first, chunks, stride, rows, columns, ld, result.data(), columns,
+               [](int64_t, int64_t) { return 1.0; });
   return result;
 }
 

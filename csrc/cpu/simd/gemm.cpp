@@ -3,27 +3,38 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
+template <class A>
+int64_t panel_columns() {
+  return kMaxVectors * kLanes<A>;
+}
+
 // `count` rounded up to whole vectors.
 template <class A>
 int64_t padded(int64_t count) {
   return pad<A>(count);
 }
 
-// weight[n * stride_n + k * stride_k] -> panels of up to kMaxVectors vectors of n, each (k, width).
+// weight[n * stride_n + k * stride_k] -> panels of up to kMaxVectors vectors of n, each (k, width);
+// panels [begin, end).
 template <class A>
-void pack(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k, A* out) {
-  constexpr int64_t kPanel = kMaxVectors * kLanes<A>;
-  for (int64_t column = 0; column < pad<A>(n); column += kPanel) {
-    const int64_t width = least(kPanel, pad<A>(n) - column);
-    for (int64_t row = 0; row < k; ++row)
-      for (int64_t j = 0; j < width; ++j)
-        *out++ = column + j < n ? weight[(column + j) * stride_n + row * stride_k] : A(0);
+void pack(const PackArgs& args, int64_t begin, int64_t end) {
+  const A* weight = static_cast<const A*>(args.weight);
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const int64_t column = panel * panel_columns<A>();
+    const int64_t width = least(panel_columns<A>(), pad<A>(args.n) - column);
+    A* out = static_cast<A*>(args.out) + column * args.k;
+    for (int64_t j = 0; j < width; ++j)
+      for (int64_t k = 0; k < args.k; ++k)
+        out[k * width + j] =
+            column + j < args.n ? weight[(column + j) * args.stride_n + k * args.stride_k] : A(0);
   }
 }
 
 template int64_t padded<float>(int64_t);
 template int64_t padded<double>(int64_t);
-template void pack<float>(const float*, int64_t, int64_t, int64_t, int64_t, float*);
-template void pack<double>(const double*, int64_t, int64_t, int64_t, int64_t, double*);
+template int64_t panel_columns<float>();
+template int64_t panel_columns<double>();
+template void pack<float>(const PackArgs&, int64_t, int64_t);
+template void pack<double>(const PackArgs&, int64_t, int64_t);
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

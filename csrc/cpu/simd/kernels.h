@@ -47,6 +47,12 @@ struct Chunks {
 // Pointers named `double*` are statistics summed over pixels, one slice a chunk. Pointers to
 // packed weights and to small maps hold the accumulation type of the storage type T.
 
+struct PackArgs {
+  const void* weight;
+  int64_t stride_n, stride_k, n, k;
+  void* out;
+};
+
 struct BlurPoolArgs {
   Map in, out;
   Taps rows, cols;
@@ -123,48 +129,50 @@ struct UpArgs {
   void* bottom_sums;  // (small chunks, D, padded E)
 };
 
-#define MIRNET_DECLARE_KERNELS(isa)                                                             \
-  namespace isa {                                                                               \
-  template <class A>                                                                            \
-  int64_t padded(int64_t count);                                                                \
-  template <class A>                                                                            \
-  void pack(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k, A* out); \
-  template <class T>                                                                            \
-  void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);                         \
-  template <class T>                                                                            \
-  void skff_pool(const SkffArgs&, int64_t begin, int64_t end);                                  \
-  template <class T>                                                                            \
-  void skff_combine(const SkffArgs&, int64_t begin, int64_t end);                               \
-  template <class T>                                                                            \
-  void skff_pool_backward(const SkffArgs&, int64_t begin, int64_t end);                         \
-  template <class T>                                                                            \
-  void skff_combine_backward(const SkffArgs&, int64_t begin, int64_t end);                      \
-  template <class T>                                                                            \
-  void dau_stats(const DauArgs&, int64_t begin, int64_t end);                                   \
-  template <class T>                                                                            \
-  void dau_gate(const DauArgs&, int64_t begin, int64_t end);                                    \
-  template <class T>                                                                            \
-  void dau_apply(const DauArgs&, int64_t begin, int64_t end);                                   \
-  template <class T>                                                                            \
-  void dau_apply_backward(const DauArgs&, int64_t begin, int64_t end);                          \
-  template <class T>                                                                            \
-  void dau_gate_backward(const DauArgs&, int64_t begin, int64_t end);                           \
-  template <class T>                                                                            \
-  void dau_stats_backward(const DauArgs&, int64_t begin, int64_t end);                          \
-  template <class T>                                                                            \
-  void down_tail(const DownArgs&, int64_t begin, int64_t end);                                  \
-  template <class T>                                                                            \
-  void down_tail_backward_small(const DownArgs&, int64_t begin, int64_t end);                   \
-  template <class T>                                                                            \
-  void down_tail_backward_large(const DownArgs&, int64_t begin, int64_t end);                   \
-  template <class T>                                                                            \
-  void up_project(const UpArgs&, int64_t begin, int64_t end);                                   \
-  template <class T>                                                                            \
-  void up_tail(const UpArgs&, int64_t begin, int64_t end);                                      \
-  template <class T>                                                                            \
-  void up_tail_backward_large(const UpArgs&, int64_t begin, int64_t end);                       \
-  template <class T>                                                                            \
-  void up_tail_backward_small(const UpArgs&, int64_t begin, int64_t end);                       \
+#define MIRNET_DECLARE_KERNELS(isa)                                           \
+  namespace isa {                                                             \
+  template <class A>                                                          \
+  int64_t padded(int64_t count);                                              \
+  template <class A>                                                          \
+  int64_t panel_columns();                                                    \
+  template <class A>                                                          \
+  void pack(const PackArgs&, int64_t begin, int64_t end);                     \
+  template <class T>                                                          \
+  void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);       \
+  template <class T>                                                          \
+  void skff_pool(const SkffArgs&, int64_t begin, int64_t end);                \
+  template <class T>                                                          \
+  void skff_combine(const SkffArgs&, int64_t begin, int64_t end);             \
+  template <class T>                                                          \
+  void skff_pool_backward(const SkffArgs&, int64_t begin, int64_t end);       \
+  template <class T>                                                          \
+  void skff_combine_backward(const SkffArgs&, int64_t begin, int64_t end);    \
+  template <class T>                                                          \
+  void dau_stats(const DauArgs&, int64_t begin, int64_t end);                 \
+  template <class T>                                                          \
+  void dau_gate(const DauArgs&, int64_t begin, int64_t end);                  \
+  template <class T>                                                          \
+  void dau_apply(const DauArgs&, int64_t begin, int64_t end);                 \
+  template <class T>                                                          \
+  void dau_apply_backward(const DauArgs&, int64_t begin, int64_t end);        \
+  template <class T>                                                          \
+  void dau_gate_backward(const DauArgs&, int64_t begin, int64_t end);         \
+  template <class T>                                                          \
+  void dau_stats_backward(const DauArgs&, int64_t begin, int64_t end);        \
+  template <class T>                                                          \
+  void down_tail(const DownArgs&, int64_t begin, int64_t end);                \
+  template <class T>                                                          \
+  void down_tail_backward_small(const DownArgs&, int64_t begin, int64_t end); \
+  template <class T>                                                          \
+  void down_tail_backward_large(const DownArgs&, int64_t begin, int64_t end); \
+  template <class T>                                                          \
+  void up_project(const UpArgs&, int64_t begin, int64_t end);                 \
+  template <class T>                                                          \
+  void up_tail(const UpArgs&, int64_t begin, int64_t end);                    \
+  template <class T>                                                          \
+  void up_tail_backward_large(const UpArgs&, int64_t begin, int64_t end);     \
+  template <class T>                                                          \
+  void up_tail_backward_small(const UpArgs&, int64_t begin, int64_t end);     \
   }
 
 MIRNET_DECLARE_KERNELS(base)

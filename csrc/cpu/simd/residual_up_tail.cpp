@@ -31,7 +31,7 @@ template <class T>
 inline void rectified(const Map& map, const Acc<T>* slope, int64_t n, int64_t h, int64_t w,
                       int64_t count, Acc<T>* dst, int64_t ld) {
   load_tile<T>(map, n, h, w, count, dst, ld,
-               [&](auto x, auto, int64_t c) { return prelu(x, at<Acc<T>>(slope, c, x)); });
+               [&](auto x, int64_t c) { return prelu(x, at<Acc<T>>(slope, c, x)); });
 }
 
 // The rows of out that top holds; rows [begin, end) of N * top's rows.

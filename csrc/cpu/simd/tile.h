@@ -59,22 +59,18 @@ inline void load_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t c
   if (map.sc == 1) {
     for (int64_t i = 0; i < count; ++i)
       lanes<A>(map.c, [&](int64_t c, auto span) {
-        A* out = dst + i * ld + c;
-        store(out, f(load(p + i * map.sw + c, span), load(out, Full{}), c), Full{});
+        store(dst + i * ld + c, f(load(p + i * map.sw + c, span), c), Full{});
       });
-  } else {
-    for (int64_t c = 0; c < map.c; ++c)
-      for (int64_t i = 0; i < count; ++i) {
-        A* out = dst + i * ld + c;
-        *out = f(to_acc(p[c * map.sc + i * map.sw]), *out, c);
-      }
+    return;
   }
+  for (int64_t c = 0; c < map.c; ++c)
+    for (int64_t i = 0; i < count; ++i) dst[i * ld + c] = f(to_acc(p[c * map.sc + i * map.sw]), c);
 }
 
 template <class T>
 inline void copy_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count, Acc<T>* dst,
                       int64_t ld) {
-  load_tile<T>(map, n, h, w, count, dst, ld, [](auto x, auto, int64_t) { return x; });
+  load_tile<T>(map, n, h, w, count, dst, ld, [](auto x, int64_t) { return x; });
 }
 
 // The tile where it lies when that is possible, else a copy in `buffer` (kTile x padded C).
@@ -209,13 +205,27 @@ inline void combine_rows(const Map& map, const Taps& rows, int32_t begin, int32_
       });
     return;
   }
+  // Any other layout or filter: a row at a time, brought into channels_last first if it must be.
+  Buffer<A> row(map.sc == 1 ? 0 : count * ld);
   for (int32_t e = begin; e < end; ++e) {
     const A weight = A(rows.weight[e]);
     const bool first = e == begin;
-    load_tile<T>(map, n, rows.index[e], w, count, line, ld, [&](auto x, auto old, int64_t c) {
-      const auto y = weight * (slope == nullptr ? x : prelu(x, at<A>(slope, c, x)));
-      return first ? y : old + y;
-    });
+    auto add = [&](A* out, Vec<A> x, int64_t c) {
+      if (slope != nullptr) x = prelu(x, load(slope + c, Full{}));
+      store(out, first ? weight * x : load(out, Full{}) + weight * x, Full{});
+    };
+    if (map.sc == 1) {
+      const T* p = address<T>(map, n, rows.index[e], w);
+      for (int64_t i = 0; i < count; ++i)
+        lanes<A>(map.c, [&](int64_t c, auto span) {
+          add(line + i * ld + c, load(p + i * map.sw + c, span), c);
+        });
+    } else {
+      copy_tile<T>(map, n, rows.index[e], w, count, row, ld);
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t c = 0; c < ld; c += kLanes<A>)
+          add(line + i * ld + c, load(row + i * ld + c, Full{}), c);
+    }
   }
 }
 
