@@ -27,8 +27,9 @@ LIBRARY, BINDINGS = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast._C"
 TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; TORCH_TARGET_VERSION names it again
 COMMON_FLAGS = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 GLUE_FLAGS = f"{COMMON_FLAGS} -O2 -DTORCH_TARGET_VERSION=0x020a000000000000"
-# NaN and infinity must survive, so nothing that -ffast-math would add beyond these two.
-LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -fno-exceptions -ffp-contract=fast"
+# NaN and infinity must survive, so nothing that -ffast-math would add beyond these three.
+LOOP_MATH = "-fno-math-errno -fno-trapping-math -ffp-contract=fast"
+LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-exceptions {LOOP_MATH}"
 ISA_FLAGS = {
     "base": "",
     "avx2": "-mavx2 -mfma -mf16c",
@@ -222,9 +223,7 @@ def jobs():
 
 class Build(build):
     # build_ext always runs, without extensions too: it tells the user what was left out.
-    sub_commands = [  # noqa: RUF012
-        (name, None if name == "build_ext" else when) for name, when in build.sub_commands
-    ]
+    sub_commands = [(name, None if name == "build_ext" else when) for name, when in build.sub_commands]
 
 
 class BuildExt(build_ext):
