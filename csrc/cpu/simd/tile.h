@@ -280,8 +280,7 @@ inline void micro(const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw, i
                   A* out, int64_t ldo, bool accumulate) {
   Vec<A> sum[R][V];
   for (int i = 0; i < R; ++i)
-    for (int j = 0; j < V; ++j)
-      sum[i][j] = accumulate ? load(out + i * ldo + j * kLanes<A>, Full{}) : Vec<A>{};
+    for (int j = 0; j < V; ++j) sum[i][j] = Vec<A>{};
   for (int64_t k = 0; k < k_count; ++k) {
     Vec<A> row[V];
     for (int j = 0; j < V; ++j) row[j] = load(w + k * ldw + j * kLanes<A>, Full{});
@@ -290,6 +289,10 @@ inline void micro(const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw, i
       for (int j = 0; j < V; ++j) sum[i][j] += x * row[j];
     }
   }
+  // `out` joins last: over many tiles the sum of short sums rounds less than one long sum.
+  if (accumulate)
+    for (int i = 0; i < R; ++i)
+      for (int j = 0; j < V; ++j) sum[i][j] += load(out + i * ldo + j * kLanes<A>, Full{});
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < V; ++j) store(out + i * ldo + j * kLanes<A>, sum[i][j], Full{});
 }
