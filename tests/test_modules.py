@@ -108,6 +108,22 @@ def test_autocast_keeps_the_dtype_of_the_reference():
     assert (actual.double() - expected.double()).norm() < 2e-2 * expected.double().norm()
 
 
+def test_a_hook_sees_what_its_module_returned():
+    _, fast = twins()
+    x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
+    block = fast.body[0].body[0]
+    for conv in (block.blocks[0][0].body[0], block.up["16_2"].body[0].top[0]):
+        kept = []
+        with conv.register_forward_hook(
+            lambda _, inputs, output, kept=kept: kept.append((inputs[0], output))
+        ):
+            with torch.no_grad():
+                fast(x)
+            for given, returned in kept:
+                assert torch.equal(returned, torch.nn.Conv2d.forward(conv, given))
+        assert kept
+
+
 def test_train_and_eval_compute_the_same():
     _, fast = twins()
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64)

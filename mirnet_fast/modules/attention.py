@@ -1,7 +1,7 @@
 """SKFF and DAU on the fused ops."""
 
 from .. import ops, reference
-from ._activation import activate, slope_of
+from ._inference import activated, slope_of
 
 
 class SKFF(reference.SKFF):
@@ -30,7 +30,7 @@ class DAU(reference.DAU):
         first, act, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
         return ops.dau_attention(
-            second(activate(act, first(x))),
+            second(activated(first, act, x)),
             x,
             self.SA.spatial.conv.weight,
             squeeze.weight,

@@ -2,9 +2,9 @@
 
 import torch
 
-from .. import backends, ops, reference
+from .. import ops, reference
 from ..reference.filters import binomial_filter
-from ._activation import activate
+from ._inference import activated, may_write_into
 
 
 class Downsample(reference.Downsample):
@@ -42,7 +42,7 @@ class ResidualDownSample(reference.ResidualDownSample):
         """(N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2))."""
         expand, act, conv, tail_act, _, project = self.top
         return ops.residual_down_tail(
-            conv(activate(act, expand(x))),
+            conv(activated(expand, act, x)),
             x,
             tail_act.weight,
             project.weight,
@@ -67,26 +67,17 @@ class ResidualUpSample(reference.ResidualUpSample):
         weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
         n, _, height, width = x.shape
         rows = self.BAND_BYTES // max(4 * x[:, :, :1].nbytes, 1)
-        if not 0 < rows < height or not self._may_band(x):
-            return ops.residual_up_tail(conv(activate(act, expand(x))), x, *weights)
+        if not 0 < rows < height or not may_write_into("residual_up_tail", x, expand, act, conv):
+            return ops.residual_up_tail(conv(activated(expand, act, x)), x, *weights)
         shape = (n, project.out_channels, 2 * height, 2 * width)
-        out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         for first in range(0, height, rows):
             last = min(first + rows, height)
             # An odd row of the large map also reads the next small row.
-            top = conv(activate(act, expand(x[:, :, first : last + 1])))[:, :, : 2 * (last - first)]
+            top = conv(activated(expand, act, x[:, :, first : last + 1]))[:, :, : 2 * (last - first)]
             torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * first)
             del top
         return out
-
-    def _may_band(self, x):
-        return (
-            not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled("cpu")
-            and x.is_contiguous(memory_format=torch.channels_last)
-            and backends.pick("residual_up_tail", x.device.type, x.dtype) == "cpu"
-        )
 
 
 class DownSample(reference.DownSample):
