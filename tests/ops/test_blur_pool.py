@@ -24,8 +24,10 @@ class TestBlurPool(OpTests):
         "one row": case(3, 1, 1, 49, 5, "replicate", 1, 1),
         "even": case(1, 17, 7, 48, 6, "zero", 3, 1),
         "stride past the end": case(1, 8, 5, 6, 2, "reflect", 9, 0),
-        "widest": case(1, 64, 8, 47, 7, "reflect", 2, 0),
+        "widest": case(1, 64, 5, 47, 7, "reflect", 2, 0),
+        "all of it reflected": case(1, 3, 6, 49, 7, "reflect", 2, 2),
         "less padding": case(1, 4, 9, 9, 5, "zero", 2, -2),
+        "pixels": case(1, 2, 64, 64, 3, "reflect", 2, 0),
     }
 
     @pytest.mark.parametrize("pad_type", ["reflect", "replicate", "zero"])

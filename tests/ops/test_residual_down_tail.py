@@ -30,6 +30,7 @@ class TestResidualDownTail(OpTests):
         "smallest": case(3, 5, 2, 2, 10),
         "wide": case(1, 65, 3, 99, 130, bias=True),
         "fewer channels out": case(1, 24, 6, 8, 7, slope=24),
+        "pixels": case(1, 8, 1024, 512, 8, bias=True),
     }
 
     def test_one_tensor_in_both_halves(self):

@@ -32,6 +32,7 @@ class TestSkffSelect(OpTests):
         "six branches": case(1, 17, 3, 50, branches=6, bias=True, slope=4),
         "relu": case(1, 8, 3, 5, slope=0),
         "one pixel": case(3, 1, 1, 1),
+        "pixels": case(1, 8, 256, 256),
     }
 
     def test_autocast(self):
