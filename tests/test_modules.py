@@ -9,9 +9,11 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import mirnet_fast
 from mirnet_fast import reference
+from mirnet_fast.modules._arena import Arena
 
 from .test_reference import CASES, GOLDEN, check_case, sharing
 
@@ -61,23 +63,24 @@ def test_network_equals_the_reference(height, width, bias):
             assert (q.grad - p.grad).norm() <= 1e-9 * p.grad.norm().clamp_min(1e-6), name
 
 
-def test_bands_of_rows_give_the_same(monkeypatch):
-    _, fast = twins()
-    x = torch.rand(2, 3, 24, 16, dtype=torch.float64)
-    with torch.no_grad():
-        whole = fast(x)
-        calls = []
-        original = torch.ops.mirnet_fast_cpu.residual_up_tail_rows
-        monkeypatch.setattr(
-            torch.ops.mirnet_fast_cpu,
-            "residual_up_tail_rows",
-            lambda *args: calls.append(args) or original(*args),
-        )
-        monkeypatch.setattr(mirnet_fast.ResidualUpSample, "BAND_BYTES", 40_000)
-        with mirnet_fast.use_backend("cpu"):
-            banded = fast(x)
-    assert calls
-    torch.testing.assert_close(banded, whole, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_bands_of_rows_give_the_same(monkeypatch, rows, batch, bias):
+    published, fast = twins(bias=bias)
+    x = torch.rand(batch, 3, 24, 16, dtype=torch.float64)
+    expected = published(x)
+    row = fast.conv_in(x)[:, :, :1].nbytes
+    monkeypatch.setattr("mirnet_fast.modules._inference.BAND_BYTES", rows * row)
+    monkeypatch.setattr("mirnet_fast.modules._arena.SMALLEST", 1)
+    taken = []
+    take = Arena._take
+    monkeypatch.setattr(Arena, "_take", lambda *args: taken.append(take(*args)) or taken[-1])
+    with torch.no_grad(), mirnet_fast.use_backend("cpu"):
+        actual = fast(x)
+    assert taken
+    assert None not in taken
+    torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -122,6 +125,32 @@ def test_a_hook_sees_what_its_module_returned():
             for given, returned in kept:
                 assert torch.equal(returned, torch.nn.Conv2d.forward(conv, given))
         assert kept
+
+
+def kept_by(register):
+    """The tensors that a hook gets, each with its values at that time."""
+    kept = []
+
+    def hook(_, inputs, output):
+        for value in tree_leaves((inputs, output)):
+            kept.append((value, value.clone()))
+
+    return kept, register(hook)
+
+
+def test_what_a_hook_keeps_is_not_overwritten():
+    _, fast = twins()
+    x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
+    registers = [module.register_forward_hook for module in fast.modules()]
+    registers.append(torch.nn.modules.module.register_module_forward_hook)
+    seen = 0
+    for register in registers:
+        kept, handle = kept_by(register)
+        with handle, torch.no_grad():
+            fast(x)
+        assert all(torch.equal(value, then) for value, then in kept)
+        seen += bool(kept)
+    assert seen > 100  # the parts of fused ops are not called
 
 
 def test_train_and_eval_compute_the_same():

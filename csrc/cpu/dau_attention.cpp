@@ -143,14 +143,15 @@ struct Gates {
 
 }  // namespace
 
-Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor squeeze_weight,
-                     OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
-                     Tensor fuse_weight, OptionalTensor fuse_bias) {
+// out may be r: a tile is read before it is written, and the gates are known before the first.
+void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_weight,
+                        Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
+                        OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias) {
   const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
                         excite_bias,    fuse_weight,    fuse_bias};
   check_all(r, weights);
   if (x) check(kOp, "x", *x, shape_of(r), r);
-  Tensor out = empty_like(r, shape_of(r));
+  check(kOp, "out", out, shape_of(r), r);
   by_dtype(kOp, r, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -178,6 +179,15 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
     args.bias = fuse_bias ? bias.data() : nullptr;
     run(MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
   });
+}
+
+Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor squeeze_weight,
+                     OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
+                     Tensor fuse_weight, OptionalTensor fuse_bias) {
+  check_map(kOp, "r", r);
+  Tensor out = empty_like(r, shape_of(r));
+  dau_attention_into(out, r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                     excite_bias, fuse_weight, fuse_bias);
   return out;
 }
 
@@ -265,6 +275,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("dau_attention", TORCH_BOX(&dau_attention));
+  m.impl("dau_attention_into", TORCH_BOX(&dau_attention_into));
   m.impl("dau_attention_backward", TORCH_BOX(&dau_attention_backward));
 }
 

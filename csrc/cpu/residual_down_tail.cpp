@@ -19,17 +19,20 @@ void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
   check_tail(kOp, w, top.size(1), top.size(1), top);
 }
 
+Shape small_shape(const Tensor& top, const Tensor& top_weight) {
+  return {top.size(0), top_weight.size(0), (top.size(2) + 1) / 2, (top.size(3) + 1) / 2};
+}
+
 }  // namespace
 
-Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
-                          OptionalTensor top_bias, Tensor bottom_weight,
-                          OptionalTensor bottom_bias) {
+void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                             OptionalTensor top_bias, Tensor bottom_weight,
+                             OptionalTensor bottom_bias) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_all(top, bottom, weights);
+  check(kOp, "out", out, small_shape(top, top_weight), top);
   const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
-  Tensor out = empty_like(
-      top, {top.size(0), D, int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1});
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -51,6 +54,15 @@ Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_we
     args.bias = bias.empty() ? nullptr : bias.data();
     run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
   });
+}
+
+Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
+                          OptionalTensor top_bias, Tensor bottom_weight,
+                          OptionalTensor bottom_bias) {
+  check_all(top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
+  Tensor out = empty_like(top, small_shape(top, top_weight));
+  residual_down_tail_into(out, top, bottom, slope, top_weight, top_bias, bottom_weight,
+                          bottom_bias);
   return out;
 }
 
@@ -64,8 +76,7 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
   const TapTable rows_back = transposed(rows, top.size(2)),
                  cols_back = transposed(cols, top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
-  check(kOp, "grad", grad,
-        {top.size(0), D, int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1}, top);
+  check(kOp, "grad", grad, small_shape(top, top_weight), top);
   Tensor top_grad = empty_like(top, shape_of(top)), bottom_grad = empty_like(bottom, shape_of(top));
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {
@@ -121,6 +132,7 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("residual_down_tail", TORCH_BOX(&residual_down_tail));
+  m.impl("residual_down_tail_into", TORCH_BOX(&residual_down_tail_into));
   m.impl("residual_down_tail_backward", TORCH_BOX(&residual_down_tail_backward));
 }
 

@@ -71,13 +71,17 @@ Selector selector(const std::vector<Tensor>& branches, const Tensor& reduce_weig
   return s;
 }
 
+void check_branches(const std::vector<Tensor>& branches) {
+  STD_TORCH_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
+  check_map(kOp, "branches[0]", branches[0]);
+}
+
 void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
                const OptionalTensor& reduce_bias, const OptionalTensor& slope,
                const std::vector<Tensor>& select_weights,
                const std::vector<Tensor>& select_biases) {
-  STD_TORCH_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
+  check_branches(branches);
   const Tensor& first = branches[0];
-  check_map(kOp, "branches[0]", first);
   for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
   const int64_t channels = first.size(1);
   STD_TORCH_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
@@ -111,11 +115,11 @@ std::vector<Map> maps_of(const std::vector<Tensor>& tensors) {
 
 }  // namespace
 
-Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalTensor reduce_bias,
-                   OptionalTensor slope, std::vector<Tensor> select_weights,
-                   std::vector<Tensor> select_biases) {
+void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_weight,
+                      OptionalTensor reduce_bias, OptionalTensor slope,
+                      std::vector<Tensor> select_weights, std::vector<Tensor> select_biases) {
   check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
-  Tensor out = empty_like(branches[0], shape_of(branches[0]));
+  check(kOp, "out", out, shape_of(branches[0]), branches[0]);
   by_dtype(kOp, out, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -145,6 +149,14 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
     args.attention = attention.data();
     run(MIRNET_KERNEL(skff_combine, T), args, first.n * first.h, first.w * count);
   });
+}
+
+Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalTensor reduce_bias,
+                   OptionalTensor slope, std::vector<Tensor> select_weights,
+                   std::vector<Tensor> select_biases) {
+  check_branches(branches);
+  Tensor out = empty_like(branches[0], shape_of(branches[0]));
+  skff_select_into(out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
   return out;
 }
 
@@ -238,6 +250,7 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("skff_select", TORCH_BOX(&skff_select));
+  m.impl("skff_select_into", TORCH_BOX(&skff_select_into));
   m.impl("skff_select_backward", TORCH_BOX(&skff_select_backward));
 }
 

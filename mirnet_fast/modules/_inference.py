@@ -1,10 +1,18 @@
-"""What the fused modules do otherwise where no gradient is wanted: less memory, the same numbers."""
+"""What the fused modules do otherwise where no gradient is wanted: less memory, the same numbers.
+
+Convolutions of large maps run in bands of rows. What one convolution hands to the next then
+stays in the cache, and the maps that remain lie in one mapping (`_arena.py`).
+"""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
+from ._arena import empty_map
+
+BAND_BYTES = 2**22  # it stays in the last-level cache
 
 
 def slope_of(activation, like):
@@ -19,10 +27,13 @@ def slope_of(activation, like):
 def may_overwrite(x, *producers):
     """Whether tensors that these modules make from x on the CPU are nobody else's."""
     return (
-        x.device.type == "cpu"
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         # A hook may have kept what its module returned.
+        and not _has_any_global_hook()
         and not any(module._forward_hooks or module._forward_pre_hooks for module in producers)
     )
 
@@ -39,9 +50,65 @@ def may_write_into(op, x, *producers):
 
 def activated(conv, activation, x):
     """activation(conv(x)), in place where that is safe."""
-    in_place = (
-        isinstance(activation, nn.PReLU)
-        and activation.weight.numel() == 1
-        and may_overwrite(x, conv, activation)
+    return _activate(activation, conv(x), may_overwrite(x, conv, activation))
+
+
+def activated_conv(first, activation, second, x):
+    """second(activation(first(x))) of 1x1 and 3x3 convolutions that keep the resolution."""
+    producers = (first, activation, second)
+    plain = may_overwrite(x, *producers) and _is_plain(first) and _is_plain(second)
+    if not plain or len(bands(x)) == 1:
+        return second(activated(first, activation, x))
+    out = empty_map((x.shape[0], second.out_channels, *x.shape[2:]), x)
+    halo = second.padding[0]
+    for begin, end in bands(x):
+        above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
+        between = _activate(activation, _conv_rows(first, x, above, below), True)
+        out[:, :, begin:end] = _conv_rows(second, between, begin - above, end - above)
+    return out
+
+
+def add_conv(conv, x, residual):
+    """conv(x) + residual."""
+    if not (may_overwrite(x, conv) and _is_plain(conv)) or len(bands(x)) == 1:
+        return conv(x) + residual
+    out = empty_map(residual.shape, residual)
+    for begin, end in bands(x):
+        rows = _conv_rows(conv, x, begin, end)
+        torch.add(rows, residual[:, :, begin:end], out=out[:, :, begin:end])
+    return out
+
+
+def bands(x, scale=1):
+    """[(first row, last row + 1)] of x in bands of about BAND_BYTES, `scale` bytes for each of x."""
+    height = x.shape[2]
+    rows = max(BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1), 1)
+    return [(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
+
+
+def _activate(activation, x, in_place):
+    if in_place and isinstance(activation, nn.PReLU) and activation.weight.numel() == 1:
+        return F.leaky_relu_(x, activation.weight.item())
+    return activation(x)
+
+
+def _is_plain(conv):
+    """Whether a band of the rows of the convolution's output needs only a band of its input."""
+    return (
+        type(conv) is nn.Conv2d
+        and conv.kernel_size in ((1, 1), (3, 3))
+        and conv.padding == tuple(size // 2 for size in conv.kernel_size)
+        and conv.padding_mode == "zeros"
+        and conv.stride == conv.dilation == (1, 1)
     )
-    return F.leaky_relu_(conv(x), activation.weight.item()) if in_place else activation(conv(x))
+
+
+def _conv_rows(conv, x, begin, end):
+    """Rows [begin, end) of conv(x) for a plain convolution."""
+    halo = conv.padding[0]
+    above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
+    rows = x[:, :, above:below]
+    if above == begin - halo and below == end + halo:
+        return F.conv2d(rows, conv.weight, conv.bias, padding=(0, halo), groups=conv.groups)
+    # At the border of the map the zeros around it count; around other rows they are cut off.
+    return conv(rows)[:, :, begin - above : end - above]

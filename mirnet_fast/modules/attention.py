@@ -1,25 +1,35 @@
 """SKFF and DAU on the fused ops."""
 
+import torch
+
 from .. import ops, reference
-from ._inference import activated, slope_of
+from ._arena import empty_map
+from ._inference import activated_conv, may_write_into, slope_of
 
 
 class SKFF(reference.SKFF):
     """Selective kernel feature fusion: one fused op (section 3.1, equations 1 and 2)."""
 
-    def forward(self, branches):
-        """[(N, C, H, W)] * height -> (N, C, H, W)."""
+    def forward(self, branches, spare=None):
+        """[(N, C, H, W)] * height -> (N, C, H, W).
+
+        spare: a branch that may be overwritten with the result where no gradient is wanted.
+        """
         reduce, activation = self.conv_du
         branches = list(branches)
         biases = [fc.bias for fc in self.fcs]
-        return ops.skff_select(
-            branches,
+        weights = (
             reduce.weight,
             reduce.bias,
             slope_of(activation, reduce.weight),
             [fc.weight for fc in self.fcs],
             [] if biases[0] is None else biases,
         )
+        if not may_write_into("skff_select", branches[0]):
+            return ops.skff_select(branches, *weights)
+        out = empty_map(branches[0].shape, branches[0]) if spare is None else spare
+        torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights)
+        return out
 
 
 class DAU(reference.DAU):
@@ -29,9 +39,8 @@ class DAU(reference.DAU):
         """(N, C, H, W) -> (N, C, H, W)."""
         first, act, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
-        return ops.dau_attention(
-            second(activated(first, act, x)),
-            x,
+        r = activated_conv(first, act, second, x)
+        weights = (
             self.SA.spatial.conv.weight,
             squeeze.weight,
             squeeze.bias,
@@ -40,3 +49,7 @@ class DAU(reference.DAU):
             self.conv1x1.weight,
             self.conv1x1.bias,
         )
+        if not may_write_into("dau_attention", r, second):
+            return ops.dau_attention(r, x, *weights)
+        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, x, *weights)
+        return r

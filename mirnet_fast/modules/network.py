@@ -1,8 +1,12 @@
 """MSRB, RRG and MIRNet of the fused parts."""
 
+import contextlib
+
 import torch
 
 from .. import reference
+from ._arena import arena
+from ._inference import add_conv, may_overwrite
 from .attention import DAU, SKFF
 from .resampling import DownSample, UpSample
 
@@ -31,15 +35,15 @@ class MSRB(reference.MSRB):
                 fused.append(self._fuse(streams, j, halved))
                 del halved[j - 1 :]
             branches = [self.resample(streams.pop(), j, 0) for j in reversed(range(self.height))]
-            fused.append(self.selective_kernel[0](branches[::-1]))
+            fused.append(self._select_over(branches[::-1]))
             del branches
             for j in range(self.height):
                 streams.append(self.blocks[j][column](fused.pop()))
         full = [self.last_up[str(j)](streams.pop()) for j in reversed(range(1, self.height))]
         full.append(streams.pop())
-        merged = self.selective_kernel[0](full[::-1])
+        merged = self._select_over(full[::-1])
         full.clear()
-        y = x + self.conv_out(merged)
+        y = add_conv(self.conv_out, merged, x)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 
@@ -50,11 +54,28 @@ class MSRB(reference.MSRB):
         ]
         return self.selective_kernel[target](branches)
 
+    def _select_over(self, branches):
+        """SKFF of stream 0, over the last branch where nobody else can hold what resampling made."""
+        skff = self.selective_kernel[0]
+        resamplers = (*self.up.modules(), *self.last_up.modules())
+        if self.height > 1 and isinstance(skff, SKFF) and may_overwrite(branches[-1], skff, *resamplers):
+            return skff(branches, branches[-1])
+        return skff(branches)
+
 
 class RRG(reference.RRG):
     """Recursive residual group (section 3)."""
 
     MSRB = MSRB
+
+    def forward(self, x):
+        if not may_overwrite(x, self.body):
+            return super().forward(x)
+        *blocks, conv = self.body
+        y = x
+        for block in blocks:
+            y = block(y)
+        return add_conv(conv, y, x)
 
 
 class MIRNet(reference.MIRNet):
@@ -77,5 +98,8 @@ class MIRNet(reference.MIRNet):
                 "(mirnet_fast.restore pads any size)"
             )
         inside = x.contiguous(memory_format=torch.channels_last)
-        y = self.conv_out(self.body(self.conv_in(inside))) + inside
+        # Of the maps at full resolution seven are there at a time; the rest is for gaps.
+        size = 12 * self.conv_in.out_channels * inside.nbytes // max(inside.shape[1], 1)
+        with arena(size) if size and may_overwrite(x) else contextlib.nullcontext():
+            y = self.conv_out(self.body(self.conv_in(inside))) + inside
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()

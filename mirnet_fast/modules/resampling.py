@@ -4,7 +4,8 @@ import torch
 
 from .. import ops, reference
 from ..reference.filters import binomial_filter
-from ._inference import activated, may_write_into
+from ._arena import empty_map
+from ._inference import activated, activated_conv, bands, may_write_into
 
 
 class Downsample(reference.Downsample):
@@ -41,41 +42,35 @@ class ResidualDownSample(reference.ResidualDownSample):
     def forward(self, x):
         """(N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2))."""
         expand, act, conv, tail_act, _, project = self.top
-        return ops.residual_down_tail(
-            conv(activated(expand, act, x)),
-            x,
-            tail_act.weight,
-            project.weight,
-            project.bias,
-            self.bot[1].weight,
-            self.bot[1].bias,
-        )
+        top = activated_conv(expand, act, conv, x)
+        weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
+        if not may_write_into("residual_down_tail", x):
+            return ops.residual_down_tail(top, x, *weights)
+        n, _, height, width = x.shape
+        out = empty_map((n, project.out_channels, (height + 1) // 2, (width + 1) // 2), x)
+        torch.ops.mirnet_fast_cpu.residual_down_tail_into(out, top, x, *weights)
+        return out
 
 
 class ResidualUpSample(reference.ResidualUpSample):
     """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b).
 
-    Inference on the CPU goes through the large map in bands of rows, so that of the largest
-    maps of the network, the transposed convolution's input and output, only a part is ever there.
+    Inference on the CPU goes through the large map in bands of rows, so that of the largest map
+    of the network, the transposed convolution's output, only a part is ever there.
     """
-
-    BAND_BYTES = 2**22  # of the large map; a band stays in the last-level cache
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
         expand, act, conv, tail_act, project = self.top
         weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
-        n, _, height, width = x.shape
-        rows = self.BAND_BYTES // max(4 * x[:, :, :1].nbytes, 1)
-        if not 0 < rows < height or not may_write_into("residual_up_tail", x, expand, act, conv):
+        if x.numel() == 0 or not may_write_into("residual_up_tail", x, expand, act, conv):
             return ops.residual_up_tail(conv(activated(expand, act, x)), x, *weights)
-        shape = (n, project.out_channels, 2 * height, 2 * width)
-        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        for first in range(0, height, rows):
-            last = min(first + rows, height)
+        n, _, height, width = x.shape
+        out = empty_map((n, project.out_channels, 2 * height, 2 * width), x)
+        for begin, end in bands(x, scale=4):
             # An odd row of the large map also reads the next small row.
-            top = conv(activated(expand, act, x[:, :, first : last + 1]))[:, :, : 2 * (last - first)]
-            torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * first)
+            top = conv(activated(expand, act, x[:, :, begin : end + 1]))[:, :, : 2 * (end - begin)]
+            torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * begin)
             del top
         return out
 

@@ -3,7 +3,7 @@
 import torch
 
 from . import _checks
-from ._registration import autocast, call, register
+from ._registration import autocast, call, register, register_in_place
 
 
 def dau_attention(
@@ -84,19 +84,23 @@ def output_shape(r, *rest):
     return r.shape
 
 
+ARGUMENTS = [
+    "Tensor r",
+    "Tensor? x",
+    "Tensor spatial_weight",
+    "Tensor squeeze_weight",
+    "Tensor? squeeze_bias",
+    "Tensor excite_weight",
+    "Tensor? excite_bias",
+    "Tensor fuse_weight",
+    "Tensor? fuse_bias",
+]
+
 register(
     "dau_attention",
-    [
-        "Tensor r",
-        "Tensor? x",
-        "Tensor spatial_weight",
-        "Tensor squeeze_weight",
-        "Tensor? squeeze_bias",
-        "Tensor excite_weight",
-        "Tensor? excite_bias",
-        "Tensor fuse_weight",
-        "Tensor? fuse_bias",
-    ],
+    ARGUMENTS,
     output_shape,
     residual=1,
 )
+
+register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS])

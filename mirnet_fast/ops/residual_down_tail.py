@@ -1,7 +1,7 @@
 """residual_down_tail: PReLU, blur-pool of both halves, both 1x1 convolutions and their sum."""
 
 from . import _checks
-from ._registration import autocast, call, register
+from ._registration import autocast, call, register, register_in_place
 
 
 def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
@@ -44,16 +44,20 @@ def output_shape(top, bottom, slope, top_weight, *rest):
     return n, top_weight.shape[0], (height + 1) // 2, (width + 1) // 2
 
 
+ARGUMENTS = [
+    "Tensor top",
+    "Tensor bottom",
+    "Tensor slope",
+    "Tensor top_weight",
+    "Tensor? top_bias",
+    "Tensor bottom_weight",
+    "Tensor? bottom_bias",
+]
+
 register(
     "residual_down_tail",
-    [
-        "Tensor top",
-        "Tensor bottom",
-        "Tensor slope",
-        "Tensor top_weight",
-        "Tensor? top_bias",
-        "Tensor bottom_weight",
-        "Tensor? bottom_bias",
-    ],
+    ARGUMENTS,
     output_shape,
 )
+
+register_in_place("residual_down_tail_into", ["Tensor(a!) out", *ARGUMENTS])

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from . import _checks
-from ._registration import call, cast, register
+from ._registration import call, cast, register, register_in_place
 
 
 def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
@@ -70,15 +70,19 @@ def output_shape(branches, *weights):
     return branches[0].shape
 
 
+ARGUMENTS = [
+    "Tensor[] branches",
+    "Tensor reduce_weight",
+    "Tensor? reduce_bias",
+    "Tensor? slope",
+    "Tensor[] select_weights",
+    "Tensor[] select_biases",
+]
+
 register(
     "skff_select",
-    [
-        "Tensor[] branches",
-        "Tensor reduce_weight",
-        "Tensor? reduce_bias",
-        "Tensor? slope",
-        "Tensor[] select_weights",
-        "Tensor[] select_biases",
-    ],
+    ARGUMENTS,
     output_shape,
 )
+
+register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS])

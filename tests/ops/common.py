@@ -99,6 +99,35 @@ def gradient_maker(kind, dtype):
 
 
 @needs_kernels
+class WritesInto:
+    """Of the ops that inference gives a map to write into."""
+
+    @property
+    def into(self):
+        return getattr(torch.ops.mirnet_fast_cpu, f"{self.op}_into").default
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+    @pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "expanded"])
+    def test_into_a_map_of_any_strides(self, any_case, layout, dtype):
+        args = self.direct(self.cases[any_case](Values(dtype)))
+        expected = self.fast(*args)
+        out = Values(dtype, layout).map(*expected.shape)
+        self.into(out, *args)
+        # Another order of sums where the layout makes other tiles.
+        torch.testing.assert_close(out, expected, rtol=4 * torch.finfo(dtype).eps, atol=1e-5)
+
+    def test_into_opcheck(self):
+        args = self.direct(self.cases["tiny"](Values(torch.float32)))
+        torch.library.opcheck(self.into, (torch.zeros_like(self.fast(*args)), *args))
+
+    def test_into_a_map_that_does_not_fit(self):
+        args = self.direct(self.cases["tiny"](Values(torch.float32)))
+        right = self.fast(*args)
+        for wrong in (right[:, :-1], right[:1], right.double()):
+            with pytest.raises(RuntimeError, match=f"{self.op}: out must have"):
+                self.into(wrong.clone(), *args)
+
+
 class OpTests:
     """Subclasses set `op` and `cases`: {name: function of Values that gives the arguments}.
 

@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, on_tensors, run
+from .common import OpTests, Values, WritesInto, on_tensors, run
 
 
 def case(n, c, h, w, squeezed=2, taps=5, bias=False):
@@ -23,7 +23,7 @@ def case(n, c, h, w, squeezed=2, taps=5, bias=False):
     return make
 
 
-class TestDauAttention(OpTests):
+class TestDauAttention(WritesInto, OpTests):
     op = "dau_attention"
     residual = 1
     rounded_twice = (1,)  # r's gradient: the pooled terms are added in a second pass

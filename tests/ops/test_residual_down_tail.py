@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, run
+from .common import OpTests, Values, WritesInto, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -21,7 +21,7 @@ def case(n, c, h, w, outputs, slope=1, bias=False):
     return make
 
 
-class TestResidualDownTail(OpTests):
+class TestResidualDownTail(WritesInto, OpTests):
     op = "residual_down_tail"
     cases = {
         "plain": case(2, 16, 9, 12, 32),

@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, run
+from .common import OpTests, Values, WritesInto, run
 
 
 def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
@@ -20,7 +20,7 @@ def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
     return make
 
 
-class TestSkffSelect(OpTests):
+class TestSkffSelect(WritesInto, OpTests):
     op = "skff_select"
     cases = {
         "plain": case(2, 16, 9, 12),

@@ -1,0 +1,94 @@
+"""Memory for the feature maps of one forward.
+
+The system's allocator can't put a feature map where an equal one was before (alignment makes
+each a little larger than the gap), so a third of what a forward holds would be gaps. Here maps
+lie in one mapping that is as large as the pages written to, in large pages, and that is gone
+with the last tensor in it.
+"""
+
+import contextlib
+import math
+import mmap
+import threading
+import weakref
+from collections import deque
+
+import torch
+
+PAGE = 4096
+SMALLEST = 2**21  # maps below one large page are left to torch
+
+_current = threading.local()
+
+
+class Arena:
+    """First-fit ranges of a private mapping of `nbytes`.
+
+    Raises:
+        OSError: the system does not give the address space.
+    """
+
+    def __init__(self, nbytes):
+        self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._free = [(0, len(self._memory))]
+        self._returned = deque()  # by whatever thread drops a tensor; appending is atomic
+
+    def empty(self, shape, dtype):
+        """An uninitialised channels_last (N, C, H, W) tensor, None where nothing is left."""
+        n, c, h, w = shape
+        count = math.prod(shape)
+        taken = self._take(-(-count * dtype.itemsize // PAGE) * PAGE)
+        if taken is None:
+            return None
+        view = memoryview(self._memory)[slice(*taken)]
+        # The tensor's storage holds the view: the range comes back with the last tensor on it.
+        weakref.finalize(view, self._returned.append, taken).atexit = False
+        return torch.frombuffer(view, dtype=dtype, count=count).view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def _take(self, nbytes):
+        while self._returned:
+            self._give_back(*self._returned.popleft())
+        for i, (begin, end) in enumerate(self._free):
+            if end - begin >= nbytes:
+                self._free[i : i + 1] = [(begin + nbytes, end)] if end - begin > nbytes else []
+                return begin, begin + nbytes
+        return None
+
+    def _give_back(self, begin, end):
+        merged = []
+        for other in self._free:
+            if other[1] == begin:
+                begin = other[0]
+            elif other[0] == end:
+                end = other[1]
+            else:
+                merged.append(other)
+        self._free = sorted([*merged, (begin, end)])
+
+
+@contextlib.contextmanager
+def arena(nbytes):
+    """Maps made by this thread inside lie in one Arena; in that of the outer `with` if nested."""
+    if getattr(_current, "arena", None) is not None or not hasattr(mmap, "MADV_HUGEPAGE"):
+        yield
+        return
+    try:
+        _current.arena = Arena(nbytes)
+    except OSError:  # the ordinary allocator may still find room
+        _current.arena = None
+    try:
+        yield
+    finally:
+        _current.arena = None
+
+
+def empty_map(shape, like):
+    """An uninitialised channels_last map with the dtype of `like`, in this thread's arena if any."""
+    arena = getattr(_current, "arena", None)
+    result = None
+    if arena is not None and math.prod(shape) * like.itemsize >= SMALLEST:
+        result = arena.empty(shape, like.dtype)
+    if result is None:
+        result = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return result
