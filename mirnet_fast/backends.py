@@ -5,6 +5,7 @@ and "reference" (plain PyTorch, always there) where none has. An explicit choice
 refused with the reason: nothing falls back behind it.
 """
 
+import importlib.util
 import os
 
 import torch
@@ -16,11 +17,16 @@ VARIABLE = "MIRNET_FAST_BACKEND"
 
 # What the kernels of a backend take; a backend that could not be loaded stands in _UNAVAILABLE.
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpu": ("cpu",)}
-_DTYPES = {"cpu": (torch.float32, torch.bfloat16, torch.float64)}
-_UNAVAILABLE = {
-    "cuda": "this version has no CUDA C++ kernels",
-    "triton": "this version has no Triton kernels",
+_DTYPES = {
+    "triton": (torch.float32, torch.float16, torch.bfloat16),
+    "cpu": (torch.float32, torch.bfloat16, torch.float64),
 }
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_UNAVAILABLE = {"cuda": "this version has no CUDA C++ kernels"}
+if importlib.util.find_spec("triton") is None:
+    _UNAVAILABLE["triton"] = "Triton is not installed; try: pip install 'mirnet-fast[triton]'"
+elif not torch.cuda.is_available() and not _INTERPRETED:
+    _UNAVAILABLE["triton"] = "torch finds no GPU (TRITON_INTERPRET=1 runs the kernels without, slowly)"
 if _native.cpu_library_error() is not None:
     _UNAVAILABLE["cpu"] = _native.cpu_library_error()
 
@@ -82,7 +88,10 @@ def _obstacle(backend, device_type, dtype):
         return None
     if backend in _UNAVAILABLE:
         return _UNAVAILABLE[backend]
-    if device_type not in _DEVICES[backend]:
+    if device_type == "cpu" and backend == "triton" and _INTERPRETED:
+        if _forced != "triton":
+            return "is only interpreted here, for tests: it has to be chosen explicitly"
+    elif device_type not in _DEVICES[backend]:
         return f"has no kernels for device {device_type!r}"
     if dtype not in _DTYPES[backend]:
         return f"has no kernels for {dtype}"

@@ -12,8 +12,8 @@ import torch
 
 def moved(value, generator, ulps=0.5):
     """The value in float64, each element moved by up to so many ulp of its dtype."""
-    noise = torch.rand(value.shape, generator=generator, dtype=torch.float64) * 2 - 1
-    return value.double() * (1 + ulps * noise * torch.finfo(value.dtype).eps)
+    noise = torch.rand(value.shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
+    return value.double() * (1 + ulps * noise.to(value.device) * torch.finfo(value.dtype).eps)
 
 
 def distance(a, b):

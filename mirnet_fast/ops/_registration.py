@@ -6,11 +6,13 @@ arguments, in their order. The backward recomputes what it needs from the argume
 else is saved. The schema stands here once; C++ only adds kernels to it.
 """
 
+import importlib
+
 import torch
 
 from .. import backends, reference
 
-KERNEL_BACKENDS = ("cpu",)
+KERNEL_BACKENDS = ("cpu", "triton")
 
 _libraries = {b: torch.library.Library(f"mirnet_fast_{b}", "FRAGMENT") for b in KERNEL_BACKENDS}
 _overloads = {}
@@ -46,6 +48,9 @@ def register(name, arguments, output_shape, residual=None):
         _register_autograd(forward, gradient, residual, library)
         torch.library.register_autograd(backward, _no_double_backward(name), lib=library)
         _overloads[name, backend] = getattr(getattr(torch.ops, namespace), name).default
+    for key in ("CUDA", "CPU"):  # the CPU for the interpreter
+        _libraries["triton"].impl(name, _triton_kernel(name, name), key)
+        _libraries["triton"].impl(f"{name}_backward", _triton_kernel(name, f"{name}_backward"), key)
 
 
 def register_in_place(name, arguments):
@@ -56,6 +61,15 @@ def register_in_place(name, arguments):
     library = _libraries["cpu"]
     library.define(f"{name}({', '.join(arguments)}) -> ()", tags=torch.Tag.pt2_compliant_tag)
     torch.library.register_fake(f"mirnet_fast_cpu::{name}", lambda *args: None, lib=library)
+
+
+def _triton_kernel(name, function):
+    """kernels/NAME.py's function, imported when it is first called: importing needs no Triton."""
+
+    def run(*args):
+        return getattr(importlib.import_module(f"mirnet_fast.kernels.{name}"), function)(*args)
+
+    return run
 
 
 def call(name, *args):

@@ -1,9 +1,11 @@
 """What is asked of every fused op; a test file names its op and its cases and inherits the rest."""
 
+import importlib
 import threading
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
@@ -11,6 +13,8 @@ import mirnet_fast
 from mirnet_fast import _native, backends, ops, reference
 
 from ..tolerance import assert_contract, distance, moved
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 LAYOUTS = ("nchw", "channels_last", "sliced", "every_second", "expanded", "transposed")
 GRADIENTS = ("dense", "other_layout", "expanded", "sliced", "narrowed")
@@ -42,29 +46,29 @@ def lay_out(value, layout):
     if layout == "transposed":
         return value.transpose(2, 3).contiguous().transpose(2, 3)
     if layout == "sliced":
-        big = torch.full((n, c + 5, h + 2, w + 3), float("nan"), dtype=value.dtype)
+        big = value.new_full((n, c + 5, h + 2, w + 3), float("nan"))
         big = big.contiguous(memory_format=torch.channels_last)
         view = big[:, 2 : c + 2, 1 : h + 1, 2 : w + 2]
     else:
-        view = torch.full((n, c, h, 2 * w), float("nan"), dtype=value.dtype)[..., ::2]
+        view = value.new_full((n, c, h, 2 * w), float("nan"))[..., ::2]
     return view.copy_(value)
 
 
 class Values:
     """Draws the arguments of a case: feature maps in a layout, weights as they come."""
 
-    def __init__(self, dtype=torch.float64, layout="nchw", seed=0):
-        self.dtype, self.layout = dtype, layout
+    def __init__(self, dtype=torch.float64, layout="nchw", seed=0, device="cpu"):
+        self.dtype, self.layout, self.device = dtype, layout, device
         self.generator = torch.Generator().manual_seed(seed)
 
     def weight(self, *shape):
         fan_in = max(1, torch.Size(shape[1:]).numel())
-        value = torch.randn(shape, generator=self.generator, dtype=torch.float64) / fan_in**0.5
-        return value.to(self.dtype)
+        value = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu") / fan_in**0.5
+        return value.to(self.device, self.dtype)
 
     def map(self, *shape):
-        value = torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.dtype)
-        return lay_out(value, self.layout)
+        value = torch.randn(shape, generator=self.generator, dtype=torch.float64, device="cpu")
+        return lay_out(value.to(self.device, self.dtype), self.layout)
 
 
 def tensors(args):
@@ -85,9 +89,10 @@ def run(function, args, make_grad):
 def gradient_maker(kind, dtype):
     def make(output):
         generator = torch.Generator().manual_seed(7)
-        value = torch.randn(output.shape, generator=generator, dtype=torch.float64).to(dtype)
+        value = torch.randn(output.shape, generator=generator, dtype=torch.float64, device="cpu")
+        value = value.to(output.device, dtype)
         if kind == "expanded":
-            return torch.ones((), dtype=output.dtype).expand(output.shape)
+            return output.new_ones(()).expand(output.shape)
         if kind == "sliced":
             return lay_out(value, "sliced").to(output.dtype)
         if kind == "narrowed":  # as the backward of torch.cat gives it
@@ -128,7 +133,29 @@ class WritesInto:
                 self.into(wrong.clone(), *args)
 
 
-class OpTests:
+def check_special_values(test, clean, special):
+    """A special value in each tensor in turn ends where the reference's does."""
+    dtype = tensors(clean)[0].dtype
+    count = len(tensors(clean))
+    for place in range(count + 1):
+        args = on_tensors(torch.clone, clean)
+        output_grad = gradient_maker("dense", dtype)(test.fast(*args))
+        value = [*tensors(args), output_grad][place]
+        # In a window's middle, where no zero of the padding meets it: libraries differ there.
+        middle = (-1, 3, 4, 5) if value.shape[-1] > 5 else tuple(size // 2 for size in value.shape)
+        value[middle] = special
+        fasts = run(test.fast, args, lambda _, g=output_grad: g)
+        exact = on_tensors(torch.Tensor.double, args)
+        oracles = run(test.reference, exact, lambda _, g=output_grad: g.double())
+        assert not all(oracle.isfinite().all() for oracle in oracles)
+        for i, (fast, expected) in enumerate(zip(fasts, oracles, strict=True)):
+            where = f"special value in tensor {place}, result {i}"
+            assert torch.equal(fast.isfinite(), expected.isfinite()), where
+            if test.orders_infinities:
+                assert torch.equal(fast.isnan(), expected.isnan()), where
+
+
+class OpCase:
     """Subclasses set `op` and `cases`: {name: function of Values that gives the arguments}.
 
     `cases["tiny"]` is small enough for gradcheck, and names every optional argument;
@@ -137,14 +164,8 @@ class OpTests:
 
     op = None
     cases = {}
+    backend = None
     residual = None  # the argument that the backward does not take
-    orders_infinities = True
-    rounded_twice = ()  # results, the output being 0, that pass through memory in their dtype
-
-    @pytest.fixture(autouse=True)
-    def on_the_cpu_kernels(self):
-        with mirnet_fast.use_backend("cpu"):
-            yield
 
     @property
     def fast(self):
@@ -155,12 +176,56 @@ class OpTests:
         return getattr(reference, self.op)
 
     @property
+    def namespace(self):
+        return getattr(torch.ops, f"mirnet_fast_{self.backend}")
+
+    @property
     def overload(self):
-        return getattr(torch.ops.mirnet_fast_cpu, self.op).default
+        return getattr(self.namespace, self.op).default
 
     @property
     def backward_overload(self):
-        return getattr(torch.ops.mirnet_fast_cpu, f"{self.op}_backward").default
+        return getattr(self.namespace, f"{self.op}_backward").default
+
+    def direct(self, args):
+        """The arguments of the registered op: the public function's, lists for tuples."""
+        return tuple(list(a) if isinstance(a, (list, tuple)) else a for a in args)
+
+    def direct_backward(self, args):
+        """The arguments of the registered backward."""
+        kept = [a for i, a in enumerate(self.direct(args)) if i != self.residual]
+        return torch.ones_like(self.fast(*args)), *kept
+
+    def check_contract(self, args, make_grad, draws):
+        dtype = tensors(args)[0].dtype
+        generator = torch.Generator().manual_seed(11)
+        nearby = [on_tensors(lambda t: moved(t, generator, ulps=2).to(dtype), args) for _ in range(draws)]
+
+        def oracle(values):
+            return run(self.reference, on_tensors(lambda t: t.double(), values), make_grad)
+
+        expected = oracle(args)
+        pairs = [(run(self.reference, args, make_grad), expected)]
+        pairs += [(run(self.reference, values, make_grad), oracle(values)) for values in nearby]
+        moved_oracles = [oracle(on_tensors(lambda t: moved(t, generator), args)) for _ in range(draws)]
+        for i, value in enumerate(run(self.fast, args, make_grad)):
+            assert value.dtype == dtype
+            name = "output" if i == 0 else f"gradient {i - 1}"
+            errors = [distance(low[i], exact[i]) for low, exact in pairs]
+            assert_contract(name, value, expected[i], errors, [m[i] for m in moved_oracles])
+
+
+class OpTests(OpCase):
+    """What is asked of the C++ kernels of an op."""
+
+    backend = "cpu"
+    orders_infinities = True
+    rounded_twice = ()  # results, the output being 0, that pass through memory in their dtype
+
+    @pytest.fixture(autouse=True)
+    def on_the_cpu_kernels(self):
+        with mirnet_fast.use_backend("cpu"):
+            yield
 
     @pytest.mark.parametrize("gradient", GRADIENTS)
     @pytest.mark.parametrize("layout", LAYOUTS)
@@ -198,24 +263,6 @@ class OpTests:
             allowed = nearest + 1e-5 * value.abs().clamp_min(1e-2 * value.abs().mean())
             assert ((rounded - value).abs() <= allowed).all()
 
-    def check_contract(self, args, make_grad, draws):
-        dtype = tensors(args)[0].dtype
-        generator = torch.Generator().manual_seed(11)
-        nearby = [on_tensors(lambda t: moved(t, generator, ulps=2).to(dtype), args) for _ in range(draws)]
-
-        def oracle(values):
-            return run(self.reference, on_tensors(lambda t: t.double(), values), make_grad)
-
-        expected = oracle(args)
-        pairs = [(run(self.reference, args, make_grad), expected)]
-        pairs += [(run(self.reference, values, make_grad), oracle(values)) for values in nearby]
-        moved_oracles = [oracle(on_tensors(lambda t: moved(t, generator), args)) for _ in range(draws)]
-        for i, value in enumerate(run(self.fast, args, make_grad)):
-            assert value.dtype == dtype
-            name = "output" if i == 0 else f"gradient {i - 1}"
-            errors = [distance(low[i], exact[i]) for low, exact in pairs]
-            assert_contract(name, value, expected[i], errors, [m[i] for m in moved_oracles])
-
     def test_gradcheck(self):
         args = on_tensors(lambda t: t.detach().requires_grad_(), self.cases["tiny"](Values()))
         flat, spec = tree_flatten(args)
@@ -235,15 +282,6 @@ class OpTests:
         args = on_tensors(lambda t: t.detach().requires_grad_(), args)
         torch.library.opcheck(self.overload, self.direct(args))
 
-    def direct(self, args):
-        """The arguments of the registered op: the public function's, lists for tuples."""
-        return tuple(list(a) if isinstance(a, (list, tuple)) else a for a in args)
-
-    def direct_backward(self, args):
-        """The arguments of the registered backward."""
-        kept = [a for i, a in enumerate(self.direct(args)) if i != self.residual]
-        return torch.ones_like(self.fast(*args)), *kept
-
     @pytest.mark.parametrize("layout", LAYOUTS[:2])
     def test_strides_of_the_output_follow_the_input(self, layout):
         output = self.fast(*self.cases["plain"](Values(torch.float32, layout)))
@@ -260,24 +298,7 @@ class OpTests:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
     def test_special_values_go_through(self, special, dtype):
-        clean = self.cases["plain"](Values(dtype, "channels_last"))
-        count = len(tensors(clean))
-        for place in range(count + 1):
-            args = on_tensors(torch.clone, clean)
-            output_grad = gradient_maker("dense", dtype)(self.fast(*args))
-            value = [*tensors(args), output_grad][place]
-            # In a window's middle, where no zero of the padding meets it: libraries differ there.
-            middle = (-1, 3, 4, 5) if value.shape[-1] > 5 else tuple(size // 2 for size in value.shape)
-            value[middle] = special
-            fasts = run(self.fast, args, lambda _, g=output_grad: g)
-            exact = on_tensors(torch.Tensor.double, args)
-            oracles = run(self.reference, exact, lambda _, g=output_grad: g.double())
-            assert not all(oracle.isfinite().all() for oracle in oracles)
-            for i, (fast, expected) in enumerate(zip(fasts, oracles, strict=True)):
-                where = f"special value in tensor {place}, result {i}"
-                assert torch.equal(fast.isfinite(), expected.isfinite()), where
-                if self.orders_infinities:
-                    assert torch.equal(fast.isnan(), expected.isnan()), where
+        check_special_values(self, self.cases["plain"](Values(dtype, "channels_last")), special)
 
     def test_only_some_inputs_want_gradients(self):
         args = self.cases["plain"](Values())
@@ -435,3 +456,88 @@ class OpTests:
         args = on_tensors(lambda t: t.long(), self.cases["plain"](Values()))
         with pytest.raises(TypeError, match=rf"^{self.op}: .* floating point; got torch.int64"):
             self.fast(*args)
+
+
+class TritonTests(OpCase):
+    """What is asked of the Triton kernels of an op, by the interpreter or on a GPU."""
+
+    backend = "triton"
+    orders_infinities = True
+
+    @pytest.fixture(autouse=True)
+    def on_the_triton_kernels(self):
+        if "triton" in backends._UNAVAILABLE:
+            pytest.skip(f"no Triton here: {backends._UNAVAILABLE['triton']}")
+        with mirnet_fast.use_backend("triton"), torch.device(DEVICE):
+            yield
+
+    def values(self, dtype=torch.float32, layout="channels_last"):
+        return Values(dtype, layout, device=DEVICE)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+    def test_contract(self, any_case, dtype):
+        self.check_contract(self.cases[any_case](self.values(dtype)), gradient_maker("dense", dtype), draws=2)
+
+    @pytest.mark.parametrize(("layout", "gradient"), LAYOUT_PAIRS)
+    def test_layouts(self, layout, gradient):
+        args = self.cases["plain"](self.values(torch.float32, layout))
+        self.check_contract(args, gradient_maker(gradient, torch.float32), draws=1)
+
+    def test_wide_offsets(self, monkeypatch):
+        # As for an image of 2**31 values and more.
+        args = self.cases["plain"](self.values())
+        expected = run(self.fast, args, torch.ones_like)
+        common = importlib.import_module("mirnet_fast.kernels._common")
+        asked = []
+        module = importlib.import_module(f"mirnet_fast.kernels.{self.op}")
+        wide = common.tl.int64
+        monkeypatch.setattr(module, "offset_type", lambda *maps: asked.append(maps) or wide)
+        actual = run(self.fast, args, torch.ones_like)
+        assert len(asked) >= 2
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+    def test_opcheck(self):
+        args = self.cases["tiny"](self.values())
+        torch.library.opcheck(self.overload, self.direct(args))
+        torch.library.opcheck(self.backward_overload, self.direct_backward(args))
+        args = on_tensors(lambda t: t.detach().requires_grad_(), args)
+        torch.library.opcheck(self.overload, self.direct(args))
+
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_strides_of_the_output_are_those_of_the_fake(self, layout):
+        args = self.direct(self.cases["plain"](self.values(torch.float32, layout)))
+        with FakeTensorMode() as mode:
+            fake = on_tensors(mode.from_tensor, args)
+            promised = [self.overload(*fake), *self.backward_overload(*self.direct_backward(fake))]
+        kept = [self.overload(*args), *self.backward_overload(*self.direct_backward(args))]
+        assert [t.stride() for t in kept] == [t.stride() for t in promised]
+
+    def test_empty_batch(self):
+        args = self.cases["plain"](self.values())
+        args = on_tensors(lambda t: t[:0] if t.dim() == 4 and t.shape[2] > 5 else t, args)
+        values = run(self.fast, args, torch.ones_like)
+        assert values[0].shape[0] == 0
+        assert all(torch.all(v == 0) for v in values if v.numel())
+
+    @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+    def test_special_values_go_through(self, special):
+        check_special_values(self, self.cases["plain"](self.values()), special)
+
+    def test_compile(self):
+        torch.compiler.reset()
+        compiled = torch.compile(self.fast, fullgraph=True, backend="aot_eager")
+        args = self.cases["plain"](self.values())
+        pairs = zip(run(compiled, args, torch.ones_like), run(self.fast, args, torch.ones_like), strict=True)
+        for actual, expected in pairs:
+            assert torch.equal(actual, expected)
+            assert actual.stride() == expected.stride()
+
+    def test_float64_has_no_kernels(self):
+        with pytest.raises(backends.BackendError, match=rf"{self.op}: .*'triton'.*float64"):
+            self.fast(*self.cases["plain"](self.values(torch.float64)))
+
+    def test_the_same_every_time(self):
+        args = self.cases["plain"](self.values())
+        results = [run(self.fast, args, torch.ones_like) for _ in range(3)]
+        for result in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))

@@ -7,7 +7,7 @@ import torch
 from mirnet_fast import ops, reference
 
 from ..test_reference import GOLDEN, relative, tensor
-from .common import OpTests, Values
+from .common import OpTests, TritonTests, Values
 
 
 def case(n, c, h, w, *settings):
@@ -61,3 +61,14 @@ class TestBlurPool(OpTests):
     def test_bad_settings(self, settings, message):
         with pytest.raises((TypeError, ValueError), match=f"^blur_pool: {message}"):
             ops.blur_pool(torch.zeros(1, 2, 3, 9), *settings)
+
+
+class TestBlurPoolTriton(TritonTests):
+    op = "blur_pool"
+    cases = TestBlurPool.cases
+
+    def test_many_settings(self):
+        for settings in itertools.product(range(1, 8), ["reflect", "replicate", "zero"], (1, 3), (0, 1)):
+            x = self.values().map(1, 2, 6, 11)
+            args = (x, *settings)
+            torch.testing.assert_close(ops.blur_pool(*args), reference.blur_pool(*args))

@@ -1,0 +1,96 @@
+"""What the Triton kernels share: the interpreter, layouts, tiles of pixels, launches.
+
+Feature maps are channels_last inside: a pixel is C consecutive values. A map whose channels are
+consecutive is read in place, whatever its other strides; any other is converted once (`map_in`).
+A tile is TH x TW pixels of one image, so that an operator that looks at neighbours reads little
+more than the tile. The offset of an image is 64 bits wide, offsets within one are where they must.
+
+Works with triton 3.6 to 3.9. Every load is cast to float32 at once and every sum is float32: the
+interpreter's bfloat16 arithmetic is wrong, and a GPU's would be too short.
+"""
+
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+# TRITON_INTERPRET=1 runs the kernels on the CPU, for tests.
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+def map_in(x):
+    """x with consecutive channels: itself where it has them, else its one conversion."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def map_out(shape, like, dtype=None):
+    """An uninitialised channels_last map for a kernel to write."""
+    return torch.empty(
+        shape, dtype=dtype or like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def laid_out_like(out, x):
+    """`out` in the memory format that the op promises for an input x: x's.
+
+    The rule is that of mirnet_fast/ops/_registration.py: channels_last where x is.
+    """
+    return out if x.stride(1) == 1 and x.stride(3) != 1 else out.contiguous()
+
+
+def strides(x):
+    """Strides of image, row and pixel."""
+    return x.stride(0), x.stride(2), x.stride(3)
+
+
+def offset_type(*maps):
+    """Type of the offsets within one image: 32 bits where they reach."""
+    reach = max(sum((s - 1) * abs(d) for s, d in zip(m.shape[1:], m.stride()[1:], strict=True)) for m in maps)
+    return tl.int64 if reach >= 2**31 else tl.int32
+
+
+def operand_type(dtype):
+    """Type in which a matrix product takes its operands."""
+    if dtype == torch.float16:
+        return tl.float16
+    if dtype == torch.bfloat16:
+        return tl.float32 if INTERPRETED else tl.bfloat16
+    return tl.float32
+
+
+def product_precision():
+    """How float32 operands are multiplied: in TF32 only where torch's own switch allows it."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def on_device(x):
+    """Launches inside go to x's device, on its current stream."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def power_of_two(n, low=16):
+    """The next power of two, at least `low`, the smallest side of a matrix product."""
+    return max(triton.next_power_of_2(n), low)
+
+
+@triton.jit
+def pixels_of(tile, height, width, TH: tl.constexpr, TW: tl.constexpr):
+    """(image, row, column, inside) of the pixels of a tile; the image is one number."""
+    down, across = tl.cdiv(height, TH), tl.cdiv(width, TW)
+    rest = tile % (down * across)
+    i = tl.arange(0, TH * TW)
+    h = rest // across * TH + i // TW
+    w = rest % across * TW + i % TW
+    return tile // (down * across), h, w, (h < height) & (w < width)
+
+
+@triton.jit
+def at(n, h, w, stride_n, stride_h, stride_w, OFFSET: tl.constexpr):
+    """Offset of pixels (h, w) of image n."""
+    return n.to(tl.int64) * stride_n + h.to(OFFSET) * stride_h + w.to(OFFSET) * stride_w
+
+
+def tiles(n, height, width, th, tw):
+    """How many tiles cover n images."""
+    return n * triton.cdiv(height, th) * triton.cdiv(width, tw)
