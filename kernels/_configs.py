@@ -13,6 +13,10 @@ from ._common import INTERPRETED
 
 DEFAULT = {
     "blur_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
+    "skff_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
+    "skff_attend": {"BLOCK": 32, "num_warps": 8},
+    "skff_combine": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
+    "skff_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
 }
 
 # {(GPU name, kernel, dtype name, channels): options}, written from measured runs.

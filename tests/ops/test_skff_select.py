@@ -1,9 +1,11 @@
+import importlib
+
 import pytest
 import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, WritesInto, run
+from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, run
 
 
 def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
@@ -71,3 +73,27 @@ class TestSkffSelect(WritesInto, OpTests):
             ops.skff_select(branches[:2], *weights)
         with pytest.raises(ValueError, match="select_biases must be empty or hold 3, one a branch; got 1"):
             ops.skff_select(branches, *weights[:-1], [torch.zeros(16)])
+
+
+class TestSkffSelectTriton(TritonTests):
+    op = "skff_select"
+    cases = TestSkffSelect.cases
+
+    @pytest.mark.parametrize("partials", [1, 3, 7])
+    def test_partial_sums(self, monkeypatch, partials):
+        kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
+        small = {"TH": 2, "TW": 4, "BC": 8, "num_warps": 4}
+        block = {"BLOCK": 2, "num_warps": 4}
+        monkeypatch.setattr(kernels, "config", lambda name, x: dict(block if "attend" in name else small))
+        monkeypatch.setattr(kernels, "PARTIALS", partials * 2)
+        args = self.cases["plain"](self.values())
+        assert kernels.pool(args[0]).shape == (2, partials, 1, 16)
+        self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
+
+    def test_sums_of_a_producer(self):
+        branches, *weights = self.cases["plain"](self.values())
+        kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
+        sums = sum(b.sum((2, 3)) for b in branches)[:, None, None].contiguous()
+        torch.testing.assert_close(
+            kernels.select_from_sums(branches, sums, *weights), ops.skff_select(branches, *weights)
+        )
