@@ -1,11 +1,15 @@
 """Tile shapes and launch options of the kernels.
 
-DEFAULT holds for every GPU; KNOWN, by GPU name, what was measured better there. Neither depends on
-the image size, so a new size never tunes or compiles anew. `candidates` is the short list that the
-GPU acceptance run tries; nothing is tuned at import or at a call.
+DEFAULT holds for every GPU. Better ones, measured on a GPU by `tune.py`, stand in known.json beside
+this file for GPUs we have measured, and in the user's cache for others. None of them depends on
+the image size, so a new size never tunes or compiles anew, and nothing is tuned at import or in
+a call, where a CUDA graph or torch.compile might be recording.
 """
 
 import functools
+import json
+import os
+from pathlib import Path
 
 import torch
 
@@ -19,22 +23,51 @@ DEFAULT = {
     "skff_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
 }
 
-# {(GPU name, kernel, dtype name, channels): options}, written from measured runs.
-KNOWN = {}
-
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
 LARGE = {"TH": 16, "TW": 32}
 
-
-@functools.cache
-def _device_name(index):
-    return torch.cuda.get_device_name(index)
+# For tune.py: the kernels that were asked for, and the options that it tries.
+asked = set()
+trial = {}
 
 
 def config(kernel, x):
     """The options of a kernel for x's GPU, dtype and number of channels, in a dict of its own."""
     options = DEFAULT[kernel]
+    asked.add(kernel)
+    if kernel in trial:
+        return dict(trial[kernel])
     if INTERPRETED:
         return options | {k: v for k, v in LARGE.items() if k in options}
-    known = _device_name(x.device.index), kernel, str(x.dtype).removeprefix("torch."), x.shape[1]
-    return dict(KNOWN.get(known, options))
+    name = _device_name(x.device.index)
+    return dict(_known().get(name, {}).get(entry(kernel, x.dtype, x.shape[1]), options))
+
+
+def entry(kernel, dtype, channels):
+    """The key of a kernel's options in the tables."""
+    return f"{kernel} {str(dtype).removeprefix('torch.')} {channels}"
+
+
+def cache_file():
+    """Where `tune.py` keeps what it measured: below $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mirnet_fast" / "known.json"
+
+
+def load(path):
+    """{GPU name: {entry: options}} of a file, empty where it is not there."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+@functools.cache
+def _known():
+    shipped, own = load(Path(__file__).parent / "known.json"), load(cache_file())
+    return {name: shipped.get(name, {}) | own.get(name, {}) for name in {*shipped, *own}}
+
+
+@functools.cache
+def _device_name(index):
+    return torch.cuda.get_device_name(index)
