@@ -5,6 +5,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TRITON_OLDEST := 3.6.0
 BIN := $(VENV)/bin
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
@@ -18,6 +19,8 @@ test: build
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/python -m pytest
+	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
+	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
 
 bench: build
 	$(BIN)/python -m pytest benches

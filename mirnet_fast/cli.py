@@ -232,7 +232,7 @@ def doctor():
     forced = backends.current_backend()
     click.echo(f"\nbackend: {forced or 'automatic'}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
             ops = defaultdict(list)  # one entry for all ops with the same explanation
             for op in OPS:

@@ -75,6 +75,29 @@ def run_python(code, **environment):
     )
 
 
+def test_triton_needs_a_gpu_or_its_interpreter():
+    code = "import mirnet_fast; mirnet_fast.use_backend('triton')"
+    failed = run_python(code, TRITON_INTERPRET="0", CUDA_VISIBLE_DEVICES="")
+    assert failed.returncode != 0
+    assert "backend 'triton' cannot run: " in failed.stderr
+    assert "torch finds no GPU" in failed.stderr or "Triton is not installed" in failed.stderr
+
+
+@pytest.mark.skipif("triton" in backends._UNAVAILABLE, reason="neither a GPU nor Triton's interpreter here")
+def test_the_interpreter_runs_only_where_it_was_chosen(monkeypatch):
+    monkeypatch.setattr(backends, "_INTERPRETED", True)
+    assert backends.pick("blur_pool", "cpu", torch.float32) != "triton"
+    assert "chosen explicitly" in dict(backends.explain("blur_pool", "cpu", torch.float32))["triton"]
+    with mirnet_fast.use_backend("triton"):
+        assert backends.pick("blur_pool", "cpu", torch.float32) == "triton"
+    monkeypatch.setattr(backends, "_INTERPRETED", False)
+    with (
+        mirnet_fast.use_backend("triton"),
+        pytest.raises(mirnet_fast.BackendError, match=r"'triton' was chosen.*no kernels for device 'cpu'"),
+    ):
+        ops.blur_pool(X)
+
+
 def test_the_environment_variable_chooses():
     code = "import mirnet_fast; print(mirnet_fast.current_backend())"
     assert run_python(code, MIRNET_FAST_BACKEND="reference").stdout.strip() == "reference"
