@@ -16,7 +16,7 @@ import torch
 from ._common import INTERPRETED
 
 DEFAULT = {
-    "blur_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
+    "blur_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "skff_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "skff_attend": {"BLOCK": 32, "num_warps": 8},
     "skff_combine": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
