@@ -73,7 +73,8 @@ def stats_kernel(
         largest = tl.full((TH * TW,), -float("inf"), tl.float32)
         first = tl.zeros((TH * TW,), tl.int32)
         mean = tl.zeros((TH * TW,), tl.float32)
-        for k in tl.static_range(BLOCKS):
+        # Unrolled, it would load all blocks at once: more than the registers hold.
+        for k in tl.range(0, BLOCKS, num_stages=1):
             c = k * BC + tl.arange(0, BC)
             source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None] + c[None, :]
             value = tl.load(source, mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
@@ -149,20 +150,21 @@ def channel_gate_kernel(
 @triton.jit
 def spatial_gate(pooled, weight, n, h, w, inside, height, width, TAPS: tl.constexpr, OFFSET: tl.constexpr):
     """sigmoid of the TAPS x TAPS convolution on pooled (N, 2, H, W); 0 outside."""
+    # A row of taps at once: fewer pixels than threads would be loaded by many threads each.
+    dx = tl.arange(0, triton.next_power_of_2(TAPS))
+    column = w[:, None] + (dx - TAPS // 2)[None, :]
+    column_inside = inside[:, None] & (dx < TAPS)[None, :] & (column >= 0) & (column < width)
     plane = height.to(OFFSET) * width
     image = pooled + n.to(tl.int64) * 2 * plane
-    logit = tl.zeros_like(h).to(tl.float32)
+    logit = tl.zeros_like(column).to(tl.float32)
     for dy in tl.static_range(TAPS):
         row = h + (dy - TAPS // 2)
-        row_inside = inside & (row >= 0) & (row < height)
-        source = image + row.to(OFFSET) * width + w
-        for dx in tl.static_range(TAPS):
-            column = w + (dx - TAPS // 2)
-            mask = row_inside & (column >= 0) & (column < width)
-            for i in tl.static_range(2):
-                tap = tl.load(weight + (i * TAPS + dy) * TAPS + dx).to(tl.float32)
-                logit += tap * tl.load(source + i * plane + (dx - TAPS // 2), mask=mask, other=0)
-    return tl.where(inside, 1 / (1 + tl.exp(-logit)), 0)
+        mask = column_inside & ((row >= 0) & (row < height))[:, None]
+        source = image + row.to(OFFSET)[:, None] * width + column
+        for i in tl.static_range(2):
+            tap = tl.load(weight + (i * TAPS + dy) * TAPS + dx, mask=dx < TAPS, other=0).to(tl.float32)
+            logit += tap[None, :] * tl.load(source + i * plane, mask=mask, other=0)
+    return tl.where(inside, 1 / (1 + tl.exp(-tl.sum(logit, 1))), 0)
 
 
 @triton.jit
