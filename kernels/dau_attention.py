@@ -198,31 +198,267 @@ def apply_kernel(
     PRECISION: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
+    EARLY: tl.constexpr = r.dtype.element_ty.primitive_bitwidth == 16 and BO <= 128
     n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
     o = tl.program_id(1) * BO + tl.arange(0, BO)
+    written = inside[:, None] & (o < C)[None, :]
+    if x is not None:
+        residual = x + at(n, h, w, x_n, x_h, x_w, OFFSET)[:, None] + o[None, :]
+        # Asked for before everything else, where it fits the registers: standing last, it would be waited for.
+        if EARLY:
+            added = tl.load(residual, mask=written, other=0)
     spatial = spatial_gate(pooled, spatial_weight, n, h, w, inside, height, width, TAPS, OFFSET)
     source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None]
-    total = tl.zeros((TH * TW, BO), tl.float32)
+    # The spatial gate is a factor of the first product, the channel gate one of the second's weight:
+    # r goes to both as it is.
+    left = tl.zeros((TH * TW, BO), tl.float32)
+    right = tl.zeros((TH * TW, BO), tl.float32)
     for first in tl.range(0, C, BK):
         c = first + tl.arange(0, BK)
-        value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
+        value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0).to(OPERAND)
         channel = tl.load(channel_gate + n * C + c, mask=c < C, other=0)
         mask = (c < C)[:, None] & (o < C)[None, :]
         weight = fuse_weight + o[None, :] * (2 * C) + c[:, None]
         half = tl.load(weight, mask=mask, other=0).to(OPERAND)
-        gated = (spatial[:, None] * value).to(OPERAND)
-        total = tl.dot(gated, half, total, input_precision=PRECISION)
-        half = tl.load(weight + C, mask=mask, other=0).to(OPERAND)
-        gated = (channel[None, :] * value).to(OPERAND)
-        total = tl.dot(gated, half, total, input_precision=PRECISION)
-    mask = inside[:, None] & (o < C)[None, :]
+        left = tl.dot(value, half, left, input_precision=PRECISION)
+        half = tl.load(weight + C, mask=mask, other=0).to(tl.float32)
+        half = (channel[:, None] * half).to(OPERAND)
+        right = tl.dot(value, half, right, input_precision=PRECISION)
+    total = spatial[:, None] * left + right
     if fuse_bias is not None:
         total += tl.load(fuse_bias + o, mask=o < C, other=0).to(tl.float32)[None, :]
     if x is not None:
-        source = x + at(n, h, w, x_n, x_h, x_w, OFFSET)[:, None] + o[None, :]
-        total += tl.load(source, mask=mask, other=0).to(tl.float32)
+        if EARLY:
+            total += added.to(tl.float32)
+        else:
+            total += tl.load(residual, mask=written, other=0).to(tl.float32)
     target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + o[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=mask)
+    tl.store(target, total.to(out.dtype.element_ty), mask=written)
+
+
+@triton.jit
+def apply_backward_kernel(
+    grad,
+    r,
+    pooled,
+    spatial_weight,
+    channel_gate,
+    fuse_weight,
+    gates,
+    r_grad,
+    sums,
+    grad_n,
+    grad_h,
+    grad_w,
+    r_n,
+    r_h,
+    r_w,
+    out_n,
+    out_h,
+    out_w,
+    height,
+    width,
+    count,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BK: tl.constexpr,
+    BC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    # With u and v the gradient times both halves of the weight: r_grad = spatial u + channel v;
+    # gates (N, 2, H, W), the spatial gate and the gradient of its logit, which is u . r times the
+    # sigmoid's slope; sums (N, programs, C) of v r, the channel gate's gradient.
+    BLOCKS: tl.constexpr = (C + BC - 1) // BC
+    PADDED: tl.constexpr = triton.next_power_of_2(BLOCKS)
+    program, n = tl.program_id(0), tl.program_id(1)
+    block = tl.arange(0, PADDED)
+    total = tl.zeros((PADDED, BC), tl.float32)
+    tile = program
+    while tile < count:
+        _, h, w, inside = pixels_of(tile, height, width, TH, TW)
+        spatial = spatial_gate(pooled, spatial_weight, n, h, w, inside, height, width, TAPS, OFFSET)
+        along = tl.zeros((TH * TW,), tl.float32)
+        for b in tl.static_range(BLOCKS):
+            c = b * BC + tl.arange(0, BC)
+            u = tl.zeros((TH * TW, BC), tl.float32)
+            v = tl.zeros((TH * TW, BC), tl.float32)
+            for first in tl.range(0, C, BK):
+                o = first + tl.arange(0, BK)
+                source = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[:, None] + o[None, :]
+                g = tl.load(source, mask=inside[:, None] & (o < C)[None, :], other=0).to(OPERAND)
+                mask = (o < C)[:, None] & (c < C)[None, :]
+                weight = fuse_weight + o[:, None] * (2 * C) + c[None, :]
+                half = tl.load(weight, mask=mask, other=0).to(OPERAND)
+                u = tl.dot(g, half, u, input_precision=PRECISION)
+                half = tl.load(weight + C, mask=mask, other=0).to(OPERAND)
+                v = tl.dot(g, half, v, input_precision=PRECISION)
+            mask = inside[:, None] & (c < C)[None, :]
+            source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None] + c[None, :]
+            value = tl.load(source, mask=mask, other=0).to(tl.float32)
+            channel = tl.load(channel_gate + n * C + c, mask=c < C, other=0)
+            # Outside, u and v are 0 times weights, NaN where those are infinite.
+            along += tl.sum(tl.where(mask, u * value, 0), 1)
+            total += tl.where(block[:, None] == b, tl.sum(tl.where(mask, v * value, 0), 0)[None, :], 0)
+            target = r_grad + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + c[None, :]
+            result = spatial[:, None] * u + channel[None, :] * v
+            tl.store(target, result.to(r_grad.dtype.element_ty), mask=mask)
+        plane = height.to(OFFSET) * width
+        target = gates + n.to(tl.int64) * 2 * plane + h.to(OFFSET) * width + w
+        tl.store(target, spatial, mask=inside)
+        tl.store(target + plane, along * spatial * (1 - spatial), mask=inside)
+        tile += tl.num_programs(0)
+    target = sums + (n.to(tl.int64) * tl.num_programs(0) + program) * C
+    c = block[:, None] * BC + tl.arange(0, BC)[None, :]
+    tl.store(target + c, total, mask=c < C)
+
+
+@triton.jit
+def weight_kernel(
+    grad,
+    r,
+    gates,
+    channel_gate,
+    weight_sums,
+    bias_sums,
+    grad_n,
+    grad_h,
+    grad_w,
+    r_n,
+    r_h,
+    r_w,
+    height,
+    width,
+    count,
+    C: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BO: tl.constexpr,
+    BC: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    # weight_sums (programs, C, 2 C) and bias_sums (programs, C) or None, of all `count` tiles.
+    BLOCKS: tl.constexpr = (C + BC - 1) // BC
+    program = tl.program_id(1)
+    o = tl.program_id(0) // BLOCKS * BO + tl.arange(0, BO)
+    c = tl.program_id(0) % BLOCKS * BC + tl.arange(0, BC)
+    left = tl.zeros((BO, BC), tl.float32)
+    right = tl.zeros((BO, BC), tl.float32)
+    bias = tl.zeros((BO,), tl.float32)
+    tile = program
+    while tile < count:
+        n, h, w, inside = pixels_of(tile, height, width, TH, TW)
+        source = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[:, None] + o[None, :]
+        g = tl.load(source, mask=inside[:, None] & (o < C)[None, :], other=0)
+        source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None] + c[None, :]
+        value = tl.load(source, mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
+        plane = height.to(OFFSET) * width
+        source = gates + n.to(tl.int64) * 2 * plane + h.to(OFFSET) * width + w
+        spatial = tl.load(source, mask=inside, other=0)
+        channel = tl.load(channel_gate + n * C + c, mask=c < C, other=0)
+        if bias_sums is not None:
+            bias += tl.sum(g.to(tl.float32), 0)
+        g = tl.trans(g.to(OPERAND))
+        left = tl.dot(g, (spatial[:, None] * value).to(OPERAND), left, input_precision=PRECISION)
+        right = tl.dot(g, (channel[None, :] * value).to(OPERAND), right, input_precision=PRECISION)
+        tile += tl.num_programs(1)
+    target = weight_sums + (program * C + o)[:, None] * (2 * C) + c[None, :]
+    mask = (o < C)[:, None] & (c < C)[None, :]
+    tl.store(target, left, mask=mask)
+    tl.store(target + C, right, mask=mask)
+    if bias_sums is not None:
+        if tl.program_id(0) % BLOCKS == 0:
+            tl.store(bias_sums + program * C + o, bias, mask=o < C)
+
+
+@triton.jit
+def taps_kernel(
+    gates,
+    pooled,
+    sums,
+    height,
+    width,
+    count,
+    TAPS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    # sums (programs, 2, TAPS, TAPS), the spatial weight's gradient; a program does one row of taps.
+    i, dy = tl.program_id(1) // TAPS, tl.program_id(1) % TAPS
+    dx = tl.arange(0, triton.next_power_of_2(TAPS))
+    plane = height.to(OFFSET) * width
+    total = tl.zeros((TH * TW, triton.next_power_of_2(TAPS)), tl.float32)
+    tile = tl.program_id(0)
+    while tile < count:
+        n, h, w, inside = pixels_of(tile, height, width, TH, TW)
+        image = n.to(tl.int64) * 2 * plane
+        g = tl.load(gates + image + plane + h.to(OFFSET) * width + w, mask=inside, other=0)
+        row = h + (dy - TAPS // 2)
+        column = w[:, None] + (dx - TAPS // 2)[None, :]
+        mask = (inside & (row >= 0) & (row < height))[:, None] & (dx < TAPS)[None, :]
+        mask = mask & (column >= 0) & (column < width)
+        source = pooled + image + i * plane + row.to(OFFSET)[:, None] * width + column
+        value = tl.load(source, mask=mask, other=0)
+        total += tl.where(mask, g[:, None] * value, 0)
+        tile += tl.num_programs(0)
+    target = sums + ((tl.program_id(0) * 2 + i) * TAPS + dy) * TAPS + dx
+    tl.store(target, tl.sum(total, 0), mask=dx < TAPS)
+
+
+@triton.jit
+def spread_kernel(
+    r_grad,
+    gates,
+    index,
+    spatial_weight,
+    shift,
+    out_n,
+    out_h,
+    out_w,
+    height,
+    width,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BC: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    # r_grad += what came through the maximum, the mean and, shift (N, C), the global pooling.
+    n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
+    plane = height.to(OFFSET) * width
+    image = gates + n.to(tl.int64) * 2 * plane + plane
+    dx = tl.arange(0, triton.next_power_of_2(TAPS))
+    # The pixel was read through the mirrored taps.
+    column = w[:, None] - (dx - TAPS // 2)[None, :]
+    column_inside = inside[:, None] & (dx < TAPS)[None, :] & (column >= 0) & (column < width)
+    largest = tl.zeros_like(column).to(tl.float32)
+    mean = tl.zeros_like(column).to(tl.float32)
+    for dy in tl.static_range(TAPS):
+        row = h - (dy - TAPS // 2)
+        mask = column_inside & ((row >= 0) & (row < height))[:, None]
+        g = tl.load(image + row.to(OFFSET)[:, None] * width + column, mask=mask, other=0)
+        tap = spatial_weight + dy * TAPS + dx
+        largest += tl.load(tap, mask=dx < TAPS, other=0).to(tl.float32)[None, :] * g
+        mean += tl.load(tap + TAPS * TAPS, mask=dx < TAPS, other=0).to(tl.float32)[None, :] * g
+    to_first = tl.sum(largest, 1)
+    to_all = tl.sum(mean, 1) / C
+    first = tl.load(index + n.to(tl.int64) * plane + h.to(OFFSET) * width + w, mask=inside, other=0)
+    pixel = r_grad + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None]
+    for k in tl.range(0, (C + BC - 1) // BC, num_stages=1):
+        c = k * BC + tl.arange(0, BC)
+        mask = inside[:, None] & (c < C)[None, :]
+        value = tl.load(pixel + c[None, :], mask=mask, other=0).to(tl.float32)
+        pooled = tl.load(shift + n * C + c, mask=c < C, other=0)
+        value += pooled[None, :] + to_all[:, None]
+        value += tl.where(c[None, :] == first[:, None], to_first[:, None], 0)
+        tl.store(pixel + c[None, :], value.to(r_grad.dtype.element_ty), mask=mask)
 
 
 def stats(r, with_index=False):
@@ -310,10 +546,15 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
 
 
 def _product_options(kernel, x):
-    """The options of a kernel, and how many channels a program takes on the side that is not summed."""
+    """The options of a kernel for x, and how many channels a program takes on the side that is not summed."""
     c = config(kernel, x)
     wide = power_of_two(x.shape[1])
-    c["BK"] = min(c["BK"] if x.dtype.itemsize == 2 else max(16, c["BK"] // 2), wide)
+    if x.dtype.itemsize > 2:
+        # Twice the room for everything, and products outside the tensor cores want more registers.
+        c["TH"], c["BK"] = max(1, c["TH"] // 2), max(16, c["BK"] // 2)
+    elif wide <= 64:
+        c["BK"] = wide
+    c["BK"] = min(c["BK"], wide)
     return c, min(wide, WIDEST)
 
 
@@ -335,3 +576,162 @@ def dau_attention(
     pooled, sums, _ = stats(inner)
     weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias
     return laid_out_like(attend_from_statistics(inner, x, pooled, sums, spatial_weight, *weights), r)
+
+
+def dau_attention_backward(
+    grad,
+    r,
+    spatial_weight,
+    squeeze_weight,
+    squeeze_bias,
+    excite_weight,
+    excite_bias,
+    fuse_weight,
+    fuse_bias,
+):
+    """[gradients of r and of every weight and bias that is not None]."""
+    n, channels, height, width = r.shape
+    taps = spatial_weight.shape[2]
+    small_weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias
+    r_grad = map_out(r.shape, r)
+    if n == 0:
+        weights = spatial_weight, *small_weights, fuse_weight, fuse_bias
+        return [laid_out_like(r_grad, r), *(torch.zeros_like(w) for w in weights if w is not None)]
+    inner, grad = map_in(r), map_in(grad)
+    spatial = spatial_weight.contiguous()
+    fuse = fuse_weight.contiguous()
+    pooled, r_sums, index = stats(inner, with_index=True)
+    gate = channel_gate(r_sums, height * width, *small_weights)
+    gates = torch.empty_like(pooled)
+    shared = {"C": channels, "OFFSET": offset_type(inner, grad, r_grad, pooled)}
+    product = {"OPERAND": operand_type(r.dtype), "PRECISION": product_precision()}
+
+    c, bc = _product_options("dau_apply_backward", r)
+    count = tiles(1, height, width, c["TH"], c["TW"])
+    programs = min(count, max(1, PARTIALS // n))
+    gate_sums = gate.new_empty((n, programs, channels))
+    with on_device(r):
+        apply_backward_kernel[(programs, n)](
+            grad,
+            inner,
+            pooled,
+            spatial,
+            gate,
+            fuse,
+            gates,
+            r_grad,
+            gate_sums,
+            *strides(grad),
+            *strides(inner),
+            *strides(r_grad),
+            height,
+            width,
+            count,
+            TAPS=taps,
+            BC=bc,
+            **shared,
+            **product,
+            **c,
+        )
+
+    c = config("dau_weight", r)
+    bc = min(c.pop("BC"), power_of_two(channels))
+    count = tiles(n, height, width, c["TH"], c["TW"])
+    programs = min(count, max(1, WEIGHT_VALUES // (2 * channels**2)), PARTIALS)
+    weight_sums = gate.new_empty((programs, channels, 2 * channels))
+    bias_sums = None if fuse_bias is None else gate.new_empty((programs, channels))
+    with on_device(r):
+        weight_kernel[(triton.cdiv(channels, bc) ** 2, programs)](
+            grad,
+            inner,
+            gates,
+            gate,
+            weight_sums,
+            bias_sums,
+            *strides(grad),
+            *strides(inner),
+            height,
+            width,
+            count,
+            BO=bc,
+            BC=bc,
+            **shared,
+            **product,
+            **c,
+        )
+
+    c = config("dau_taps", r)
+    count = tiles(n, height, width, c["TH"], c["TW"])
+    programs = min(count, PARTIALS // 4)
+    tap_sums = gate.new_empty((programs, 2, taps, taps))
+    with on_device(r):
+        taps_kernel[(programs, 2 * taps)](
+            gates,
+            pooled,
+            tap_sums,
+            height,
+            width,
+            count,
+            TAPS=taps,
+            OFFSET=shared["OFFSET"],
+            **c,
+        )
+
+    small, shift = _small_backward(r_sums, gate_sums, height * width, *small_weights)
+    c = config("dau_spread", r)
+    bc = min(c.pop("BC"), triton.next_power_of_2(channels))
+    with on_device(r):
+        spread_kernel[(tiles(n, height, width, c["TH"], c["TW"]),)](
+            r_grad,
+            gates,
+            index,
+            spatial,
+            shift,
+            *strides(r_grad),
+            height,
+            width,
+            TAPS=taps,
+            BC=bc,
+            **shared,
+            **c,
+        )
+
+    gradients = [(tap_sums.sum(0), spatial_weight), *small, (weight_sums.sum(0), fuse_weight)]
+    if fuse_bias is not None:
+        gradients.append((bias_sums.sum(0), fuse_bias))
+    return [laid_out_like(r_grad, r), *(_gradient(value, weight) for value, weight in gradients)]
+
+
+def _gradient(value, weight):
+    """The value in the shape, dtype and memory format of the weight."""
+    value = value.to(weight.dtype).view(weight.shape)
+    if weight.dim() < 4:
+        return value
+    return laid_out_like(value.contiguous(memory_format=torch.channels_last), weight)
+
+
+def _small_backward(r_sums, gate_sums, pixels, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
+    """[(gradient, its weight)] and what every pixel gets through the pooling (N, C).
+
+    On a few thousand numbers, in float64.
+    """
+    pooled = r_sums.double().sum(1) / pixels
+    squeeze, excite = squeeze_weight.flatten(1).double(), excite_weight.flatten(1).double()
+    before = pooled @ squeeze.T
+    if squeeze_bias is not None:
+        before = before + squeeze_bias.double()
+    hidden = torch.where(before <= 0, 0, before)
+    logit = hidden @ excite.T
+    if excite_bias is not None:
+        logit = logit + excite_bias.double()
+    gate = logit.sigmoid()
+    logit_grad = gate_sums.double().sum(1) * gate * (1 - gate)
+    before_grad = torch.where(before <= 0, 0, logit_grad @ excite)
+    gradients = [
+        (before_grad.T @ pooled, squeeze_weight),
+        (before_grad.sum(0), squeeze_bias),
+        (logit_grad.T @ hidden, excite_weight),
+        (logit_grad.sum(0), excite_bias),
+    ]
+    shift = (before_grad @ squeeze / pixels).float()
+    return [(value, weight) for value, weight in gradients if weight is not None], shift

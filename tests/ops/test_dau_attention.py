@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, WritesInto, on_tensors, run
+from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, on_tensors, run
 
 
 def case(n, c, h, w, squeezed=2, taps=5, bias=False):
@@ -88,3 +88,9 @@ class TestDauAttention(WritesInto, OpTests):
         args[2] = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
         with pytest.raises(ValueError, match=r"spatial_weight must be \(1, 2, k, k\) with odd k"):
             ops.dau_attention(*args)
+
+
+class TestDauAttentionTriton(TritonTests):
+    op = "dau_attention"
+    residual = 1
+    cases = TestDauAttention.cases
