@@ -17,13 +17,13 @@ from ._common import INTERPRETED
 
 DEFAULT = {
     "blur_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
-    "dau_stats": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
+    "dau_stats": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "dau_channel_gate": {"BLOCK": 16, "num_warps": 4},
     "dau_apply": {"TH": 4, "TW": 16, "BK": 32, "num_warps": 8, "num_stages": 2},
     "dau_apply_backward": {"TH": 4, "TW": 16, "BK": 32, "num_warps": 8, "num_stages": 2},
-    "dau_weight": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
+    "dau_weight": {"TH": 4, "TW": 16, "BC": 64, "num_warps": 8},
     "dau_taps": {"TH": 8, "TW": 32, "num_warps": 4},
-    "dau_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
+    "dau_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "skff_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "skff_attend": {"BLOCK": 32, "num_warps": 8},
     "skff_combine": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},

@@ -442,8 +442,8 @@ def spread_kernel(
     mean = tl.zeros_like(column).to(tl.float32)
     for dy in tl.static_range(TAPS):
         row = h - (dy - TAPS // 2)
-        mask = column_inside & ((row >= 0) & (row < height))[:, None]
-        g = tl.load(image + row.to(OFFSET)[:, None] * width + column, mask=mask, other=0)
+        within = column_inside & ((row >= 0) & (row < height))[:, None]
+        g = tl.load(image + row.to(OFFSET)[:, None] * width + column, mask=within, other=0)
         tap = spatial_weight + dy * TAPS + dx
         largest += tl.load(tap, mask=dx < TAPS, other=0).to(tl.float32)[None, :] * g
         mean += tl.load(tap + TAPS * TAPS, mask=dx < TAPS, other=0).to(tl.float32)[None, :] * g
@@ -545,10 +545,15 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
     return laid_out_like(out, r)
 
 
-def _product_options(kernel, x):
-    """The options of a kernel for x, and how many channels a program takes on the side that is not summed."""
+def _product_options(kernel, x, halve_from=512):
+    """The options of a kernel for x, and how many channels a program takes on the side that is not summed.
+
+    From `halve_from` channels on the tile is half as large.
+    """
     c = config(kernel, x)
     wide = power_of_two(x.shape[1])
+    if wide >= halve_from:
+        c["TH"] = max(1, c["TH"] // 2)
     if x.dtype.itemsize > 2:
         # Twice the room for everything, and products outside the tensor cores want more registers.
         c["TH"], c["BK"] = max(1, c["TH"] // 2), max(16, c["BK"] // 2)
@@ -606,7 +611,7 @@ def dau_attention_backward(
     shared = {"C": channels, "OFFSET": offset_type(inner, grad, r_grad, pooled)}
     product = {"OPERAND": operand_type(r.dtype), "PRECISION": product_precision()}
 
-    c, bc = _product_options("dau_apply_backward", r)
+    c, bc = _product_options("dau_apply_backward", r, halve_from=256)
     count = tiles(1, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, PARTIALS // n))
     gate_sums = gate.new_empty((n, programs, channels))
@@ -635,6 +640,9 @@ def dau_attention_backward(
         )
 
     c = config("dau_weight", r)
+    if r.dtype.itemsize > 2:
+        # The product sums over the pixels, unrolled where it is not on the tensor cores.
+        c["TH"] = max(1, c["TH"] // 4)
     bc = min(c.pop("BC"), power_of_two(channels))
     count = tiles(n, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, WEIGHT_VALUES // (2 * channels**2)), PARTIALS)
