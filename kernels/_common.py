@@ -91,6 +91,12 @@ def at(n, h, w, stride_n, stride_h, stride_w, OFFSET: tl.constexpr):
     return n.to(tl.int64) * stride_n + h.to(OFFSET) * stride_h + w.to(OFFSET) * stride_w
 
 
+@triton.jit
+def prelu(x, slope):
+    """A NaN goes through; what the slope multiplies is all that is not positive."""
+    return tl.where(x > 0, x, slope * x)
+
+
 def tiles(n, height, width, th, tw):
     """How many tiles cover n images."""
     return n * triton.cdiv(height, th) * triton.cdiv(width, tw)

@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, Values, WritesInto, run
+from .common import OpTests, TritonTests, Values, WritesInto, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -50,3 +50,8 @@ class TestResidualDownTail(WritesInto, OpTests):
         args[2] = torch.zeros(7, dtype=torch.float64)
         with pytest.raises(ValueError, match=r"slope must have shape \(1,\) or \(16,\); got \(7,\)"):
             ops.residual_down_tail(*args)
+
+
+class TestResidualDownTailTriton(TritonTests):
+    op = "residual_down_tail"
+    cases = TestResidualDownTail.cases

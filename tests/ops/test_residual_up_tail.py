@@ -3,7 +3,7 @@ import torch
 
 from mirnet_fast import ops
 
-from .common import OpTests, Values
+from .common import OpTests, TritonTests, Values
 
 
 def case(n, c, h, w, inputs, outputs, slope=1, bias=False):
@@ -56,3 +56,9 @@ class TestResidualUpTail(OpTests):
         top, bottom, *weights = self.cases["plain"](Values())
         with pytest.raises(ValueError, match=r"top must have shape \(2, \*, 12, 14\); got \(2, 16, 11, 14\)"):
             ops.residual_up_tail(top[:, :, 1:], bottom, *weights)
+
+
+class TestResidualUpTailTriton(TritonTests):
+    op = "residual_up_tail"
+    cases = TestResidualUpTail.cases
+    orders_infinities = False

@@ -1,0 +1,159 @@
+"""residual_down_tail: both halves blurred, projected and added, as one product with K = 2C.
+
+Forward: `down_kernel` gathers each operand block of the product by the blur's tables, PReLU on the way
+in for the top half. Floor: 2 + 1/2 maps. Backward: two products give the gradients of the blurred
+maps (a quarter map each), the transposed blur with the PReLU's derivative brings them to full
+resolution; the weights' gradients come from the blurred maps, made again (a quarter map each).
+
+Tile: 8 x 8 output pixels, so that 17 x 17 input pixels are 13 % more than its own, which its
+neighbours find in the cache; all outputs up to 256, for another block of them would blur again.
+"""
+
+import triton
+import triton.language as tl
+
+from ._common import (
+    at,
+    laid_out_like,
+    map_in,
+    map_out,
+    offset_type,
+    on_device,
+    operand_type,
+    pixels_of,
+    power_of_two,
+    prelu,
+    product_precision,
+    strides,
+    tiles,
+)
+from ._configs import config
+from ._products import bias_gradient, project, slope_gradient, weight_gradient
+from ._resample import resample
+from ._taps import blur_table
+
+
+@triton.jit
+def down_kernel(
+    maps,
+    map_strides,
+    weights,
+    biases,
+    slope,
+    out,
+    row_index,
+    row_weight,
+    col_index,
+    col_weight,
+    out_n,
+    out_h,
+    out_w,
+    height,
+    width,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    SLOPES: tl.constexpr,
+    ROW_TAPS: tl.constexpr,
+    COL_TAPS: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    BK: tl.constexpr,
+    BD: tl.constexpr,
+    OPERAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
+    d = tl.program_id(1) * BD + tl.arange(0, BD)
+    total = tl.zeros((TH * TW, BD), tl.float32)
+    for half in tl.static_range(2):
+        s = map_strides[half]
+        for first in range(0, C, BK):
+            c = first + tl.arange(0, BK)
+            blurred = tl.zeros((TH * TW, BK), tl.float32)
+            if half == 0:
+                a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32)
+            for i in tl.static_range(ROW_TAPS):
+                row = tl.load(row_index + h * ROW_TAPS + i, mask=inside, other=0)
+                row_share = tl.load(row_weight + h * ROW_TAPS + i, mask=inside, other=0)
+                for j in tl.static_range(COL_TAPS):
+                    col = tl.load(col_index + w * COL_TAPS + j, mask=inside, other=0)
+                    share = row_share * tl.load(col_weight + w * COL_TAPS + j, mask=inside, other=0)
+                    source = maps[half] + at(n, row, col, s[0], s[1], s[2], OFFSET)[:, None] + c[None, :]
+                    mask = (share != 0)[:, None] & (c < C)[None, :]
+                    value = tl.load(source, mask=mask, other=0).to(tl.float32)
+                    if half == 0:
+                        value = prelu(value, a[None, :])
+                    blurred += share[:, None] * value
+            across = (c < C)[:, None] & (d < D)[None, :]
+            weight = tl.load(weights[half] + c[:, None] + d[None, :] * C, mask=across, other=0)
+            if weights[half].dtype.element_ty != OPERAND:
+                weight = weight.to(tl.float32).to(OPERAND)
+            total = tl.dot(blurred.to(OPERAND), weight, total, input_precision=PRECISION)
+    for half in tl.static_range(2):
+        if biases[half] is not None:
+            total += tl.load(biases[half] + d, mask=d < D, other=0).to(tl.float32)[None, :]
+    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + d[None, :]
+    tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+
+
+def _tables(x, backward=False):
+    return [blur_table(size, 3, "reflect", 2, 0, x.device, backward) for size in x.shape[2:]]
+
+
+def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+    """As mirnet_fast.ops.residual_down_tail."""
+    n, channels = top.shape[:2]
+    outputs = top_weight.shape[0]
+    rows, cols = _tables(top)
+    height, width = rows[0].shape[0], cols[0].shape[0]
+    out = map_out((n, outputs, height, width), top)
+    if n == 0:
+        return laid_out_like(out, top)
+    maps = map_in(top), map_in(bottom)
+    c = config("down", top)
+    bd = min(c.pop("BD"), power_of_two(outputs))
+    bk = min(c.pop("BK"), power_of_two(channels))
+    with on_device(top):
+        down_kernel[tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(outputs, bd)](
+            maps,
+            tuple(map(strides, maps)),
+            (top_weight.contiguous(), bottom_weight.contiguous()),
+            (top_bias, bottom_bias),
+            slope,
+            out,
+            *rows,
+            *cols,
+            *strides(out),
+            height,
+            width,
+            C=channels,
+            D=outputs,
+            SLOPES=slope.shape[0],
+            ROW_TAPS=rows[0].shape[1],
+            COL_TAPS=cols[0].shape[1],
+            BD=bd,
+            BK=bk,
+            OPERAND=operand_type(top.dtype),
+            PRECISION=product_precision(),
+            OFFSET=offset_type(*maps, out),
+            **c,
+        )
+    return laid_out_like(out, top)
+
+
+def residual_down_tail_backward(grad, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+    """[gradients of top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias]."""
+    grad, upper, lower = map_in(grad), map_in(top), map_in(bottom)
+    tables, back = _tables(top), _tables(top, backward=True)
+    top_grad, sums = resample(project(grad, top_weight.flatten(1).T), *back, slope, upper)
+    bottom_grad = resample(project(grad, bottom_weight.flatten(1).T), *back)
+    return [
+        laid_out_like(top_grad, top),
+        laid_out_like(bottom_grad, bottom),
+        slope_gradient(sums, slope),
+        weight_gradient(grad, resample(upper, *tables, slope), top.dtype).view_as(top_weight).to(top.dtype),
+        *bias_gradient(grad, top_bias),
+        weight_gradient(grad, resample(lower, *tables), top.dtype).view_as(bottom_weight).to(top.dtype),
+        *bias_gradient(grad, bottom_bias),
+    ]
