@@ -34,6 +34,14 @@ DEFAULT = {
     "skff_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
 }
 
+# A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
+FLOAT32 = {
+    "resample": {"BC": 32},
+    "project": {"BK": 16, "BD": 64, "num_warps": 8},
+    "up": {"BK": 16, "BD": 64},
+    "down": {"TW": 4, "BK": 16, "BD": 128},
+}
+
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
 LARGE = {"TH": 16, "TW": 32}
 
@@ -45,6 +53,8 @@ trial = {}
 def config(kernel, x):
     """The options of a kernel for x's GPU, dtype and number of channels, in a dict of its own."""
     options = DEFAULT[kernel]
+    if x.dtype == torch.float32:
+        options = options | FLOAT32.get(kernel, {})
     asked.add(kernel)
     if kernel in trial:
         return dict(trial[kernel])
