@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 
 from ._common import (
+    INTERPRETED,
     at,
     laid_out_like,
     map_in,
@@ -41,6 +42,20 @@ PARTIALS = 512
 WEIGHT_VALUES = 2**21
 # Output or input channels that one program keeps in registers.
 WIDEST = 256
+
+NUMPY = tl.constexpr(INTERPRETED)
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def channel_max(value):
+    """The maximum of each row; a NaN wins, as in torch.max."""
+    # tl.max passes over a NaN on a GPU, but not in the interpreter, whose tl.reduce is slow.
+    return tl.max(value, 1) if NUMPY else tl.reduce(value, 1, _larger)
 
 
 @triton.jit
@@ -80,11 +95,8 @@ def stats_kernel(
             value = tl.load(source, mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
             total += tl.where(block[:, None] == k, tl.sum(value, 0)[None, :], 0)
             mean += tl.sum(value, 1)
-            here = tl.max(tl.where((c < C)[None, :], value, -float("inf")), 1)
-            # The maximum of a GPU passes over a NaN, torch.max takes the first one.
-            broken = tl.max((value != value).to(tl.int32), 1) > 0
-            here = tl.where(broken, float("nan"), here)
-            better = (here > largest) | (broken & (largest == largest))
+            here = channel_max(tl.where((c < C)[None, :], value, -float("inf")))
+            better = (here > largest) | ((here != here) & (largest == largest))
             if index is not None:
                 found = (value == here[:, None]) | (value != value)
                 place = tl.min(tl.where(found & (c < C)[None, :], c[None, :], C - 1), 1)
@@ -204,7 +216,7 @@ def apply_kernel(
     written = inside[:, None] & (o < C)[None, :]
     if x is not None:
         residual = x + at(n, h, w, x_n, x_h, x_w, OFFSET)[:, None] + o[None, :]
-        # Asked for before everything else, where it fits the registers: standing last, it would be waited for.
+        # Asked for before everything else, where the registers hold it: read last, it would be waited for.
         if EARLY:
             added = tl.load(residual, mask=written, other=0)
     spatial = spatial_gate(pooled, spatial_weight, n, h, w, inside, height, width, TAPS, OFFSET)
@@ -372,8 +384,9 @@ def weight_kernel(
     tl.store(target, left, mask=mask)
     tl.store(target + C, right, mask=mask)
     if bias_sums is not None:
-        if tl.program_id(0) % BLOCKS == 0:
-            tl.store(bias_sums + program * C + o, bias, mask=o < C)
+        # Every block of inputs has the same; the first stores it.
+        end = tl.where(tl.program_id(0) % BLOCKS == 0, C, 0)
+        tl.store(bias_sums + program * C + o, bias, mask=o < end)
 
 
 @triton.jit
@@ -465,6 +478,8 @@ def stats(r, with_index=False):
     """pooled (N, 2, H, W), sums (N, programs, C), index (N, H, W) of the maximum or None."""
     n, channels, height, width = r.shape
     c = config("dau_stats", r)
+    if r.dtype.itemsize > 2:
+        _shrink(c, 4)  # the registers hold no more
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
     count = tiles(1, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, PARTIALS // n))
@@ -545,6 +560,12 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
     return laid_out_like(out, r)
 
 
+def _shrink(c, times):
+    """Tiles so many times smaller, where they are held in registers."""
+    if not INTERPRETED:
+        c["TH"] = max(1, c["TH"] // times)
+
+
 def _product_options(kernel, x, halve_from=512):
     """The options of a kernel for x, and how many channels a program takes on the side that is not summed.
 
@@ -553,10 +574,11 @@ def _product_options(kernel, x, halve_from=512):
     c = config(kernel, x)
     wide = power_of_two(x.shape[1])
     if wide >= halve_from:
-        c["TH"] = max(1, c["TH"] // 2)
+        _shrink(c, 2)
     if x.dtype.itemsize > 2:
         # Twice the room for everything, and products outside the tensor cores want more registers.
-        c["TH"], c["BK"] = max(1, c["TH"] // 2), max(16, c["BK"] // 2)
+        _shrink(c, 2)
+        c["BK"] = max(16, c["BK"] // 2)
     elif wide <= 64:
         c["BK"] = wide
     c["BK"] = min(c["BK"], wide)
@@ -612,6 +634,8 @@ def dau_attention_backward(
     product = {"OPERAND": operand_type(r.dtype), "PRECISION": product_precision()}
 
     c, bc = _product_options("dau_apply_backward", r, halve_from=256)
+    if r.dtype.itemsize > 2:
+        c["num_stages"] = 1  # loads ahead of their use would not fit the registers
     count = tiles(1, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, PARTIALS // n))
     gate_sums = gate.new_empty((n, programs, channels))
@@ -642,7 +666,8 @@ def dau_attention_backward(
     c = config("dau_weight", r)
     if r.dtype.itemsize > 2:
         # The product sums over the pixels, unrolled where it is not on the tensor cores.
-        c["TH"] = max(1, c["TH"] // 4)
+        _shrink(c, 4)
+        c["num_warps"] *= 2
     bc = min(c.pop("BC"), power_of_two(channels))
     count = tiles(n, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, WEIGHT_VALUES // (2 * channels**2)), PARTIALS)

@@ -1,9 +1,21 @@
+import importlib
+
 import pytest
 import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, on_tensors, run
+from .common import (
+    LAYOUTS,
+    OpTests,
+    TritonTests,
+    Values,
+    WritesInto,
+    gradient_maker,
+    lay_out,
+    on_tensors,
+    run,
+)
 
 
 def case(n, c, h, w, squeezed=2, taps=5, bias=False):
@@ -94,3 +106,69 @@ class TestDauAttentionTriton(TritonTests):
     op = "dau_attention"
     residual = 1
     cases = TestDauAttention.cases
+
+    @property
+    def kernels(self):
+        return importlib.import_module("mirnet_fast.kernels.dau_attention")
+
+    # Of 20 channels 32 are computed: in 2 blocks, or in one.
+    @pytest.mark.parametrize(("partials", "widest"), [(1, 16), (3, 32), (100, 16)])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_many_tiles_and_blocks(self, monkeypatch, partials, widest, dtype):
+        small = {"TH": 4, "TW": 8, "BC": 16, "BK": 16, "BLOCK": 4, "num_warps": 4, "num_stages": 2}
+        full = self.kernels.config
+
+        def config(name, x):
+            return {key: small[key] for key in full(name, x)}
+
+        monkeypatch.setattr(self.kernels, "config", config)
+        monkeypatch.setattr(self.kernels, "PARTIALS", 4 * partials)
+        monkeypatch.setattr(self.kernels, "WEIGHT_VALUES", 2 * 20**2 * partials)
+        monkeypatch.setattr(self.kernels, "WIDEST", widest)
+        args = case(2, 20, 9, 13, squeezed=6, bias=True)(self.values(dtype))
+        assert self.kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)
+        self.check_contract(args, gradient_maker("dense", dtype), draws=2)
+
+    def test_more_channels_than_a_program_takes(self):
+        args = case(1, 300, 3, 5, squeezed=40, bias=True)(self.values())
+        self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
+
+    @pytest.mark.parametrize("taps", [7, 9])
+    def test_window_larger_than_the_image(self, taps):
+        args = case(1, 6, 3, 4, taps=taps)(self.values())
+        self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
+
+    def test_statistics_of_a_producer(self):
+        r, *rest = self.cases["plain"](self.values())
+        pooled = torch.stack([r.amax(1), r.mean(1)], 1).contiguous()
+        sums = r.sum(3).transpose(1, 2).contiguous()  # a partial sum for each row
+        x, *weights = rest
+        actual = self.kernels.attend_from_statistics(r, x, pooled, sums, *weights)
+        torch.testing.assert_close(actual, ops.dau_attention(r, x, *weights))
+
+    def test_no_residual(self):
+        r, _, *weights = self.cases["plain"](self.values())
+        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        for a, b in zip(fast, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_residual_in_another_layout(self):
+        r, x, *weights = self.cases["plain"](self.values())
+        expected = ops.dau_attention(r, x, *weights)
+        for layout in LAYOUTS:
+            if layout != "expanded":
+                assert torch.equal(ops.dau_attention(r, lay_out(x, layout), *weights), expected)
+        assert torch.equal(
+            ops.dau_attention(r, lay_out(x, "expanded"), *weights),
+            ops.dau_attention(r, torch.cat([x[:1], x[:1]]), *weights),
+        )
+
+    @pytest.mark.parametrize("channels", [3, 37, 80])
+    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self, channels):
+        r, *rest = case(1, channels, 4, 49)(self.values())
+        r.copy_((r > 0).float())  # every pixel has many a maximum
+        fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1].double()
+        exact = on_tensors(lambda t: t.double(), (r, *rest))
+        expected = run(reference.dau_attention, exact, torch.ones_like)[1]
+        assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
