@@ -37,7 +37,7 @@ DEFAULT = {
 # A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
 FLOAT32 = {
     "resample": {"BC": 32},
-    "project": {"BK": 16, "BD": 64, "num_warps": 8},
+    "project": {"BK": 16, "BD": 32},
     "up": {"BK": 16, "BD": 64},
     "down": {"TW": 4, "BK": 16, "BD": 128},
 }

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import mirnet_fast
-from mirnet_fast import reference
+from mirnet_fast import backends, reference
 from mirnet_fast.modules._arena import Arena
 
 from .test_reference import CASES, GOLDEN, check_case, sharing
@@ -61,6 +61,23 @@ def test_network_equals_the_reference(height, width, bias):
             assert q.grad is None or not q.grad.any(), name
         else:
             assert (q.grad - p.grad).norm() <= 1e-9 * p.grad.norm().clamp_min(1e-6), name
+
+
+@pytest.mark.skipif("triton" in backends._UNAVAILABLE, reason="neither a GPU nor Triton's interpreter here")
+def test_network_on_triton():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    published, fast = twins(n_MSRB=1)
+    published, fast = published.to(device), fast.to(device).float()
+    x = torch.rand(1, 3, 16, 8, dtype=torch.float64, device=device)
+    expected = published(x)
+    expected.square().sum().backward()
+    with mirnet_fast.use_backend("triton"):
+        actual = fast(x.float())
+        actual.square().sum().backward()
+    assert (actual - expected).norm() <= 1e-6 * expected.norm()
+    for (name, p), q in zip(published.named_parameters(), fast.parameters(), strict=True):
+        if p.grad is not None:
+            assert (q.grad - p.grad).norm() <= 1e-5 * p.grad.norm().clamp_min(1e-6), name
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])

@@ -49,7 +49,7 @@ def test_variants_are_few_and_differ():
 
 def test_tables(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    own = {"Some GPU": {_configs.entry("blur_pool", torch.float16, 64): {"TH": 4, "num_warps": 2}}}
+    own = {"Some GPU": {_configs.entry("resample", torch.float16, 64): {"TH": 4, "num_warps": 2}}}
     _configs.cache_file().parent.mkdir()
     _configs.cache_file().write_text(json.dumps(own))
     monkeypatch.setattr(_configs, "INTERPRETED", False)
@@ -57,9 +57,9 @@ def test_tables(monkeypatch, tmp_path):
     _configs._known.cache_clear()
     try:
         x = torch.zeros(1, 64, 2, 2, dtype=torch.float16)
-        assert _configs.config("blur_pool", x) == {"TH": 4, "num_warps": 2}
-        assert _configs.config("blur_pool", x.float()) == _configs.DEFAULT["blur_pool"]
-        assert _configs.config("blur_pool", x[:, :32]) == _configs.DEFAULT["blur_pool"]
+        assert _configs.config("resample", x) == {"TH": 4, "num_warps": 2}
+        assert _configs.config("resample", x.bfloat16()) == _configs.DEFAULT["resample"]
+        assert _configs.config("resample", x[:, :32]) == _configs.DEFAULT["resample"]
     finally:
         _configs._known.cache_clear()
 
