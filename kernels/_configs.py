@@ -43,7 +43,7 @@ FLOAT32 = {
 }
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
-LARGE = {"TH": 16, "TW": 32}
+LARGE = {"TH": 16, "TW": 32, "BK": 128, "BD": 256, "BC": 128}
 
 # For tune.py: the kernels that were asked for, and the options that it tries.
 asked = set()

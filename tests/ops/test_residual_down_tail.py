@@ -1,9 +1,11 @@
+import importlib
+
 import pytest
 import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, TritonTests, Values, WritesInto, run
+from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -55,3 +57,15 @@ class TestResidualDownTail(WritesInto, OpTests):
 class TestResidualDownTailTriton(TritonTests):
     op = "residual_down_tail"
     cases = TestResidualDownTail.cases
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    def test_many_tiles_and_blocks(self, monkeypatch, dtype):
+        configs = importlib.import_module("mirnet_fast.kernels._configs")
+        products = importlib.import_module("mirnet_fast.kernels._products")
+        small = {"TH": 4, "TW": 4, "BC": 16, "BK": 16, "BD": 16, "num_warps": 4, "num_stages": 2}
+        for kernel in ("down", "project", "resample", "weight_gradient"):
+            options = {key: small[key] for key in configs.DEFAULT[kernel]}
+            monkeypatch.setitem(configs.trial, kernel, options)
+        monkeypatch.setattr(products, "WEIGHT_VALUES", 3 * 20 * 24)
+        args = case(2, 20, 7, 11, 24, slope=20, bias=True)(self.values(dtype))
+        self.check_contract(args, gradient_maker("dense", dtype), draws=2)
