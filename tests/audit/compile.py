@@ -1,0 +1,502 @@
+"""Compile every Triton kernel for real GPUs, without one, and look at the machine code.
+
+    python -m tests.audit.compile            # the table, and what is wrong with it
+    python -m tests.audit.compile --write    # also record registers and shared memory as the budget
+
+The ops' own host functions are called on small CPU tensors; instead of being launched a kernel is
+compiled, so signatures, constants, alignments and options are those of a real call. From the
+cubin: registers, stack, spills, shared memory, tensor-core instructions, and how wide the loads and
+stores of feature maps are. `problems` says what is asked of them; budget.json holds what they took
+when they were last looked at, by minor version of Triton, because its assembler decides.
+"""
+
+import argparse
+import concurrent.futures
+import contextlib
+import hashlib
+import importlib
+import inspect
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "audit"
+BUDGET = Path(__file__).with_name("budget.json")
+REGISTER_SLACK = 8  # registers are given out in eights
+
+# Bytes of shared memory that a block may have.
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+ARCHS = tuple(SHARED_LIMIT)
+# "tf32" is float32 where torch's switch allows TF32.
+DTYPES = ("float16", "bfloat16", "float32", "tf32")
+# Of the published network; the other ops run on all three streams.
+CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256)}
+# "plain": map sizes that 16 divides; "odd": sizes that it does not; "wide": 64-bit offsets.
+VARIANTS = ("plain", "odd", "wide")
+# Ops whose forward and backward hold a matrix product.
+PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail")
+# What known.json calls a GPU, and its architecture.
+GPU_ARCHS = {
+    "A100": 80,
+    "A800": 80,
+    "L4": 89,
+    "RTX 40": 89,
+    "Ada": 89,
+    "H100": 90,
+    "H200": 90,
+    "H800": 90,
+    "H20": 90,
+    "GH200": 90,
+    "B100": 100,
+    "B200": 100,
+    "GB200": 100,
+}
+
+
+def written(op):
+    """Why the kernels of an op can't be audited, or None."""
+    path = ROOT / "kernels" / f"{op}.py"
+    if not path.exists():
+        return f"kernels/{op}.py is not there"
+    if f"def {op}_backward(" not in path.read_text():
+        return f"kernels/{op}.py has no backward yet"
+    return None
+
+
+class Driver:
+    """What Triton asks of a driver before it launches, answered for one architecture."""
+
+    def __init__(self, arch):
+        self.arch = arch
+
+    def get_current_device(self):
+        return self.arch  # Triton keeps one cache a device
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.arch, 32)
+
+
+@contextlib.contextmanager
+def recorded_launches(arch):
+    """[(JITFunction, {parameter: value}, compiled kernel)] of the launches inside, none of which runs."""
+    from triton.runtime import driver, jit
+
+    launches = []
+    run = jit.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup=False, **options):
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
+        names = inspect.signature(self.fn).parameters
+        named = {k: v for k, v in options.items() if k in names}
+        launches.append((self, inspect.signature(self.fn).bind(*args, **named).arguments, compiled))
+        return compiled
+
+    jit.JITFunction.run = compile_only
+    driver.set_active(Driver(arch))
+    try:
+        yield launches
+    finally:
+        jit.JITFunction.run = run
+
+
+@contextlib.contextmanager
+def circumstances(op, gpu, variant, dtype):
+    """Launch options of a GPU (None: those of every GPU), wide offsets, TF32."""
+    import torch
+    from mirnet_fast.kernels import _common, _configs
+
+    importlib.import_module(f"mirnet_fast.kernels.{op}")
+    shipped = _configs.load(ROOT / "kernels" / "known.json")
+    changes = [(_configs, "_known", lambda: shipped), (_configs, "_device_name", lambda index: gpu)]
+    if variant == "wide":
+        modules = [m for name, m in sys.modules.items() if name.startswith("mirnet_fast.kernels.")]
+        wide = _common.tl.int64
+        changes += [(m, "offset_type", lambda *maps: wide) for m in modules if hasattr(m, "offset_type")]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    for module, name, value in changes:
+        setattr(module, name, value)
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
+        torch.set_float32_matmul_precision("highest")
+
+
+def audit(op, channels, dtype, arch, variant="plain", gpu=None):
+    """The rows of one op, forward and backward."""
+    import torch
+    from mirnet_fast.kernels import tune
+
+    torch.set_num_threads(1)
+    side = 100 if variant == "odd" else 64
+    element = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
+    args = tune.arguments(op, channels, element, side=side, device="cpu")
+    rows = []
+    with circumstances(op, gpu, variant, dtype), recorded_launches(arch) as launches:
+        calls = tune.calls(op, args)
+        for direction, call in zip(("forward", "backward"), calls, strict=True):
+            launches.clear()
+            call()
+            seen = {}
+            for function, arguments, compiled in launches:
+                kernel = function.fn.__name__
+                key = kernel, compiled.hash
+                if key in seen:
+                    continue
+                turn = sum(k == kernel for k, _ in seen)
+                seen[key] = True
+                rows.append(
+                    {
+                        "op": op,
+                        "direction": direction,
+                        "kernel": kernel + (f" {turn + 1}" if turn else ""),
+                        "arch": arch,
+                        "dtype": dtype,
+                        "channels": channels,
+                        "variant": variant,
+                        "gpu": gpu,
+                        "warps": compiled.metadata.num_warps,
+                        **examined(compiled, arguments),
+                    }
+                )
+    return rows
+
+
+def examined(compiled, arguments):
+    """What the machine code of a kernel says; kept by its hash."""
+    maps = map_parameters(compiled.asm["ttir"], arguments)
+    key = hashlib.sha256(f"{compiled.hash} {maps} {Path(__file__).read_bytes()}".encode()).hexdigest()
+    kept = BUILD / "rows" / f"{key}.json"
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        return json.loads(kept.read_text())
+    sass, usage = disassembled(compiled.asm["cubin"])
+    opcodes = re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.MULTILINE)
+    accesses = map_accesses(compiled.asm["ttgir"], maps)
+    narrowest = widths(compiled.asm["ptx"], accesses)
+    threads = 32 * compiled.metadata.num_warps
+    row = {
+        "registers": usage["REG"],
+        "shared": compiled.metadata.shared,
+        "stack": usage["STACK"],
+        "spills": sum(o.split(".")[0] in ("LDL", "STL") for o in opcodes),
+        "product": "tt.dot" in compiled.asm["ttir"],
+        "tensor_cores": {
+            name: count
+            for name in ("HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IMMA")
+            if (count := sum(o.split(".")[0] == name for o in opcodes))
+        },
+        "loads_128": sum(bool(re.match(r"(LDG|LDGSTS)\b.*\.(128|256)", o)) for o in opcodes),
+        # As many as the maps' tiles need at 16 bytes a thread.
+        "loads_128_needed": sum(
+            max(1, size // (16 * threads)) for kind, _, _, size in accesses if kind == "load"
+        ),
+        "instructions": len(opcodes),
+        "map_loads": narrowest["load"],
+        "map_stores": narrowest["store"],
+    }
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def disassembled(cubin):
+    """(machine code as text, {resource: amount})."""
+    import triton
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def tool(name, *options):
+            command = [tools / name, *options, file.name]
+            return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+        sass = tool("nvdisasm", "-c")
+        usage = re.findall(r"(REG|STACK):(\d+)", tool("cuobjdump", "--dump-resource-usage"))
+    return sass, {name: int(amount) for name, amount in usage}
+
+
+def map_parameters(ttir, arguments):
+    """Names, in the intermediate code, of the pointers to feature maps: channels_last, many channels."""
+    import torch
+
+    def flat(value):
+        return itertools.chain(*map(flat, value)) if isinstance(value, (tuple, list)) else [value]
+
+    tensors = [v for v in flat(list(arguments.values())) if isinstance(v, torch.Tensor)]
+    header = re.search(r"tt\.func public @\w+\((.*)\) attributes", ttir).group(1)
+    pointers = re.findall(r"%([\w.]+): !tt\.ptr<", header)
+    assert len(pointers) == len(tensors), f"{len(pointers)} pointers for {len(tensors)} tensors: {header}"
+    return sorted(
+        name
+        for name, t in zip(pointers, tensors, strict=True)
+        if t.dim() == 4 and t.stride(1) == 1 and t.shape[1] % 8 == 0 and t.shape[2] * t.shape[3] > 1
+    )
+
+
+def map_accesses(ttgir, maps):
+    """[(kind, map, (file name, line), bytes)] of the loads and stores of the maps."""
+    places = dict(re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttgir, re.MULTILINE))
+
+    def line(place):
+        text = places.get(place, place)
+        direct = re.match(r'"([^"]*)":(\d+):', text)
+        if direct:
+            return Path(direct.group(1)).name, int(direct.group(2))
+        return line(re.search(r"#loc\d*", text).group())  # the innermost of inlined calls comes first
+
+    derived = r"\s*%([\w.]+) = (?:tt\.(?:splat|addptr|broadcast|expand_dims|bitcast)|ttg\.\w+) %([\w.#]+)"
+    access = r"\s*(?:%[\w.]+ = )?(tt\.load|tt\.store|ttg\.async_copy_global_to_local) %([\w.#]+)"
+    origin = {name: name for name in maps}
+    found = []
+    for text in ttgir.splitlines():
+        for inner, outer in re.findall(r"%([\w.#]+) = %([\w.#]+)", text):  # carried through a loop
+            if outer in origin:
+                origin[inner] = origin[outer]
+        match = re.match(access, text)
+        if match and match.group(2) in origin:
+            kind = "store" if match.group(1) == "tt.store" else "load"
+            shape, bits = re.search(r"tensor<((?:\d+x)+)!tt\.ptr<b?f(\d+)>", text).groups()
+            elements = math.prod(int(side) for side in shape[:-1].split("x"))
+            place = re.search(r"loc\((#loc\d*|\".*)\)$", text).group(1)
+            found.append((kind, origin[match.group(2)], line(place), elements * int(bits) // 8))
+        match = re.match(derived, text)
+        if match:  # after the access: names return in later scopes
+            name, source = match.groups()
+            if source in origin:
+                origin[name] = origin[source]
+            else:
+                origin.pop(name, None)
+    return found
+
+
+def widths(ptx, accesses):
+    """{"load": {map: bytes of its narrowest load}, "store": {...}}, told apart by their source lines.
+
+    From the PTX, whose assembler keeps the widths: in the machine code the lines are shifted, because
+    every line of inline assembly counts as one more. None for a map whose lines are gone.
+    """
+    result = {"load": {}, "store": {}}
+    lines = {}
+    for kind, name, place, _ in accesses:
+        lines.setdefault((kind, *place), set()).add(name)
+        result[kind][name] = None
+    named = re.findall(r'^\s*\.file\s+(\d+)\s.*"([^"\n]*)"$', ptx, re.MULTILINE)
+    files = {number: Path(name).name for number, name in named}
+    here, block = None, None
+    for text in ptx.splitlines():
+        if location := re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", text):
+            here = files[location.group(1)], int(location.group(2))
+        elif "begin inline asm" in text:
+            block = here
+        elif "end inline asm" in text:
+            block = None
+        if access := re.search(r"\b(ld|st)\.global(?:\.\w+:?:?\w*)*?(?:\.v(\d+))?\.[bfus](\d+)\b", text):
+            kind = "load" if access.group(1) == "ld" else "store"
+            width = int(access.group(2) or 1) * int(access.group(3)) // 8
+        elif access := re.search(r"\bcp\.async\.\w+\.shared\.global.*\], (0x[0-9a-f]+|\d+)", text):
+            kind, width = "load", int(access.group(1), 0)
+        else:
+            continue
+        for name in lines.get((kind, *(block or here)), ()):
+            result[kind][name] = min(width, result[kind][name] or width)
+    return result
+
+
+def label(row):
+    """What a row is called in the budget; its architecture apart."""
+    gpu = [row["gpu"]] if row["gpu"] else []
+    variant = [row["variant"]] if row["variant"] != "plain" else []
+    parts = [row["op"], row["direction"], row["kernel"], row["dtype"], row["channels"], *variant, *gpu]
+    return " ".join(map(str, parts))
+
+
+def problems(row, budget):
+    """What is wrong with a row: a list of sentences. `budget` is that of this Triton version, or None."""
+    found = []
+    limit = SHARED_LIMIT[row["arch"]]
+    if row["shared"] > limit:
+        found.append(f"{row['shared']} bytes of shared memory; the chip has {limit}")
+    if row["stack"] or row["spills"]:
+        found.append(f"spills: a stack of {row['stack']} bytes, {row['spills']} local loads and stores")
+    half = row["dtype"] in ("float16", "bfloat16")
+    if row["arch"] == 90 and half and row["product"] and not row["tensor_cores"]:
+        found.append("its matrix product uses no tensor cores")
+    if half and row["channels"] % 8 == 0:
+        narrow = {name: width for name, width in row["map_loads"].items() if width and width < 16}
+        if narrow:
+            found.append(f"feature maps loaded by less than 16 bytes: {narrow}")
+        elif row["loads_128"] < row["loads_128_needed"]:
+            count, needed = row["loads_128"], row["loads_128_needed"]
+            found.append(f"{count} loads of 16 bytes; its feature maps need {needed}")
+    recorded = (budget or {}).get(label(row), {}).get(f"sm_{row['arch']}")
+    if recorded:
+        registers, shared = recorded
+        if row["registers"] > registers + REGISTER_SLACK:
+            found.append(f"{row['registers']} registers; the budget records {registers}")
+        if row["shared"] > shared:
+            found.append(f"{row['shared']} bytes of shared memory; the budget records {shared}")
+    return [f"{label(row)} sm_{row['arch']}: {text}" for text in found]
+
+
+def missing(rows):
+    """What the rows together lack."""
+    found = []
+    for op in {row["op"] for row in rows} & set(PRODUCTS):
+        for direction in ("forward", "backward"):
+            if not any(r["op"] == op and r["direction"] == direction and r["product"] for r in rows):
+                found.append(f"{op} {direction}: no kernel holds a matrix product")
+    return found
+
+
+def tasks(ops, archs, dtypes, everything):
+    """Arguments of `audit` for all that is shipped: every op, dtype, number of channels, architecture.
+
+    Without `everything` the variants are only those of the most channels on sm_90.
+    """
+    shipped = sorted(json.loads(p.read_text()) if (p := ROOT / "kernels" / "known.json").exists() else {})
+    result = []
+    for op, arch, dtype in itertools.product(ops, archs, dtypes):
+        if dtype == "tf32" and op not in PRODUCTS:
+            continue
+        channels = CHANNELS.get(op, (64, 128, 256))
+        for c in channels:
+            result.append((op, c, dtype, arch))
+            for variant in VARIANTS[1:]:
+                if everything or (arch == 90 and c == channels[-1] and dtype in ("float16", "float32")):
+                    result.append((op, c, dtype, arch, variant))
+            for gpu in shipped:
+                known = {a for name, a in GPU_ARCHS.items() if name in gpu}
+                if arch in (known or ARCHS):
+                    result.append((op, c, dtype, arch, "plain", gpu))
+    return result
+
+
+def version():
+    import triton
+
+    return "triton " + ".".join(triton.__version__.split(".")[:2])
+
+
+def load_budget():
+    return json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
+
+
+def write_budget(rows):
+    """Replace the rows of the ops audited in this version's part of the file; one kernel a line."""
+    budget = load_budget()
+    ops = {row["op"] for row in rows}
+    kept = {name: value for name, value in budget.get(version(), {}).items() if name.split()[0] not in ops}
+    for row in rows:
+        kept.setdefault(label(row), {})[f"sm_{row['arch']}"] = [row["registers"], row["shared"]]
+    budget[version()] = kept
+    parts = []
+    for name, part in sorted(budget.items()):
+        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(part.items()))
+        parts.append(f"{json.dumps(name)}: {{\n{lines}\n}}")
+    BUDGET.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def table(rows):
+    """The rows as lines of text."""
+    header = ["kernel", "arch", "dtype", "C", "warps", "regs", "shared", "spills", "tensor cores", "LDG.128"]
+    lines = [[*header, "map loads", "map stores"]]
+    for row in rows:
+        bytes_of = [
+            " ".join(f"{name}:{width or '?'}" for name, width in sorted(row[kind].items())) or "-"
+            for kind in ("map_loads", "map_stores")
+        ]
+        variant = "" if row["variant"] == "plain" else f" ({row['variant']})"
+        lines.append(
+            [
+                f"{row['op']} {row['direction']} {row['kernel']}{variant}",
+                f"sm_{row['arch']}",
+                row["dtype"],
+                row["channels"],
+                row["warps"],
+                row["registers"],
+                row["shared"],
+                row["spills"] + row["stack"],
+                " ".join(f"{k}:{v}" for k, v in row["tensor_cores"].items()) or "-",
+                row["loads_128"],
+                *bytes_of,
+            ]
+        )
+    sizes = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
+    return ["  ".join(str(v).ljust(s) for v, s in zip(line, sizes, strict=True)).rstrip() for line in lines]
+
+
+def collect(work, jobs):
+    """(rows of these tasks in their order, what went wrong in those that failed)."""
+    context = multiprocessing.get_context("spawn")
+    rows, failed = [], []
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        results = [pool.submit(audit, *task) for task in work]
+        for task, result in zip(work, results, strict=True):
+            try:
+                rows += result.result()
+            except Exception as error:  # one kernel that does not compile is a finding, not the end
+                why = str(error).strip().splitlines() or [""]
+                failed.append(f"{' '.join(map(str, task))}: {type(error).__name__}: {why[0]}")
+    return rows, failed
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ops", nargs="*", metavar="OP")
+    parser.add_argument("--arch", type=int, action="append", choices=ARCHS)
+    parser.add_argument("--dtype", action="append", choices=DTYPES)
+    parser.add_argument("--all", action="store_true", help="odd sizes and wide offsets of every row too")
+    parser.add_argument("--write", action="store_true", help="record what is seen as the budget")
+    parser.add_argument("--json", type=Path, help="also write rows, skipped ops and problems to this file")
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
+    chosen = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: nothing would be compiled")
+    if chosen.write and (chosen.arch or chosen.dtype):
+        parser.error("--write needs every architecture and dtype")
+    os.environ["TRITON_CACHE_DIR"] = str(BUILD / "triton")
+
+    from mirnet_fast.ops import OPS
+
+    skipped = {op: why for op in chosen.ops or OPS if (why := written(op))}
+    ops = [op for op in chosen.ops or OPS if op not in skipped]
+    rows, failed = collect(tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all), chosen.jobs)
+    if chosen.write:
+        write_budget(rows)
+    budget = load_budget().get(version())
+    found = failed + [text for row in rows for text in problems(row, budget)] + missing(rows)
+    print("\n".join(table(rows)))
+    for op, why in skipped.items():
+        print(f"skipped {op}: {why}")
+    unrecorded = sum(f"sm_{row['arch']}" not in (budget or {}).get(label(row), {}) for row in rows)
+    if unrecorded:
+        print(f"{unrecorded} of {len(rows)} rows are not in the budget of {version()} (--write records them)")
+    print("\n".join(found) or f"{len(rows)} kernels compiled by {version()}: nothing wrong")
+    if chosen.json:
+        chosen.json.write_text(
+            json.dumps({"rows": rows, "skipped": skipped, "problems": found, "unrecorded": unrecorded})
+        )
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
