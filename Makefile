@@ -9,7 +9,7 @@ TRITON_OLDEST := 3.6.0
 BIN := $(VENV)/bin
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test bench format build clean
+.PHONY: demo test audit bench format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
@@ -21,6 +21,10 @@ test: build
 	$(BIN)/python -m pytest
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
+
+# Every Triton kernel compiled for four architectures: many minutes.
+audit: build
+	MIRNET_FAST_AUDIT=1 $(BIN)/python -m pytest tests/test_kernels_compile.py
 
 bench: build
 	$(BIN)/python -m pytest benches
