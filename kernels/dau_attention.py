@@ -8,7 +8,8 @@ a producer gives the statistics (`attend_from_statistics`).
 
 Backward: the statistics again, with the index of the maximum (1 map); `apply_backward_kernel` leaves
 in r's gradient all but the pooled terms (3 maps); `weight_kernel` multiplies gradient and gated r
-(2 maps); `taps_kernel` works on small maps only; `spread_kernel` adds the pooled terms (2 maps).
+(2 maps); `taps_kernel` works on small maps only; `spread_kernel` adds the pooled terms (2 maps). A
+bias of the 1x1 convolution, which the published network has not, costs one more map.
 
 Tile: pixels by all channels up to 256, so that r is read once; of the products, as many pixels as
 keep the float32 sums in registers, for the weights are read again by every tile, from the cache.
@@ -300,13 +301,13 @@ def apply_backward_kernel(
             v = tl.zeros((TH * TW, BC), tl.float32)
             for first in tl.range(0, C, BK):
                 o = first + tl.arange(0, BK)
-                source = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[:, None] + o[None, :]
-                g = tl.load(source, mask=inside[:, None] & (o < C)[None, :], other=0).to(OPERAND)
-                mask = (o < C)[:, None] & (c < C)[None, :]
+                given = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[:, None] + o[None, :]
+                g = tl.load(given, mask=inside[:, None] & (o < C)[None, :], other=0).to(OPERAND)
+                both = (o < C)[:, None] & (c < C)[None, :]
                 weight = fuse_weight + o[:, None] * (2 * C) + c[None, :]
-                half = tl.load(weight, mask=mask, other=0).to(OPERAND)
+                half = tl.load(weight, mask=both, other=0).to(OPERAND)
                 u = tl.dot(g, half, u, input_precision=PRECISION)
-                half = tl.load(weight + C, mask=mask, other=0).to(OPERAND)
+                half = tl.load(weight + C, mask=both, other=0).to(OPERAND)
                 v = tl.dot(g, half, v, input_precision=PRECISION)
             mask = inside[:, None] & (c < C)[None, :]
             source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None] + c[None, :]
@@ -335,7 +336,6 @@ def weight_kernel(
     gates,
     channel_gate,
     weight_sums,
-    bias_sums,
     grad_n,
     grad_h,
     grad_w,
@@ -354,28 +354,25 @@ def weight_kernel(
     PRECISION: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    # weight_sums (programs, C, 2 C) and bias_sums (programs, C) or None, of all `count` tiles.
+    # weight_sums (programs, C, 2 C) of all `count` tiles.
     BLOCKS: tl.constexpr = (C + BC - 1) // BC
     program = tl.program_id(1)
     o = tl.program_id(0) // BLOCKS * BO + tl.arange(0, BO)
     c = tl.program_id(0) % BLOCKS * BC + tl.arange(0, BC)
     left = tl.zeros((BO, BC), tl.float32)
     right = tl.zeros((BO, BC), tl.float32)
-    bias = tl.zeros((BO,), tl.float32)
     tile = program
     while tile < count:
         n, h, w, inside = pixels_of(tile, height, width, TH, TW)
         source = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[:, None] + o[None, :]
-        g = tl.load(source, mask=inside[:, None] & (o < C)[None, :], other=0)
+        g = tl.load(source, mask=inside[:, None] & (o < C)[None, :], other=0).to(OPERAND)
         source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None] + c[None, :]
         value = tl.load(source, mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
         plane = height.to(OFFSET) * width
         source = gates + n.to(tl.int64) * 2 * plane + h.to(OFFSET) * width + w
         spatial = tl.load(source, mask=inside, other=0)
         channel = tl.load(channel_gate + n * C + c, mask=c < C, other=0)
-        if bias_sums is not None:
-            bias += tl.sum(g.to(tl.float32), 0)
-        g = tl.trans(g.to(OPERAND))
+        g = tl.trans(g)
         left = tl.dot(g, (spatial[:, None] * value).to(OPERAND), left, input_precision=PRECISION)
         right = tl.dot(g, (channel[None, :] * value).to(OPERAND), right, input_precision=PRECISION)
         tile += tl.num_programs(1)
@@ -383,10 +380,6 @@ def weight_kernel(
     mask = (o < C)[:, None] & (c < C)[None, :]
     tl.store(target, left, mask=mask)
     tl.store(target + C, right, mask=mask)
-    if bias_sums is not None:
-        # Every block of inputs has the same; the first stores it.
-        end = tl.where(tl.program_id(0) % BLOCKS == 0, C, 0)
-        tl.store(bias_sums + program * C + o, bias, mask=o < end)
 
 
 @triton.jit
@@ -672,7 +665,6 @@ def dau_attention_backward(
     count = tiles(n, height, width, c["TH"], c["TW"])
     programs = min(count, max(1, WEIGHT_VALUES // (2 * channels**2)), PARTIALS)
     weight_sums = gate.new_empty((programs, channels, 2 * channels))
-    bias_sums = None if fuse_bias is None else gate.new_empty((programs, channels))
     with on_device(r):
         weight_kernel[(triton.cdiv(channels, bc) ** 2, programs)](
             grad,
@@ -680,7 +672,6 @@ def dau_attention_backward(
             gates,
             gate,
             weight_sums,
-            bias_sums,
             *strides(grad),
             *strides(inner),
             height,
@@ -731,7 +722,7 @@ def dau_attention_backward(
 
     gradients = [(tap_sums.sum(0), spatial_weight), *small, (weight_sums.sum(0), fuse_weight)]
     if fuse_bias is not None:
-        gradients.append((bias_sums.sum(0), fuse_bias))
+        gradients.append((grad.sum((0, 2, 3), dtype=torch.float32), fuse_bias))
     return [laid_out_like(r_grad, r), *(_gradient(value, weight) for value, weight in gradients)]
 
 
