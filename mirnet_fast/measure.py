@@ -44,6 +44,35 @@ def interleave(variants, rounds, warmup=1, synchronize=None):
     return times
 
 
+def gpu_times(variants, rounds, warmup=1):
+    """As `interleave`, but the time that the GPU itself takes, without that of launching from Python.
+
+    The GPU is kept waiting until the call has been launched; then its own clock is read around it.
+    """
+    names = list(variants)
+    hosts = {}
+    for name in names:
+        for _ in range(warmup):
+            variants[name]()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        variants[name]()
+        hosts[name] = time.perf_counter() - start
+        torch.cuda.synchronize()
+    times = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            torch.cuda._sleep(int(2e9 * (1e-4 + 2 * hosts[name])))  # cycles, of at most 2 GHz
+            events[0].record()
+            variants[name]()
+            events[1].record()
+            torch.cuda.synchronize()
+            times[name].append(events[0].elapsed_time(events[1]) / 1e3)
+    return times
+
+
 def copy_bandwidth(nbytes, device="cpu", dtype=torch.float32, rounds=7):
     """Bytes per second of `copy_` between two tensors of `nbytes` each, reads and writes counted.
 
