@@ -210,7 +210,7 @@ def lines(record):
         yield from table(rows)
     if record["targets"]:
         yield ""
-        yield "Targets, float16 forward: 85 % of copy bandwidth beyond the L2 cache, 3 x eager, 1.3 x torch.compile"
+        yield "Targets, float16 forward: 85 % of copy beyond the L2 cache, 3 x eager, 1.3 x torch.compile"
         for t in record["targets"]:
             size = "x".join(map(str, t["size"]))
             beyond = "beyond L2" if t["larger_than_l2"] else "within L2"
