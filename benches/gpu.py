@@ -68,11 +68,10 @@ class Step:
     @property
     def counts(self):
         """{outcome: how many} of the tests or cases that the output names."""
-        found = re.findall(
-            r"^(?:\S+::.* )?(PASSED|FAILED|ERROR|SKIPPED)\b(?=.*(?:%\]|$))", self.output or "", re.M
-        )
-        if "::" in (self.output or ""):  # pytest repeats the failed ones at the end
-            found = re.findall(r"^\S+::.* (PASSED|FAILED|ERROR|SKIPPED)\b", self.output, re.M)
+        text = self.output or ""
+        # pytest names the test first, and the failed ones once more at the end.
+        start = r"^\S+::.* " if re.search(r"^\S+::", text, re.M) else "^"
+        found = re.findall(start + r"(PASSED|FAILED|ERROR|SKIPPED)\b", text, re.M)
         return {outcome: found.count(outcome) for outcome in dict.fromkeys(found)}
 
     def failures(self):
@@ -112,7 +111,12 @@ class Run:
         self.base = {
             k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "MIRNET_FAST_BACKEND")
         }
-        self.base |= {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        self.base |= {
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "400",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         # What is compiled while the tests run is found again when the clock does.
         self.base |= {
             "TRITON_CACHE_DIR": str(self.scratch / "triton"),
