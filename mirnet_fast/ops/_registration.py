@@ -12,7 +12,7 @@ import torch
 
 from .. import backends, reference
 
-KERNEL_BACKENDS = ("cpu", "triton")
+KERNEL_BACKENDS = ("cpu", "triton", "cuda")
 
 _libraries = {b: torch.library.Library(f"mirnet_fast_{b}", "FRAGMENT") for b in KERNEL_BACKENDS}
 _overloads = {}

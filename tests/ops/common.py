@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 import mirnet_fast
 from mirnet_fast import _native, backends, ops, reference
 
+from .. import emulation
 from ..tolerance import assert_contract, distance, moved
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -459,18 +460,10 @@ class OpTests(OpCase):
             self.fast(*args)
 
 
-class TritonTests(OpCase):
-    """What is asked of the Triton kernels of an op, by the interpreter or on a GPU."""
+class DeviceTests(OpCase):
+    """What is asked of the kernels of an op for GPUs, on one or by a stand-in."""
 
-    backend = "triton"
     orders_infinities = True
-
-    @pytest.fixture(autouse=True)
-    def on_the_triton_kernels(self):
-        if "triton" in backends._UNAVAILABLE:
-            pytest.skip(f"no Triton here: {backends._UNAVAILABLE['triton']}")
-        with mirnet_fast.use_backend("triton"), torch.device(DEVICE):
-            yield
 
     def values(self, dtype=torch.float32, layout="channels_last"):
         return Values(dtype, layout, device=DEVICE)
@@ -483,20 +476,6 @@ class TritonTests(OpCase):
     def test_layouts(self, layout, gradient):
         args = self.cases["plain"](self.values(torch.float32, layout))
         self.check_contract(args, gradient_maker(gradient, torch.float32), draws=1)
-
-    def test_wide_offsets(self, monkeypatch):
-        # As for an image of 2**31 values and more.
-        args = self.cases["plain"](self.values())
-        expected = run(self.fast, args, torch.ones_like)
-        common = importlib.import_module("mirnet_fast.kernels._common")
-        asked = []
-        wide = common.tl.int64
-        for name, module in list(sys.modules.items()):
-            if name.startswith("mirnet_fast.kernels.") and hasattr(module, "offset_type"):
-                monkeypatch.setattr(module, "offset_type", lambda *maps: asked.append(maps) or wide)
-        actual = run(self.fast, args, torch.ones_like)
-        assert len(asked) >= 2
-        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
     def test_opcheck(self):
         args = self.cases["tiny"](self.values())
@@ -535,7 +514,7 @@ class TritonTests(OpCase):
             assert actual.stride() == expected.stride()
 
     def test_float64_has_no_kernels(self):
-        with pytest.raises(backends.BackendError, match=rf"{self.op}: .*'triton'.*float64"):
+        with pytest.raises(backends.BackendError, match=rf"{self.op}: .*'{self.backend}'.*float64"):
             self.fast(*self.cases["plain"](self.values(torch.float64)))
 
     def test_the_same_every_time(self):
@@ -543,3 +522,58 @@ class TritonTests(OpCase):
         results = [run(self.fast, args, torch.ones_like) for _ in range(3)]
         for result in results[1:]:
             assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+class TritonTests(DeviceTests):
+    """What is asked of the Triton kernels of an op, by the interpreter or on a GPU."""
+
+    backend = "triton"
+
+    @pytest.fixture(autouse=True)
+    def on_the_triton_kernels(self):
+        if "triton" in backends._UNAVAILABLE:
+            pytest.skip(f"no Triton here: {backends._UNAVAILABLE['triton']}")
+        with mirnet_fast.use_backend("triton"), torch.device(DEVICE):
+            yield
+
+    def test_wide_offsets(self, monkeypatch):
+        # As for an image of 2**31 values and more.
+        args = self.cases["plain"](self.values())
+        expected = run(self.fast, args, torch.ones_like)
+        common = importlib.import_module("mirnet_fast.kernels._common")
+        asked = []
+        wide = common.tl.int64
+        for name, module in list(sys.modules.items()):
+            if name.startswith("mirnet_fast.kernels.") and hasattr(module, "offset_type"):
+                monkeypatch.setattr(module, "offset_type", lambda *maps: asked.append(maps) or wide)
+        actual = run(self.fast, args, torch.ones_like)
+        assert len(asked) >= 2
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+class CudaTests(DeviceTests):
+    """What is asked of the CUDA kernels of an op, on a GPU or, without one, emulated."""
+
+    backend = "cuda"
+
+    @pytest.fixture(autouse=True)
+    def on_the_cuda_kernels(self):
+        if DEVICE == "cuda":
+            if "cuda" in backends._UNAVAILABLE:
+                pytest.skip(f"no CUDA kernels here: {backends._UNAVAILABLE['cuda']}")
+            with mirnet_fast.use_backend("cuda"), torch.device(DEVICE):
+                yield
+        else:
+            if reason := emulation.missing():
+                pytest.skip(f"no emulated GPU here: {reason}")
+            with emulation.emulated_gpu():
+                yield
+
+    @pytest.mark.parametrize("order", ["backward", "1", "2"])
+    def test_threads_in_another_order(self, order, monkeypatch):
+        # Of the emulated GPU: a result that depends on it lacks a barrier.
+        args = self.cases["plain"](self.values())
+        expected = run(self.fast, args, torch.ones_like)
+        monkeypatch.setenv("MIRNET_EMULATED_ORDER", order)
+        actual = run(self.fast, args, torch.ones_like)
+        assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

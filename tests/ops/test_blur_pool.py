@@ -7,7 +7,7 @@ import torch
 from mirnet_fast import ops, reference
 
 from ..test_reference import GOLDEN, relative, tensor
-from .common import OpTests, TritonTests, Values
+from .common import CudaTests, OpTests, TritonTests, Values, run
 
 
 def case(n, c, h, w, *settings):
@@ -72,3 +72,20 @@ class TestBlurPoolTriton(TritonTests):
             x = self.values().map(1, 2, 6, 11)
             args = (x, *settings)
             torch.testing.assert_close(ops.blur_pool(*args), reference.blur_pool(*args))
+
+
+class TestBlurPoolCuda(CudaTests):
+    op = "blur_pool"
+    cases = TestBlurPool.cases
+
+    def test_every_setting(self):
+        settings = itertools.product(range(1, 8), ["reflect", "replicate", "zero"], (1, 2, 3, 5), (0, 1))
+        for case in settings:
+            args = (self.values().map(1, 2, 6, 11), *case)
+            results = zip(
+                run(ops.blur_pool, args, torch.ones_like),
+                run(reference.blur_pool, args, torch.ones_like),
+                strict=True,
+            )
+            for actual, expected in results:
+                torch.testing.assert_close(actual, expected)

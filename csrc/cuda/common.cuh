@@ -1,0 +1,208 @@
+// What the op files share: from tensors to the kernels' arguments, launches, dtypes.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "device.cuh"
+
+// The emulated kernels are the CPU's.
+#if defined(MIRNET_EMULATED)
+#define MIRNET_DISPATCH CPU
+#else
+#define MIRNET_DISPATCH CUDA
+#endif
+
+namespace mirnet_fast::cuda {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Shape = std::vector<int64_t>;
+
+// ---- arguments -------------------------------------------------------------------------------
+
+inline std::string text(const Shape& shape) {
+  std::string result = "(";
+  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
+  return result + ")";
+}
+
+inline Shape shape_of(const Tensor& tensor) {
+  return Shape(tensor.sizes().begin(), tensor.sizes().end());
+}
+
+inline void check_place(const char* op, const char* name, const Tensor& tensor,
+                        const Tensor& first) {
+  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
+                  " must have the dtype of the first argument");
+#if !defined(MIRNET_EMULATED)
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), op,
+                  ": ", name, " must be on the first argument's GPU, ", first.get_device_index());
+#endif
+}
+
+// A tensor of this shape, of the dtype and on the device of `first`.
+inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
+                  const Tensor& first) {
+  STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
+                  "; got ", text(shape_of(tensor)));
+  check_place(op, name, tensor, first);
+}
+
+inline void check_map(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(
+      tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ",
+      name, " must be (N, C, H, W) with C, H, W >= 1; got ", text(shape_of(tensor)));
+}
+
+// 1x1 convolution weight (rows, columns, 1, 1) and its optional bias (rows).
+inline void check_conv(const char* op, const char* name, const Tensor& weight,
+                       const OptionalTensor& bias, int64_t rows, int64_t columns,
+                       const Tensor& first) {
+  check(op, name, weight, {rows, columns, 1, 1}, first);
+  if (bias) check(op, name, *bias, {rows}, first);
+}
+
+template <class T>
+struct Tag {
+  using type = T;
+};
+
+// f(Tag<T>) for the storage type of the tensor.
+template <class F>
+void by_dtype(const char* op, const Tensor& tensor, F f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Half:
+      return f(Tag<half>{});
+    case ScalarType::BFloat16:
+      return f(Tag<bf16>{});
+    case ScalarType::Float:
+      return f(Tag<float>{});
+    default:
+      STD_TORCH_CHECK(false, op, ": dtype must be float16, bfloat16 or float32");
+  }
+}
+
+template <int V>
+struct Width {
+  static constexpr int value = V;
+};
+
+// ---- feature maps ----------------------------------------------------------------------------
+
+// (N, C, H, W) whose channels are consecutive; strides in values.
+template <class T>
+struct Map {
+  T* data;
+  int64_t stride_n, stride_h, stride_w;
+
+  MIRNET_DEVICE T* at(int n, int h, int w) const {
+    return data + n * stride_n + h * stride_h + w * stride_w;
+  }
+};
+
+// The tensor with consecutive channels: itself where it has them, else its one conversion.
+inline Tensor map_in(const Tensor& x) {
+  if (x.stride(1) == 1 || x.size(1) == 1) return x;
+  return torch::stable::contiguous(x, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+template <class T>
+Map<T> map_of(const Tensor& x) {
+  return {static_cast<T*>(x.data_ptr()), x.stride(0), x.stride(2), x.stride(3)};
+}
+
+// An uninitialised channels_last map for a kernel to write.
+inline Tensor map_out(const Tensor& like, const Shape& shape,
+                      std::optional<ScalarType> dtype = std::nullopt) {
+  return torch::stable::empty(shape, dtype ? *dtype : like.scalar_type(), std::nullopt,
+                              like.device(), std::nullopt,
+                              torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+// `out` in the memory format that the op promises for an input x: the rule of
+// mirnet_fast/ops/_registration.py.
+inline Tensor laid_out_like(const Tensor& out, const Tensor& x) {
+  if (x.stride(1) == 1 && x.stride(3) != 1) return out;
+  return torch::stable::contiguous(out);
+}
+
+// Uninitialised room for intermediate results.
+inline Tensor scratch(const Tensor& like, const Shape& shape,
+                      ScalarType dtype = ScalarType::Float) {
+  return torch::stable::empty(shape, dtype, std::nullopt, like.device());
+}
+
+// Whether every access of 16 bytes along the channels of these maps is aligned.
+inline bool wide(std::initializer_list<const Tensor*> maps) {
+  for (const Tensor* t : maps) {
+    const int64_t values = 16 / t->element_size();
+    const bool aligned = reinterpret_cast<uintptr_t>(t->data_ptr()) % 16 == 0;
+    if (!aligned || t->size(1) % values || t->stride(0) % values || t->stride(2) % values ||
+        t->stride(3) % values)
+      return false;
+  }
+  return true;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// ---- launches --------------------------------------------------------------------------------
+
+// The device of a tensor and the current stream of that device, while it lives.
+class Place {
+ public:
+#if defined(MIRNET_EMULATED)
+  explicit Place(const Tensor&) {}
+#else
+  explicit Place(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(
+        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    stream_ = static_cast<cudaStream_t>(stream);
+  }
+#endif
+
+  // kernel<<<unsigned(blocks), threads, shared bytes>>>(args), blocks along x; `what` names op and shapes in
+  // an error.
+  template <class... Params, class... Args>
+  void launch(const std::string& what, void (*kernel)(Params...), int64_t blocks, int threads,
+              size_t shared, const Args&... args) const {
+    STD_TORCH_CHECK(blocks < int64_t(1) << 31, what, ": needs ", blocks, " blocks, 2**31 or more");
+#if defined(MIRNET_EMULATED)
+    constexpr size_t kSharedLimit = 99 * 1024;  // of sm_86 and sm_89, the smallest that we build for
+    emulation::run_grid(unsigned(blocks), threads, shared, kSharedLimit, [&] { kernel(args...); });
+#else
+    cudaError_t error = cudaSuccess;
+    if (shared > 48 * 1024)
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+    if (error == cudaSuccess) {
+      kernel<<<unsigned(blocks), threads, shared, stream_>>>(args...);
+      error = cudaGetLastError();
+    }
+    STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+#endif
+  }
+
+#if !defined(MIRNET_EMULATED)
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cudaStream_t stream_;
+#endif
+};
+
+inline std::string told(const char* op, const Tensor& first) {
+  return std::string(op) + " on " + text(shape_of(first));
+}
+
+}  // namespace mirnet_fast::cuda

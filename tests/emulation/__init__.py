@@ -1,0 +1,99 @@
+"""The CUDA kernels on the CPU: csrc/cuda/*.cu compiled by g++ with emulator.h in place of a GPU.
+
+The library registers them for CPU tensors under `mirnet_fast_cuda`, so that the tests of the ops run
+them as they are, index arithmetic, barriers, copies and matrix fragments included.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+import mirnet_fast
+from mirnet_fast import backends
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "emulated"
+FLAGS = (
+    "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "
+    "-Wno-unused-function -ffp-contract=off -DMIRNET_EMULATED -DTORCH_TARGET_VERSION=0x020a000000000000"
+)
+
+
+def cuda_include():
+    """The folder of cuda_fp16.h, or None."""
+    homes = [os.environ.get("CUDA_HOME")]
+    homes += [Path(nvcc).resolve().parents[1] for nvcc in [shutil.which("nvcc")] if nvcc]
+    homes += [Path(path) / "nvidia" / "cu13" for path in sys.path] + ["/usr/local/cuda"]
+    for home in filter(None, homes):
+        if (Path(home) / "include" / "cuda_fp16.h").exists():
+            return Path(home) / "include"
+    return None
+
+
+@functools.cache
+def missing():
+    """Why the emulated kernels cannot be built here, or None."""
+    if os.uname().machine != "x86_64":
+        return "the emulated GPU switches fibers on x86-64 only"
+    if shutil.which("g++") is None:
+        return "no g++"
+    if cuda_include() is None:
+        return "no CUDA headers: neither a CUDA toolkit nor the package nvidia-cuda-runtime"
+    return None
+
+
+def build():
+    """The library's path, after compiling what is out of date."""
+    folder = Path(torch.__file__).parent
+    includes = f"-isystem {folder}/include -isystem {cuda_include()} -I{ROOT}/tests/emulation"
+    library = BUILD / "libmirnet_fast_cuda_emulated.so"
+    lines = [
+        f"builddir = {BUILD}",
+        "rule compile",
+        f"  command = g++ {FLAGS} {includes} -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = g++ -shared $in -o $out -L{folder}/lib -Wl,-z,defs,--as-needed -ltorch_cpu -lc10",
+    ]
+    objects = []
+    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        objects.append(f"{BUILD}/{source.name}.o")
+        lines.append(f"build {objects[-1]}: compile {source}")
+    lines.append(f"build {library}: link {' '.join(objects)}")
+    BUILD.mkdir(parents=True, exist_ok=True)
+    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "ninja", "-f", BUILD / "build.ninja"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"the emulated CUDA kernels do not compile:\n{done.stdout}{done.stderr}")
+    return library
+
+
+@functools.cache
+def _load():
+    torch.ops.load_library(build())
+
+
+@contextlib.contextmanager
+def emulated_gpu():
+    """Inside, the backend "cuda" is the emulated one, takes CPU tensors, and is chosen."""
+    _load()
+    saved = [(d, dict(d)) for d in (backends._UNAVAILABLE, backends._DEVICES, backends._DTYPES)]
+    backends._UNAVAILABLE.pop("cuda", None)
+    backends._DEVICES["cuda"] = ("cuda", "cpu")
+    backends._DTYPES["cuda"] = (torch.float32, torch.float16, torch.bfloat16)
+    try:
+        with mirnet_fast.use_backend("cuda"):
+            yield
+    finally:
+        for now, before in saved:
+            now.clear()
+            now.update(before)
