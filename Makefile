@@ -9,7 +9,7 @@ TRITON_OLDEST := 3.6.0
 BIN := $(VENV)/bin
 CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
-.PHONY: demo test audit bench format build clean
+.PHONY: demo test bench gpu format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
@@ -22,12 +22,12 @@ test: build
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
 
-# Every Triton kernel compiled for four architectures: many minutes.
-audit: build
-	MIRNET_FAST_AUDIT=1 $(BIN)/python -m pytest tests/test_kernels_compile.py
-
 bench: build
 	$(BIN)/python -m pytest benches
+
+# Tests and benchmarks on this machine's GPU, in eight minutes; without one, a trial on tiny maps.
+gpu: build
+	$(BIN)/python benches/gpu.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -19,8 +19,8 @@ DEFAULT = {
     "resample": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "dau_stats": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
     "dau_channel_gate": {"BLOCK": 16, "num_warps": 4},
-    "dau_apply": {"TH": 4, "TW": 16, "BK": 32, "num_warps": 8, "num_stages": 2},
-    "dau_apply_backward": {"TH": 4, "TW": 16, "BK": 32, "num_warps": 8, "num_stages": 2},
+    "dau_apply": {"TH": 4, "TW": 16, "BK": 32, "BO": 256, "num_warps": 8, "num_stages": 2},
+    "dau_apply_backward": {"TH": 4, "TW": 16, "BK": 32, "BC": 128, "num_warps": 8, "num_stages": 2},
     "dau_weight": {"TH": 4, "TW": 16, "BC": 64, "num_warps": 4},
     "dau_taps": {"TH": 8, "TW": 32, "num_warps": 4},
     "dau_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
@@ -39,11 +39,18 @@ FLOAT32 = {
     "resample": {"BC": 32},
     "project": {"BK": 16, "BD": 32},
     "up": {"BK": 16, "BD": 64},
-    "down": {"TW": 4, "BK": 16, "BD": 128},
+    "down": {"TW": 4, "BK": 16, "BD": 128, "num_stages": 1},
+}
+
+# Before sm_90 the tensor cores take their operands from registers, which leaves fewer for the sums.
+BEFORE_HOPPER = {
+    "down": {"BD": 128},
+    "dau_apply": {"num_stages": 3},
+    "dau_apply_backward": {"BC": 64},
 }
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
-LARGE = {"TH": 16, "TW": 32, "BK": 128, "BD": 256, "BC": 128}
+LARGE = {"TH": 16, "TW": 32, "BK": 128, "BD": 256, "BO": 256, "BC": 128}
 
 # For tune.py: the kernels that were asked for, and the options that it tries.
 asked = set()
@@ -52,14 +59,16 @@ trial = {}
 
 def config(kernel, x):
     """The options of a kernel for x's GPU, dtype and number of channels, in a dict of its own."""
-    options = DEFAULT[kernel]
-    if x.dtype == torch.float32:
-        options = options | FLOAT32.get(kernel, {})
     asked.add(kernel)
     if kernel in trial:
         return dict(trial[kernel])
+    options = DEFAULT[kernel]
+    if x.dtype == torch.float32:
+        options = options | FLOAT32.get(kernel, {})
     if INTERPRETED:
         return options | {k: v for k, v in LARGE.items() if k in options}
+    if _capability(x.device.index) < (9, 0):
+        options = options | BEFORE_HOPPER.get(kernel, {})
     name = _device_name(x.device.index)
     return dict(_known().get(name, {}).get(entry(kernel, x.dtype, x.shape[1]), options))
 
@@ -87,6 +96,11 @@ def load(path):
 def _known():
     shipped, own = load(Path(__file__).parent / "known.json"), load(cache_file())
     return {name: shipped.get(name, {}) | own.get(name, {}) for name in {*shipped, *own}}
+
+
+@functools.cache
+def _capability(index):
+    return torch.cuda.get_device_capability(index)
 
 
 @functools.cache

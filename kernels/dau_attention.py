@@ -41,8 +41,6 @@ from ._configs import config
 PARTIALS = 512
 # Values of all partial sums of the fuse weight's gradient together.
 WEIGHT_VALUES = 2**21
-# Output or input channels that one program keeps in registers.
-WIDEST = 256
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -295,7 +293,7 @@ def apply_backward_kernel(
         _, h, w, inside = pixels_of(tile, height, width, TH, TW)
         spatial = spatial_gate(pooled, spatial_weight, n, h, w, inside, height, width, TAPS, OFFSET)
         along = tl.zeros((TH * TW,), tl.float32)
-        for b in tl.static_range(BLOCKS):
+        for b in tl.range(0, BLOCKS, num_stages=1):
             c = b * BC + tl.arange(0, BC)
             u = tl.zeros((TH * TW, BC), tl.float32)
             v = tl.zeros((TH * TW, BC), tl.float32)
@@ -526,9 +524,9 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
     inner, added = map_in(r), None if x is None else map_in(x)
     gate = channel_gate(sums, height * width, *gate_weights)
     out = map_out(r.shape, r)
-    c, bo = _product_options("dau_apply", r)
+    c = _product_options("dau_apply", r, "BO")
     with on_device(r):
-        apply_kernel[(tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(channels, bo))](
+        apply_kernel[(tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(channels, c["BO"]))](
             inner,
             added,
             pooled,
@@ -544,7 +542,6 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
             width,
             C=channels,
             TAPS=spatial_weight.shape[2],
-            BO=bo,
             OPERAND=operand_type(r.dtype),
             PRECISION=product_precision(),
             OFFSET=offset_type(inner, out, pooled, *([] if x is None else [added])),
@@ -559,23 +556,17 @@ def _shrink(c, times):
         c["TH"] = max(1, c["TH"] // times)
 
 
-def _product_options(kernel, x, halve_from=512):
-    """The options of a kernel for x, and how many channels a program takes on the side that is not summed.
-
-    From `halve_from` channels on the tile is half as large.
-    """
+def _product_options(kernel, x, side):
+    """The options of a kernel for x; `side` names that of how many channels a program keeps in registers."""
     c = config(kernel, x)
     wide = power_of_two(x.shape[1])
-    if wide >= halve_from:
-        _shrink(c, 2)
     if x.dtype.itemsize > 2:
         # Twice the room for everything, and products outside the tensor cores want more registers.
         _shrink(c, 2)
         c["BK"] = max(16, c["BK"] // 2)
     elif wide <= 64:
         c["BK"] = wide
-    c["BK"] = min(c["BK"], wide)
-    return c, min(wide, WIDEST)
+    return c | {"BK": min(c["BK"], wide), side: min(c[side], wide)}
 
 
 def dau_attention(
@@ -626,7 +617,7 @@ def dau_attention_backward(
     shared = {"C": channels, "OFFSET": offset_type(inner, grad, r_grad, pooled)}
     product = {"OPERAND": operand_type(r.dtype), "PRECISION": product_precision()}
 
-    c, bc = _product_options("dau_apply_backward", r, halve_from=256)
+    c = _product_options("dau_apply_backward", r, "BC")
     if r.dtype.itemsize > 2:
         c["num_stages"] = 1  # loads ahead of their use would not fit the registers
     count = tiles(1, height, width, c["TH"], c["TW"])
@@ -650,7 +641,6 @@ def dau_attention_backward(
             width,
             count,
             TAPS=taps,
-            BC=bc,
             **shared,
             **product,
             **c,

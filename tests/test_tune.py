@@ -54,10 +54,14 @@ def test_tables(monkeypatch, tmp_path):
     _configs.cache_file().write_text(json.dumps(own))
     monkeypatch.setattr(_configs, "INTERPRETED", False)
     monkeypatch.setattr(_configs, "_device_name", lambda index: "Some GPU")
+    monkeypatch.setattr(_configs, "_capability", lambda index: (9, 0))
     _configs._known.cache_clear()
     try:
         x = torch.zeros(1, 64, 2, 2, dtype=torch.float16)
         assert _configs.config("resample", x) == {"TH": 4, "num_warps": 2}
+        hopper = _configs.config("down", x)
+        monkeypatch.setattr(_configs, "_capability", lambda index: (8, 0))
+        assert hopper == _configs.DEFAULT["down"] != _configs.config("down", x)
         assert _configs.config("resample", x.bfloat16()) == _configs.DEFAULT["resample"]
         assert _configs.config("resample", x[:, :32]) == _configs.DEFAULT["resample"]
     finally:

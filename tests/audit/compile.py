@@ -113,14 +113,15 @@ def recorded_launches(arch):
 
 
 @contextlib.contextmanager
-def circumstances(op, gpu, variant, dtype):
-    """Launch options of a GPU (None: those of every GPU), wide offsets, TF32."""
+def circumstances(op, arch, gpu, variant, dtype):
+    """Launch options of an architecture or of a GPU of it, wide offsets, TF32."""
     import torch
     from mirnet_fast.kernels import _common, _configs
 
     importlib.import_module(f"mirnet_fast.kernels.{op}")
     shipped = _configs.load(ROOT / "kernels" / "known.json")
     changes = [(_configs, "_known", lambda: shipped), (_configs, "_device_name", lambda index: gpu)]
+    changes.append((_configs, "_capability", lambda index: divmod(arch, 10)))
     if variant == "wide":
         modules = [m for name, m in sys.modules.items() if name.startswith("mirnet_fast.kernels.")]
         wide = _common.tl.int64
@@ -147,7 +148,7 @@ def audit(op, channels, dtype, arch, variant="plain", gpu=None):
     element = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     args = tune.arguments(op, channels, element, side=side, device="cpu")
     rows = []
-    with circumstances(op, gpu, variant, dtype), recorded_launches(arch) as launches:
+    with circumstances(op, arch, gpu, variant, dtype), recorded_launches(arch) as launches:
         calls = tune.calls(op, args)
         for direction, call in zip(("forward", "backward"), calls, strict=True):
             launches.clear()

@@ -177,6 +177,7 @@ def recording():
     modules = [m for name, m in sys.modules.items() if name.startswith("mirnet_fast.kernels")]
     changes = [(m, "INTERPRETED", False) for m in modules if hasattr(m, "INTERPRETED")]
     changes += [(_configs, "_known", dict), (_configs, "_device_name", lambda index: None)]
+    changes.append((_configs, "_capability", lambda index: (9, 0)))
     changes += [(interpreter.GridExecutor, "__call__", launch)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
