@@ -137,6 +137,9 @@ inline Tensor laid_out_like(const Tensor& out, const Tensor& x) {
   return torch::stable::contiguous(out);
 }
 
+// A weight as kernels read it: its values in order.
+inline Tensor dense(const Tensor& t) { return torch::stable::contiguous(t); }
+
 // Uninitialised room for intermediate results.
 inline Tensor scratch(const Tensor& like, const Shape& shape,
                       ScalarType dtype = ScalarType::Float) {

@@ -121,10 +121,13 @@ MIRNET_DEVICE char* shared_memory() {
 // 16 bytes to shared memory, zeros instead where `inside` is false; there after copies_arrived
 // and a barrier.
 MIRNET_DEVICE void copy_async(void* shared, const void* global, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
-               "l"(global), "r"(inside ? 16 : 0)
-               : "memory");
+  if (inside)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
+                 "l"(global)
+                 : "memory");
+  else
+    *static_cast<uint4*>(shared) = make_uint4(0, 0, 0, 0);
 }
 MIRNET_DEVICE void copies_asked() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last `Pending` groups of this thread's copies.

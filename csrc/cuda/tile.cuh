@@ -1,8 +1,8 @@
 // Matrix products of a block: operands staged in shared memory, sums in registers.
 //
-// float16 and bfloat16 on the tensor cores (mma.sync m16n8k16, float32 sums); float32 by FMA, never in
-// TF32, each thread holding the same places of the result. Rows in shared memory are 16 bytes longer
-// than their values, which keeps ldmatrix free of bank conflicts.
+// float16 and bfloat16 on the tensor cores (mma.sync m16n8k16, float32 sums); float32 by FMA, never
+// in TF32, each thread holding the same places of the result. Rows in shared memory are 16 bytes
+// longer than their values, which keeps ldmatrix free of bank conflicts.
 #pragma once
 
 #include "device.cuh"
@@ -49,17 +49,27 @@ struct WarpTile {
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
   }
 
-  // f(row, column, sum) for the two neighbouring columns of each place: f(row, column, s0, s1).
+  // f(row)(column, s0, s1) for the two neighbouring columns of each place.
   template <class F>
-  MIRNET_DEVICE void each_pair(F f) {
+  MIRNET_DEVICE void each_row(F f) {
     const int g = lane() / 4, t = lane() % 4;
 #pragma unroll
     for (int m = 0; m < MT; ++m)
 #pragma unroll
-      for (int n = 0; n < NT; ++n) {
-        f(16 * m + g, 8 * n + 2 * t, sums[m][n][0], sums[m][n][1]);
-        f(16 * m + g + 8, 8 * n + 2 * t, sums[m][n][2], sums[m][n][3]);
+      for (int half = 0; half < 2; ++half) {
+        const auto at_row = f(16 * m + 8 * half + g);
+#pragma unroll
+        for (int n = 0; n < NT; ++n)
+          at_row(8 * n + 2 * t, sums[m][n][2 * half], sums[m][n][2 * half + 1]);
       }
+  }
+
+  // f(row, column, s0, s1).
+  template <class F>
+  MIRNET_DEVICE void each_pair(F f) {
+    each_row([&](int row) {
+      return [&f, row](int column, float& s0, float& s1) { f(row, column, s0, s1); };
+    });
   }
 
   // sums += a b over K values. a is this warp's (16 MT, K), row after row `lda` apart, or where
@@ -146,6 +156,24 @@ struct WarpTile {
   }
 };
 
+// use(buffer) for every chunk in turn, buffer being 0 or 1, while the next one's copies, which
+// ask(chunk, buffer) starts, are on their way. mine(buffer) sees only what this thread has copied;
+// use sees all.
+template <class Ask, class Mine, class Use>
+MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use) {
+  ask(0, 0);
+  copies_asked();
+  for (int i = 0; i < chunks; ++i) {
+    if (i + 1 < chunks) ask(i + 1, (i + 1) % 2);
+    copies_asked();
+    copies_arrived<1>();
+    mine(i, i % 2);
+    sync_threads();
+    use(i % 2);
+    sync_threads();
+  }
+}
+
 // A tile of `rows` pixels by N channels from shared memory, rows kRow<T, N> apart, to the
 // channels [first, first + N) below `count` of what row_at(i) points to; nothing where it is null.
 template <class T, int N, bool Aligned, class RowAt>
@@ -158,7 +186,8 @@ MIRNET_DEVICE void write_rows(const T* from, int rows, int threads, int first, i
     if (to == nullptr) continue;
     const T* place = from + i / kPieces * kRow<T, N> + i % kPieces * V;
     if constexpr (Aligned) {
-      if (c < count) *reinterpret_cast<Pack<T, V>*>(to + c) = *reinterpret_cast<const Pack<T, V>*>(place);
+      if (c < count)
+        *reinterpret_cast<Pack<T, V>*>(to + c) = *reinterpret_cast<const Pack<T, V>*>(place);
     } else {
 #pragma unroll
       for (int j = 0; j < V; ++j)
@@ -185,7 +214,9 @@ struct PixelTile {
 
   MIRNET_DEVICE int row(int pixel) const { return h + pixel / TW; }
   MIRNET_DEVICE int column(int pixel) const { return w + pixel % TW; }
-  MIRNET_DEVICE bool inside(int pixel) const { return row(pixel) < height && column(pixel) < width; }
+  MIRNET_DEVICE bool inside(int pixel) const {
+    return row(pixel) < height && column(pixel) < width;
+  }
 };
 
 template <int TH, int TW>

@@ -1,5 +1,5 @@
-// The sparse maps along one axis, for every device: blur-pool and bilinear enlargement. Positions fit
-// 31 bits, so that a GPU divides them quickly; offsets in memory are another matter.
+// The sparse maps along one axis, for every device: blur-pool and bilinear enlargement. Positions
+// fit 31 bits, so that a GPU divides them quickly; offsets in memory are another matter.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -69,9 +69,11 @@ struct BlurAxis {
   }
 };
 
-// Bilinear enlargement by 2, align_corners=False: output o reads `near` with three quarters and `far`
-// with one; at the ends both are the same pixel.
+// Bilinear enlargement by 2, align_corners=False: output o reads `near` with three quarters and
+// `far` with one; at the ends both are the same pixel.
 struct BilinearAxis {
+  static constexpr float kNear = 0.75f, kFar = 0.25f;
+
   int inputs;
 
   MIRNET_HOST_DEVICE int near(int o) const { return o / 2; }
@@ -83,8 +85,8 @@ struct BilinearAxis {
   // f(input, weight) for what output o reads.
   template <class F>
   MIRNET_HOST_DEVICE void reads(int o, F f) const {
-    f(near(o), 0.75f);
-    f(far(o), 0.25f);
+    f(near(o), kNear);
+    f(far(o), kFar);
   }
 
   // f(output, weight) for the outputs that read input i.
@@ -92,7 +94,7 @@ struct BilinearAxis {
   MIRNET_HOST_DEVICE void read_by(int i, F f) const {
     for (int o = 2 * i - 1; o <= 2 * i + 2; ++o) {
       if (o < 0 || o >= 2 * inputs) continue;
-      const float weight = (near(o) == i ? 0.75f : 0.f) + (far(o) == i ? 0.25f : 0.f);
+      const float weight = (near(o) == i ? kNear : 0.f) + (far(o) == i ? kFar : 0.f);
       if (weight != 0) f(o, weight);
     }
   }

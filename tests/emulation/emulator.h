@@ -287,6 +287,12 @@ void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, 
 
 }  // namespace mirnet_fast::emulation
 
+// Which CUDA declares everywhere.
+namespace mirnet_fast::cuda {
+using std::max;
+using std::min;
+}  // namespace mirnet_fast::cuda
+
 #define threadIdx (::mirnet_fast::emulation::self().index)
 #define blockIdx (::mirnet_fast::emulation::block->index)
 #define gridDim (::mirnet_fast::emulation::block->grid)

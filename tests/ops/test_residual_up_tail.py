@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops
 
-from .common import OpTests, TritonTests, Values, gradient_maker
+from .common import CudaTests, OpTests, TritonTests, Values, gradient_maker
 
 
 def case(n, c, h, w, inputs, outputs, slope=1, bias=False):
@@ -76,3 +76,8 @@ class TestResidualUpTailTriton(TritonTests):
         monkeypatch.setattr(products, "WEIGHT_VALUES", 3 * 20 * 24)
         args = case(2, 20, 3, 5, 36, 24, slope=20, bias=True)(self.values(dtype))
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
+
+
+class TestResidualUpTailCuda(CudaTests):
+    op = "residual_up_tail"
+    cases = TestResidualUpTail.cases
