@@ -1,8 +1,9 @@
-// blur_pool: the binomial filter and the down-sampling in one pass. Floor: 1 + 1/4 maps; backward as much.
+// blur_pool: the binomial filter and the down-sampling in one pass. Floor: 1 + 1/4 maps; backward
+// as much.
 //
 // The network's case, three taps and stride 2: a thread blurs 16 bytes of channels down a strip of
-// kStrip outputs of one column. Each input row is blurred along the row once and kept for the output
-// below; its loads, six of 16 bytes an output, do not wait for one another. The columns that
+// kStrip outputs of one column. Each input row is blurred along the row once and kept for the
+// output below; its loads, six of 16 bytes an output, do not wait for one another. The columns that
 // neighbouring outputs share come from the first-level cache: a tile staged in shared memory would
 // cost a barrier and save nothing of the memory's traffic. Every other filter and the backward
 // gather by resample.cuh.
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) blur3_kernel(Blur3Args<T> a) {
   const int right = padded_source(2 * w - a.cols.before + 2, a.cols.inputs, a.cols.padding);
 
   // One blurred pixel of the row at a padded position.
-  const auto blurred = [&](int position, float(&to)[V]) {
+  const auto blurred = [&](int position, float (&to)[V]) {
     float l[V] = {}, m[V] = {}, r[V] = {};
     const int y = padded_source(position, a.rows.inputs, a.rows.padding);
     if (y >= 0) {
@@ -82,8 +83,12 @@ BlurAxis axis(int64_t size, int64_t taps, const std::string& pad_type, int64_t s
                       (padding != Padding::reflect || size > after) &&
                       (padding != Padding::zero || pad_type == "zero"),
                   kOp, ": filter, padding and stride do not fit the input");
-  return {int(size),   int((size + before + after - taps) / stride + 1),
-          int(std::min(stride, kLimit)), int(before), int(taps), padding};
+  return {int(size),
+          int((size + before + after - taps) / stride + 1),
+          int(std::min(stride, kLimit)),
+          int(before),
+          int(taps),
+          padding};
 }
 
 }  // namespace
@@ -100,7 +105,7 @@ Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stri
   by_dtype(kOp, x, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (filt_size != 3 || stride != 2)
-      return resample<false, T, T>(kOp, place, in, out, rows, cols, aligned);
+      return resample<false, T, T>(kOp, place, in, out, rows, cols);
     if (out.numel() == 0) return;
     const auto go = [&](auto width) {
       constexpr int V = decltype(width)::value;
@@ -124,10 +129,9 @@ std::vector<Tensor> blur_pool_backward(Tensor grad, Tensor x, int64_t filt_size,
   check(kOp, "grad", grad, {x.size(0), x.size(1), rows.outputs, cols.outputs}, x);
   const Place place(x);
   const Tensor given = map_in(grad), out = map_out(x, shape_of(x));
-  const bool aligned = wide({&given, &out});
   by_dtype(kOp, x, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    resample<true, T, T>(kOp, place, given, out, rows, cols, aligned);
+    resample<true, T, T>(kOp, place, given, out, rows, cols);
   });
   return {laid_out_like(out, x)};
 }

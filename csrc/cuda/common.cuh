@@ -133,17 +133,38 @@ inline Tensor map_out(const Tensor& like, const Shape& shape,
 // `out` in the memory format that the op promises for an input x: the rule of
 // mirnet_fast/ops/_registration.py.
 inline Tensor laid_out_like(const Tensor& out, const Tensor& x) {
-  if (x.stride(1) == 1 && x.stride(3) != 1) return out;
-  return torch::stable::contiguous(out);
+  using torch::headeronly::MemoryFormat;
+  const bool channels_last = x.dim() == 4 && x.stride(1) == 1 && x.stride(3) != 1;
+  return torch::stable::contiguous(
+      out, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 // A weight as kernels read it: its values in order.
 inline Tensor dense(const Tensor& t) { return torch::stable::contiguous(t); }
 
+// Summed over these dimensions, in float64 if not told otherwise; torch adds in the same order
+// every time.
+inline Tensor summed(const Tensor& t, std::initializer_list<int64_t> dimensions,
+                     ScalarType dtype = ScalarType::Double) {
+  const Shape list(dimensions);
+  return torch::stable::sum(t, torch::headeronly::IntHeaderOnlyArrayRef(list.data(), list.size()),
+                            false, dtype);
+}
+
 // Uninitialised room for intermediate results.
 inline Tensor scratch(const Tensor& like, const Shape& shape,
                       ScalarType dtype = ScalarType::Float) {
   return torch::stable::empty(shape, dtype, std::nullopt, like.device());
+}
+
+// A sum as the gradient of this weight or bias.
+inline Tensor gradient_of(const Tensor& weight, const Tensor& sum) {
+  const Tensor typed = torch::stable::to(sum, weight.scalar_type());
+  return laid_out_like(torch::stable::reshape(typed, weight.sizes()), weight);
+}
+
+inline bool aligned_data(const Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
 }
 
 // Whether every access of 16 bytes along the channels of these maps is aligned.
@@ -170,28 +191,33 @@ class Place {
 #else
   explicit Place(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(
-        aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
 #endif
 
-  // kernel<<<unsigned(blocks), threads, shared bytes>>>(args), blocks along x; `what` names op and shapes in
-  // an error.
+  // kernel<<<unsigned(blocks), threads, shared bytes>>>(args), blocks along x; `what` names op and
+  // shapes in an error.
   template <class... Params, class... Args>
   void launch(const std::string& what, void (*kernel)(Params...), int64_t blocks, int threads,
               size_t shared, const Args&... args) const {
     STD_TORCH_CHECK(blocks < int64_t(1) << 31, what, ": needs ", blocks, " blocks, 2**31 or more");
 #if defined(MIRNET_EMULATED)
-    constexpr size_t kSharedLimit = 99 * 1024;  // of sm_86 and sm_89, the smallest that we build for
+    constexpr size_t kSharedLimit =
+        99 * 1024;  // of sm_86 and sm_89, the smallest that we build for
     emulation::run_grid(unsigned(blocks), threads, shared, kSharedLimit, [&] { kernel(args...); });
 #else
     cudaError_t error = cudaSuccess;
     if (shared > 48 * 1024)
-      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
+      error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
     if (error == cudaSuccess) {
-      kernel<<<unsigned(blocks), threads, shared, stream_>>>(args...);
-      error = cudaGetLastError();
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(unsigned(blocks));
+      config.blockDim = dim3(unsigned(threads));
+      config.dynamicSmemBytes = shared;
+      config.stream = stream_;
+      error = cudaLaunchKernelEx(&config, kernel, args...);
     }
     STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 #endif

@@ -1,5 +1,6 @@
-// What the kernels ask of a GPU, each primitive once. With MIRNET_EMULATED, tests/emulation/ answers on
-// the CPU, so that every kernel runs where there is no GPU. Kernels use no other intrinsics.
+// What the kernels ask of a GPU, each primitive once. With MIRNET_EMULATED, tests/emulation/
+// answers on the CPU, so that every kernel runs where there is no GPU. Kernels use no other
+// intrinsics.
 #pragma once
 
 #include <cuda_bf16.h>

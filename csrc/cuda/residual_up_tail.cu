@@ -6,7 +6,8 @@
 // projection where the sums leave the registers. Tile: 8 x 16 outputs, for which 6 x 10 small
 // pixels are projected, 60 rows of a product of 64 (6 x 10 for 4 x 8 of its own: twice the work of
 // a branch that is a quarter of the other); all outputs up to 128 channels, 64 in float32.
-#include "tail.cuh"
+#include "product.cuh"
+#include "resample.cuh"
 
 namespace mirnet_fast::cuda {
 
@@ -27,10 +28,6 @@ struct UpArgs {
   const T *slope, *top_weight, *top_bias, *bottom_weight, *bottom_bias;
   int channels, bottom_channels, outputs, slopes, height, width;
 };
-
-// Channels of both maps that are in shared memory at a time.
-template <class T>
-constexpr int kDeep = sizeof(T) == 2 ? 32 : 16;
 
 template <class T, int N>
 struct UpShared {
@@ -188,8 +185,36 @@ Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weig
   return laid_out_like(out, top);
 }
 
+std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bottom, Tensor slope,
+                                              Tensor top_weight, OptionalTensor top_bias,
+                                              Tensor bottom_weight, OptionalTensor bottom_bias) {
+  const TailWeights given{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_all(top, bottom, given);
+  check(kOp, "grad", grad, {top.size(0), top_weight.size(0), top.size(2), top.size(3)}, top);
+  const Place place(top);
+  const Tensor large = map_in(top), small = map_in(bottom), out_grad = map_in(grad);
+  const TailTensors w(given);
+  const BilinearAxis rows{int(bottom.size(2))}, cols{int(bottom.size(3))};
+  const Tensor reduced =
+      map_out(bottom, {bottom.size(0), grad.size(1), bottom.size(2), bottom.size(3)});
+  std::vector<Tensor> gradients;
+  by_dtype(kOp, top, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    resample<true, T, T>(kOp, place, out_grad, reduced, rows, cols);
+    const auto [top_grad, slope_sums] = project_through<T, true>(
+        kOp, place, out_grad, transposed(top_weight), &large, &w.slope_tensor());
+    const Tensor bottom_grad = project<T>(kOp, place, reduced, transposed(bottom_weight));
+    gradients = tail_gradients(laid_out_like(top_grad, top), laid_out_like(bottom_grad, bottom),
+                               given, *slope_sums, grad,
+                               weight_gradient<T>(kOp, place, out_grad, large, &w.slope_tensor()),
+                               weight_gradient<T>(kOp, place, reduced, small));
+  });
+  return gradients;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cuda, MIRNET_DISPATCH, m) {
   m.impl("residual_up_tail", TORCH_BOX(&residual_up_tail));
+  m.impl("residual_up_tail_backward", TORCH_BOX(&residual_up_tail_backward));
 }
 
 }  // namespace mirnet_fast::cuda

@@ -25,10 +25,6 @@ inline void check_tail(const char* op, const TailWeights& w, int64_t top_channel
              first);
 }
 
-inline bool aligned_data(const Tensor& t) {
-  return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0;
-}
-
 // The weights as the kernels read them: dense.
 class TailTensors {
  public:
@@ -39,6 +35,10 @@ class TailTensors {
   }
 
   bool aligned() const { return aligned_data(top_) && aligned_data(bottom_); }
+
+  const Tensor& slope_tensor() const { return slope_; }
+  const Tensor& top_tensor() const { return top_; }
+  const Tensor& bottom_tensor() const { return bottom_; }
 
   template <class T>
   const T* slope() const {
@@ -65,6 +65,32 @@ class TailTensors {
   Tensor slope_, top_, bottom_;
   OptionalTensor top_bias_, bottom_bias_;
 };
+
+// (rows, columns, 1, 1) as (columns, rows), dense.
+inline Tensor transposed(const Tensor& weight) {
+  return dense(torch::stable::transpose(torch::stable::flatten(weight, 1), 0, 1));
+}
+
+// Of a slope from sums (any, channels).
+inline Tensor slope_gradient(const Tensor& slope, const Tensor& sums) {
+  return gradient_of(slope, slope.numel() == 1 ? summed(sums, {0, 1}) : summed(sums, {0}));
+}
+
+// The gradients of a tail in the order of its arguments.
+inline std::vector<Tensor> tail_gradients(const Tensor& top_grad, const Tensor& bottom_grad,
+                                          const TailWeights& w, const Tensor& slope_sums,
+                                          const Tensor& grad, const Tensor& top_weight_grad,
+                                          const Tensor& bottom_weight_grad) {
+  std::vector<Tensor> gradients{top_grad, bottom_grad, slope_gradient(w.slope, slope_sums),
+                                gradient_of(w.top, top_weight_grad)};
+  const auto add_bias = [&](const OptionalTensor& bias) {
+    if (bias) gradients.push_back(gradient_of(*bias, summed(grad, {0, 2, 3}, ScalarType::Float)));
+  };
+  add_bias(w.top_bias);
+  gradients.push_back(gradient_of(w.bottom, bottom_weight_grad));
+  add_bias(w.bottom_bias);
+  return gradients;
+}
 
 // PReLU on the rows that copy_rows has brought, by the thread that brought them: one thread, one
 // piece.

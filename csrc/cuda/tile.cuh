@@ -49,6 +49,15 @@ struct WarpTile {
         for (int i = 0; i < 4; ++i) sums[m][n][i] = 0;
   }
 
+  MIRNET_DEVICE void add(const WarpTile& other) {
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[m][n][i] += other.sums[m][n][i];
+  }
+
   // f(row)(column, s0, s1) for the two neighbouring columns of each place.
   template <class F>
   MIRNET_DEVICE void each_row(F f) {
@@ -148,9 +157,13 @@ struct WarpTile {
 #pragma unroll
         for (int m = 0; m < MT; ++m)
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
+          for (int i = 0; i < 4; ++i) {
+            // Four at a time: one long sum would round more.
+            float four = 0;
 #pragma unroll
-            for (int q = 0; q < 4; ++q) sums[m][n][i] += left[m][i / 2][q] * right[i % 2][q];
+            for (int q = 0; q < 4; ++q) four += left[m][i / 2][q] * right[i % 2][q];
+            sums[m][n][i] += four;
+          }
       }
     }
   }
