@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, run
+from .common import CudaTests, OpTests, TritonTests, Values, WritesInto, gradient_maker, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -69,3 +69,8 @@ class TestResidualDownTailTriton(TritonTests):
         monkeypatch.setattr(products, "WEIGHT_VALUES", 3 * 20 * 24)
         args = case(2, 20, 7, 11, 24, slope=20, bias=True)(self.values(dtype))
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
+
+
+class TestResidualDownTailCuda(CudaTests):
+    op = "residual_down_tail"
+    cases = TestResidualDownTail.cases
