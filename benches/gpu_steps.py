@@ -2,13 +2,15 @@
 
     environment           versions, the GPU, what is available for each op and why: JSON
     check [OP]            contract of outputs and gradients against the reference, without pytest
-    small                 every op once, forward and backward, on odd little maps (for compute-sanitizer)
+    small [BACKEND]       every op once, forward and backward, on odd little maps (for compute-sanitizer)
     rows OP [--warm]      the benchmark rows of an op, one JSON line each as soon as it is there;
                           --warm only compiles what they need
 
-Without a GPU the interpreter takes its place, so that the steps themselves can be tried.
+Without a GPU Triton's interpreter and the emulated GPU of the tests take its place, so that the steps
+themselves can be tried.
 """
 
+import functools
 import importlib
 import importlib.util
 import itertools
@@ -34,6 +36,19 @@ if ON_GPU:
 else:
     os.environ["TRITON_INTERPRET"] = "1"
 DEVICE = "cuda" if ON_GPU else "cpu"
+
+
+def candidates():
+    """{backend: context manager that runs it here} of what is to be judged."""
+    from mirnet_fast import backends, use_backend
+    from tests import emulation
+
+    found = {
+        b: functools.partial(use_backend, b) for b in ("triton", "cuda") if b not in backends._UNAVAILABLE
+    }
+    if not ON_GPU and emulation.missing() is None:
+        found["cuda"] = emulation.emulated_gpu
+    return found
 
 
 def environment():
@@ -100,9 +115,9 @@ def _on_tensors(function, values):
     return tree_map(lambda v: function(v) if isinstance(v, torch.Tensor) else v, values)
 
 
-def _hold_contract(op, channels, side, dtype):
-    """Raise AssertionError where the Triton kernels don't: as tests/ops, for the network's arguments."""
-    from mirnet_fast import ops, reference, use_backend
+def _hold_contract(chosen, op, channels, side, dtype):
+    """Raise AssertionError where a backend doesn't: as tests/ops, for the network's arguments."""
+    from mirnet_fast import ops, reference
     from tests.tolerance import assert_contract, distance, moved
 
     args, published = _arguments(op, channels, dtype, side), getattr(reference, op)
@@ -118,7 +133,7 @@ def _hold_contract(op, channels, side, dtype):
     pairs = [(_run(published, args, grad), expected)]
     pairs += [(_run(published, v, grad), _run(published, double(v), grad)) for v in near]
     shifted = [_run(published, _on_tensors(lambda t: moved(t, generator), args), grad) for _ in range(2)]
-    with use_backend("triton"):
+    with chosen():
         fast = _run(getattr(ops, op), args, grad)
     for i, value in enumerate(fast):
         errors = [distance(low[i], exact[i]) for low, exact in pairs]
@@ -135,10 +150,13 @@ def check(*chosen):
     sizes = ((24, 18), (64, 32), (256, 16)) if ON_GPU else ((24, 18),)
     dtypes = (torch.float32, torch.float16, torch.bfloat16)
     failed = False
-    for op, (channels, side), dtype in itertools.product(chosen or OPS, sizes, dtypes):
-        name = f"{op} C={channels} {side}x{side} {dtype}"
+    found = candidates().items()
+    for op, (channels, side), dtype, (name, backend) in itertools.product(
+        chosen or OPS, sizes, dtypes, found
+    ):
+        name = f"{name} {op} C={channels} {side}x{side} {dtype}"
         try:
-            _hold_contract(op, channels, side, dtype)
+            _hold_contract(backend, op, channels, side, dtype)
         except Exception as error:  # the others are to be seen too
             failed = True
             print(f"FAILED {name} - {_brief(error)}", flush=True)
@@ -151,17 +169,20 @@ def _brief(error):
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def small():
-    from mirnet_fast import ops, use_backend
+def small(*chosen):
+    from mirnet_fast import ops
 
-    for op in ops.OPS:
-        args = _arguments(op, 24, torch.float16, 18)
-        with use_backend("triton"):
-            output = getattr(ops, op)(*args)
-            _run(getattr(ops, op), args, torch.ones_like(output))
-        if ON_GPU:
-            torch.cuda.synchronize()
-        print(f"PASSED {op}", flush=True)
+    for name, backend in candidates().items():
+        if chosen and name not in chosen:
+            continue
+        for op in ops.OPS:
+            args = _arguments(op, 24, torch.float16, 18)
+            with backend():
+                output = getattr(ops, op)(*args)
+                _run(getattr(ops, op), args, torch.ones_like(output))
+            if ON_GPU:
+                torch.cuda.synchronize()
+            print(f"PASSED {name} {op}", flush=True)
 
 
 class Timer:

@@ -30,10 +30,16 @@ ROW = {
     "dtype": "float16",
     "layout": "channels_last",
     "direction": "forward",
+    "backend": "triton",
     "rounds": 25,
-    "ms": {"mirnet_fast": 1.0, "eager channels_last": 4.0, "torch.compile": 1.5},
-    "wall_ms": {"mirnet_fast": 1.2, "eager channels_last": 4.1, "torch.compile": 1.6},
-    "ratio": {"eager channels_last": 4.0, "torch.compile": 1.5},
+    "ms": {"mirnet_fast": 1.0, "mirnet_fast cuda": 1.25, "eager channels_last": 4.0, "torch.compile": 1.5},
+    "wall_ms": {
+        "mirnet_fast": 1.2,
+        "mirnet_fast cuda": 1.4,
+        "eager channels_last": 4.1,
+        "torch.compile": 1.6,
+    },
+    "ratio": {"mirnet_fast cuda": 1.25, "eager channels_last": 4.0, "torch.compile": 1.5},
     "spread": 0.01,
     "floor_mb": 84.0,
     "gb_per_s": 2700.0,
@@ -74,7 +80,9 @@ def test_steps_that_fail_or_hang_cost_the_others_nothing(gpu, tmp_path):
     assert "not run  impossible" in text and "no such thing here" in text
     assert "90 % of copy (beyond L2)  4.00 x eager, 1.50 x torch.compile  met" in text
     assert any(line.split()[:2] == ["op", "size"] and "wall" in line for line in text.splitlines())
-    assert len(list((tmp_path / "new" / "out").iterdir())) == 4
+    chosen = json.loads((tmp_path / "new" / "out" / "preferences.json").read_text())
+    assert chosen == {"Some GPU": {"blur_pool float16": "triton"}}
+    assert len(list((tmp_path / "new" / "out").iterdir())) == 5
 
 
 def test_nothing_outlives_the_deadline(gpu, tmp_path):
@@ -89,7 +97,7 @@ def test_nothing_outlives_the_deadline(gpu, tmp_path):
 
 def test_missed_targets_are_said(gpu):
     for change in (
-        {"of_copy": 0.8},
+        {"of_copy": 0.89},
         {"ratio": {"eager channels_last": 2.9, "torch.compile": 2.0}},
         {"ratio": {}},
     ):
@@ -99,6 +107,24 @@ def test_missed_targets_are_said(gpu):
     [target] = gpu.targets([ROW | {"of_copy": 0.8}], 100.0)
     assert target["met"] and not target["larger_than_l2"]
     assert gpu.targets([ROW | {"dtype": "bfloat16"}, ROW | {"direction": "forward+backward"}], 50.0) == []
+
+
+def test_the_better_backend_counts(gpu):
+    row = ROW | {
+        "ms": ROW["ms"] | {"mirnet_fast cuda": 0.8},
+        "of_copy": 0.75,
+        "ratio": {"torch.compile": 1.5},
+    }
+    [target] = gpu.targets([row], 50.0)
+    assert target["backend"] == "cuda"
+    assert abs(target["of_copy"] - 0.9375) < 1e-9
+    assert abs(target["times_compiled"] - 1.875) < 1e-9
+    assert gpu.preferences([row, row | {"size": [1, 64, 9, 9]}]) == {"blur_pool float16": "cuda"}
+    # Over all sizes together.
+    assert gpu.preferences([row, ROW | {"ms": {"mirnet_fast": 9, "mirnet_fast cuda": 12}}]) == {
+        "blur_pool float16": "triton"
+    }
+    assert gpu.preferences([ROW | {"ms": {"mirnet_fast": 9}}]) == {}
 
 
 def test_outcomes_of_pytest_are_counted_once(gpu, tmp_path):

@@ -15,6 +15,7 @@ import mirnet_fast
 from mirnet_fast import backends, reference
 from mirnet_fast.modules._arena import Arena
 
+from . import emulation
 from .test_reference import CASES, GOLDEN, check_case, sharing
 
 
@@ -64,20 +65,37 @@ def test_network_equals_the_reference(height, width, bias):
 
 
 @pytest.mark.skipif("triton" in backends._UNAVAILABLE, reason="neither a GPU nor Triton's interpreter here")
-def test_network_on_triton():
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def check_network(chosen, device):
     published, fast = twins(n_MSRB=1)
     published, fast = published.to(device), fast.to(device).float()
     x = torch.rand(1, 3, 16, 8, dtype=torch.float64, device=device)
     expected = published(x)
     expected.square().sum().backward()
-    with mirnet_fast.use_backend("triton"):
+    with chosen:
         actual = fast(x.float())
         actual.square().sum().backward()
     assert (actual - expected).norm() <= 1e-6 * expected.norm()
     for (name, p), q in zip(published.named_parameters(), fast.parameters(), strict=True):
         if p.grad is not None:
             assert (q.grad - p.grad).norm() <= 1e-5 * p.grad.norm().clamp_min(1e-6), name
+
+
+ON_GPU = torch.cuda.is_available()
+
+
+@pytest.mark.skipif("triton" in backends._UNAVAILABLE, reason=backends._UNAVAILABLE.get("triton", ""))
+def test_network_on_triton():
+    check_network(mirnet_fast.use_backend("triton"), "cuda" if ON_GPU else "cpu")
+
+
+@pytest.mark.skipif(ON_GPU or emulation.missing() is not None, reason=emulation.missing() or "a GPU is here")
+def test_network_on_the_emulated_gpu():
+    check_network(emulation.emulated_gpu(), "cpu")
+
+
+@pytest.mark.skipif(not ON_GPU or "cuda" in backends._UNAVAILABLE, reason="no GPU, or no CUDA kernels")
+def test_network_on_cuda():
+    check_network(mirnet_fast.use_backend("cuda"), "cuda")
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7])
