@@ -58,8 +58,13 @@ struct alignas(sizeof(T) * V) Pack {
 };
 
 template <int V, class T>
+MIRNET_DEVICE Pack<T, V> fetch(const T* from) {
+  return *reinterpret_cast<const Pack<T, V>*>(from);
+}
+
+template <int V, class T>
 MIRNET_DEVICE void load(float (&to)[V], const T* from) {
-  const Pack<T, V> pack = *reinterpret_cast<const Pack<T, V>*>(from);
+  const Pack<T, V> pack = fetch<V>(from);
 #pragma unroll
   for (int i = 0; i < V; ++i) to[i] = to_float(pack.value[i]);
 }

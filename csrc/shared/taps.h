@@ -2,11 +2,7 @@
 // fit 31 bits, so that a GPU divides them quickly; offsets in memory are another matter.
 #pragma once
 
-#if defined(__CUDACC__)
-#define MIRNET_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define MIRNET_HOST_DEVICE inline
-#endif
+#include "host_device.h"
 
 namespace mirnet_fast {
 

@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import OpTests, TritonTests, Values, WritesInto, gradient_maker, run
+from .common import CudaTests, OpTests, TritonTests, Values, WritesInto, gradient_maker, run
 
 
 def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
@@ -97,3 +97,8 @@ class TestSkffSelectTriton(TritonTests):
         torch.testing.assert_close(
             kernels.select_from_sums(branches, sums, *weights), ops.skff_select(branches, *weights)
         )
+
+
+class TestSkffSelectCuda(CudaTests):
+    op = "skff_select"
+    cases = TestSkffSelect.cases
