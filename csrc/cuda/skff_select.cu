@@ -8,13 +8,14 @@
 // loads of kAhead pixels are asked for before the first is used.
 #include "../shared/softmax.h"
 #include "common.cuh"
+#include "small_layers.cuh"
 
 namespace mirnet_fast::cuda {
 
 namespace {
 
 constexpr const char* kOp = "skff_select";
-constexpr int kThreads = 256, kAttendThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kBranches = 16;  // at most
 // Blocks of all images together that walk over pixels: four on each multiprocessor of a large GPU.
 constexpr int64_t kPrograms = 528;
@@ -183,43 +184,6 @@ MIRNET_DEVICE F activated(F before, F slope, bool relu) {
   return before > 0 ? before : slope * before;
 }
 
-// means[c] of channel c from (programs, rows, channels) sums, of which `at` is row 0; all threads
-// call.
-template <class F>
-MIRNET_DEVICE void add_programs(const float* at, int programs, int64_t distance, int channels,
-                                F* room, F* result, F scale) {
-  // Side by side as many programs as there are threads for, each over every so many.
-  const int side = max(1, kAttendThreads / channels);
-  for (int begin = 0; begin < channels; begin += kAttendThreads) {
-    const int c = begin + threadIdx.x % min(channels, kAttendThreads),
-              lane_of = threadIdx.x / min(channels, kAttendThreads);
-    F sum = 0;
-    if (lane_of < side && c < channels)
-      for (int p = lane_of; p < programs; p += side) sum += at[p * distance + c];
-    room[threadIdx.x] = sum;
-    sync_threads();
-    if (lane_of == 0 && c < channels) {
-      for (int s = 1; s < side; ++s) sum += room[s * channels + c];
-      result[c] = sum * scale;
-    }
-    sync_threads();
-  }
-}
-
-// z[d] of every d before the activation, a warp each; all threads call.
-template <class T, class F>
-MIRNET_DEVICE void reduce_layer(const AttendArgs<T>& a, const F* means, F* z) {
-  for (int d = warp(); d < a.squeezed; d += kAttendThreads / 32) {
-    F sum = 0;
-    for (int c = lane(); c < a.channels; c += 32)
-      sum += F(to_float(a.reduce_weight[int64_t(d) * a.channels + c])) * means[c];
-#pragma unroll
-    for (int mask = 16; mask >= 1; mask /= 2) sum += shuffle_xor(sum, mask);
-    if (lane() == 0) z[d] = sum + (a.reduce_bias ? F(to_float(a.reduce_bias[d])) : F(0));
-  }
-  sync_threads();
-}
-
 template <class T, class F>
 MIRNET_DEVICE F slope_of(const AttendArgs<T>& a, int d) {
   return a.slope ? F(to_float(a.slope[a.slopes > 1 ? d : 0])) : F(0);
@@ -238,18 +202,18 @@ MIRNET_DEVICE void select_layers(const AttendArgs<T>& a, const F* after, int c, 
 }
 
 template <class T>
-__global__ void __launch_bounds__(kAttendThreads, 1) attend_kernel(AttendArgs<T> a) {
+__global__ void __launch_bounds__(kSmallThreads, 1) attend_kernel(AttendArgs<T> a) {
   float* const room = reinterpret_cast<float*>(shared_memory());  // (threads), (C), (d)
-  float* const means = room + kAttendThreads;
+  float* const means = room + kSmallThreads;
   float* const z = means + a.channels;
   const int n = blockIdx.x;
   add_programs(a.sums + int64_t(n) * a.programs * a.channels, a.programs, a.channels, a.channels,
                room, means, 1 / a.pixels);
-  reduce_layer(a, means, z);
-  for (int d = threadIdx.x; d < a.squeezed; d += kAttendThreads)
+  small_layer(a.reduce_weight, a.reduce_bias, means, a.squeezed, a.channels, z);
+  for (int d = threadIdx.x; d < a.squeezed; d += kSmallThreads)
     z[d] = activated(z[d], slope_of<T, float>(a, d), a.slope == nullptr);
   sync_threads();
-  for (int c = threadIdx.x; c < a.channels; c += kAttendThreads)
+  for (int c = threadIdx.x; c < a.channels; c += kSmallThreads)
     select_layers(a, z, c, a.attention + int64_t(n) * a.branches * a.channels + c);
 }
 
@@ -264,11 +228,11 @@ struct AttendBackwardArgs {
 };
 
 template <class T>
-__global__ void __launch_bounds__(kAttendThreads, 1)
+__global__ void __launch_bounds__(kSmallThreads, 1)
     attend_backward_kernel(AttendBackwardArgs<T> b) {
   const AttendArgs<T>& a = b.forward;
   double* const room = reinterpret_cast<double*>(shared_memory());  // (threads), (d)
-  double* const z = room + kAttendThreads;
+  double* const z = room + kSmallThreads;
   const int n = blockIdx.x, C = a.channels, D = a.squeezed, rows = 1 + a.branches;
   const float* const sums = a.sums + int64_t(n) * a.programs * rows * C;
   double* const means = b.means + int64_t(n) * C;
@@ -280,11 +244,11 @@ __global__ void __launch_bounds__(kAttendThreads, 1)
   for (int i = 0; i < a.branches; ++i)
     add_programs(sums + int64_t(1 + i) * C, a.programs, int64_t(rows) * C, C, room,
                  grads + int64_t(i) * C, 1.0);
-  reduce_layer(a, means, z);
-  for (int d = threadIdx.x; d < D; d += kAttendThreads)
+  small_layer(a.reduce_weight, a.reduce_bias, means, a.squeezed, a.channels, z);
+  for (int d = threadIdx.x; d < D; d += kSmallThreads)
     after[d] = activated(z[d], slope_of<T, double>(a, d), a.slope == nullptr);
   sync_threads();
-  for (int c = threadIdx.x; c < C; c += kAttendThreads) {
+  for (int c = threadIdx.x; c < C; c += kSmallThreads) {
     select_layers(a, after, c, shares + c);
     double mean = 0;
     for (int i = 0; i < a.branches; ++i)
@@ -296,13 +260,12 @@ __global__ void __launch_bounds__(kAttendThreads, 1)
     }
   }
   sync_threads();
-  for (int d = warp(); d < D; d += kAttendThreads / 32) {
+  for (int d = warp(); d < D; d += kSmallThreads / 32) {
     double sum = 0;
     for (int i = 0; i < a.branches; ++i)
       for (int c = lane(); c < C; c += 32)
         sum += grads[int64_t(i) * C + c] * to_float(a.select_weights[i][int64_t(c) * D + d]);
-#pragma unroll
-    for (int mask = 16; mask >= 1; mask /= 2) sum += shuffle_xor(sum, mask);
+    sum = sum_of_warp(sum);
     if (lane() == 0) {
       const bool relu = a.slope == nullptr;
       const double through =
@@ -312,7 +275,7 @@ __global__ void __launch_bounds__(kAttendThreads, 1)
     }
   }
   sync_threads();
-  for (int c = threadIdx.x; c < C; c += kAttendThreads) {
+  for (int c = threadIdx.x; c < C; c += kSmallThreads) {
     double sum = 0;
     for (int d = 0; d < D; ++d)
       sum += before_grad[d] * to_float(a.reduce_weight[int64_t(d) * C + c]);
@@ -589,8 +552,8 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
     DenseWeights weights;
     AttendArgs<T> attend = weights.args<T>(w, first, sums);
     attend.attention = static_cast<float*>(attention.data_ptr());
-    const size_t shared = (kAttendThreads + attend.channels + attend.squeezed) * sizeof(float);
-    place.launch(told(kOp, first), attend_kernel<T>, first.size(0), kAttendThreads, shared, attend);
+    const size_t shared = (kSmallThreads + attend.channels + attend.squeezed) * sizeof(float);
+    place.launch(told(kOp, first), attend_kernel<T>, first.size(0), kSmallThreads, shared, attend);
     by_width<T>(all_wide(maps) && wide({&out}), maps.size(), [&](auto width, auto count) {
       constexpr int V = decltype(width)::value, B = decltype(count)::value;
       constexpr int kAhead = ahead(B, false);
@@ -640,8 +603,8 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
                                   static_cast<double*>(shares.data_ptr()),
                                   static_cast<float*>(shift.data_ptr())};
       small.forward.attention = static_cast<float*>(attention.data_ptr());
-      place.launch(told(kOp, first), attend_backward_kernel<T>, n, kAttendThreads,
-                   (kAttendThreads + D) * sizeof(double), small);
+      place.launch(told(kOp, first), attend_backward_kernel<T>, n, kSmallThreads,
+                   (kSmallThreads + D) * sizeof(double), small);
       by_width<T>(all_wide(outs) && wide({&given}), outs.size(), [&](auto width, auto count) {
         constexpr int V = decltype(width)::value, kCount = decltype(count)::value, kAhead = 4;
         SpreadArgs<T, kCount> args{};

@@ -19,6 +19,8 @@ constexpr int kRow = K + 16 / int(sizeof(T));
 template <class T, int K, bool Aligned, class RowAt>
 MIRNET_DEVICE void copy_rows(T* to, int rows, int threads, int first, int count, RowAt row_at) {
   constexpr int V = kWide<T>, kPieces = K / V;
+  // The copies do not wait for one another; unrolled, their addresses would fill the registers.
+#pragma unroll 1
   for (int i = threadIdx.x; i < rows * kPieces; i += threads) {
     const int c = first + i % kPieces * V;
     const T* from = row_at(i / kPieces);
@@ -126,7 +128,7 @@ struct WarpTile {
   MIRNET_DEVICE void by_fma(const T* a, int lda, const T* b, int ldb) {
     static_assert(K % 4 == 0, "values are read four at a time");
     const int g = lane() / 4, t = lane() % 4;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < K; k += 4) {
       float left[MT][2][4];
 #pragma unroll

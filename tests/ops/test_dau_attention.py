@@ -7,6 +7,7 @@ from mirnet_fast import ops, reference
 
 from .common import (
     LAYOUTS,
+    CudaTests,
     OpTests,
     TritonTests,
     Values,
@@ -172,3 +173,9 @@ class TestDauAttentionTriton(TritonTests):
         exact = on_tensors(lambda t: t.double(), (r, *rest))
         expected = run(reference.dau_attention, exact, torch.ones_like)[1]
         assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
+
+
+class TestDauAttentionCuda(CudaTests):
+    op = "dau_attention"
+    cases = TestDauAttention.cases
+    residual = 1

@@ -1,0 +1,236 @@
+// dau_attention: spatial gate and channel gate on r, the 1x1 convolution of both, plus x. Floor: 4
+// maps.
+//
+// stats_kernel reads r once (dau_attention.cuh). gate_kernel adds its partial sums, does the small
+// layers and writes each image's fuse weight with the channel gate already in its second half: a
+// product's operand that needs nothing more. apply_kernel does the k x k gate on the two small maps
+// from shared memory, multiplies r by both halves at once, and adds bias and x, whose tile was
+// asked for before anything else. Tile: 8 x 16 pixels by up to 128 outputs (64 in float32), each
+// warp's part 32 by 32 of both halves; of r and the weights kDeep channels at a time are in shared
+// memory, twice.
+#include "dau_attention.cuh"
+
+namespace mirnet_fast::cuda {
+
+namespace dau {
+
+// ---- channel gate and weights ----------------------------------------------------------------
+
+template <class T>
+struct GateArgs {
+  const float* sums;  // (N, programs, C)
+  const T *squeeze, *squeeze_bias, *excite, *excite_bias, *fuse;
+  float* gate;  // (N, C)
+  T* weights;   // (N, C, 2 C)
+  int channels, squeezed, programs, parts;
+  float pixels;
+};
+
+// Each of an image's `parts` blocks does all of the small layers, and some of the weight's rows.
+template <class T>
+__global__ void __launch_bounds__(kSmallThreads, 1) gate_kernel(GateArgs<T> a) {
+  const int C = a.channels, n = blockIdx.x / a.parts, part = blockIdx.x % a.parts;
+  float* const room = reinterpret_cast<float*>(shared_memory());  // (threads), (C), (C), (d)
+  float* const means = room + kSmallThreads;
+  float* const gate = means + C;
+  float* const hidden = gate + C;
+  add_programs(a.sums + int64_t(n) * a.programs * C, a.programs, C, C, room, means, 1 / a.pixels);
+  small_layer(a.squeeze, a.squeeze_bias, means, a.squeezed, C, hidden);
+  for (int d = threadIdx.x; d < a.squeezed; d += kSmallThreads)
+    hidden[d] = hidden[d] <= 0 ? 0 : hidden[d];
+  sync_threads();
+  small_layer(a.excite, a.excite_bias, hidden, C, a.squeezed, gate);
+  for (int c = threadIdx.x; c < C; c += kSmallThreads) {
+    gate[c] = sigmoid(gate[c]);
+    if (part == 0) a.gate[int64_t(n) * C + c] = gate[c];
+  }
+  sync_threads();
+  for (int o = part; o < C; o += a.parts)
+    for (int c = threadIdx.x; c < 2 * C; c += kSmallThreads) {
+      const int64_t at = int64_t(o) * 2 * C + c;
+      const T weight = a.fuse[at];
+      a.weights[int64_t(n) * C * 2 * C + at] =
+          c < C ? weight : rounded<T>(gate[c - C] * to_float(weight));
+    }
+}
+
+// ---- both gates, the product and the residual -------------------------------------------------
+
+template <class T>
+struct ApplyArgs {
+  Map<const T> r, x;  // x.data is null where there is nothing to add
+  Map<T> out;
+  const float* pooled;
+  const T *spatial, *weights, *bias;
+  int channels, taps, height, width;
+};
+
+constexpr int kWarpsDown = 4, kWarpChannels = 32;
+template <int N>
+constexpr int kThreads = 32 * kWarpsDown * N / kWarpChannels;
+
+template <class T, int N>
+struct ApplyShared {
+  static constexpr int kLd = kRow<T, kDeep<T>>;
+  static constexpr int kStage = (kPixels + 2 * N) * kLd;
+  static constexpr int kOutputs = kPixels * kRow<T, N>;
+  static size_t bytes(int taps) {
+    return (2 * kStage + kOutputs) * sizeof(T) +
+           (kPixels + gate_room(taps, kThreads<N>)) * sizeof(float);
+  }
+};
+
+template <class T, int N, bool Aligned>
+__global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(ApplyArgs<T> a) {
+  constexpr int K = kDeep<T>, kLd = kRow<T, K>, kAll = kThreads<N>;
+  using Shared = ApplyShared<T, N>;
+  T* const staged = reinterpret_cast<T*>(shared_memory());
+  T* const outputs = staged + 2 * Shared::kStage;
+  float* const gate = reinterpret_cast<float*>(outputs + Shared::kOutputs);
+  const int C = a.channels, parts = (C + N - 1) / N;
+  const int first = blockIdx.x % parts * N;
+  const PixelTile<kDown, kAcross> tile(blockIdx.x / parts, a.height, a.width);
+  const int warp_m = warp() % kWarpsDown * 32, warp_n = warp() / kWarpsDown * kWarpChannels;
+  const T* const weights_of_image = a.weights + int64_t(tile.n) * C * 2 * C;
+  const auto pixels = [&](int buffer) { return staged + buffer * Shared::kStage; };
+  const auto weights = [&](int buffer) { return pixels(buffer) + kPixels * kLd; };
+  const auto row_of = [&](const auto& map) {
+    return [&tile, &map](int i) {
+      return tile.inside(i) ? map.at(tile.n, tile.row(i), tile.column(i)) : nullptr;
+    };
+  };
+
+  if (a.x.data) {
+    copy_rows<T, N, Aligned>(outputs, kPixels, kAll, first, C, row_of(a.x));
+    copies_asked();
+  }
+  spatial_gate(a.pooled + int64_t(tile.n) * 2 * a.height * a.width, a.spatial, a.taps, tile, kAll,
+               gate + kPixels, gate);
+
+  WarpTile<T, 2, kWarpChannels / 8> left, right;
+  left.clear();
+  right.clear();
+  pipelined((C + K - 1) / K,
+            [&](int chunk, int buffer) {
+              copy_rows<T, K, Aligned>(pixels(buffer), kPixels, kAll, chunk * K, C, row_of(a.r));
+              copy_rows<T, K, Aligned>(
+                  weights(buffer), 2 * N, kAll, chunk * K, C, [&](int i) -> const T* {
+                    const int o = first + i % N;
+                    return o < C ? weights_of_image + int64_t(o) * 2 * C + i / N * C : nullptr;
+                  });
+            },
+            [](int, int) {},
+            [&](int buffer) {
+              left.template multiply<K>(pixels(buffer) + warp_m * kLd, kLd,
+                                        weights(buffer) + warp_n * kLd, kLd);
+              right.template multiply<K>(pixels(buffer) + warp_m * kLd, kLd,
+                                         weights(buffer) + (N + warp_n) * kLd, kLd);
+            });
+
+  // The spatial gate is a factor of the first half's sums.
+  left.each_row([&](int row) {
+    const float share = gate[warp_m + row];
+    return [share](int, float& s0, float& s1) {
+      s0 *= share;
+      s1 *= share;
+    };
+  });
+  right.add(left);
+  right.each_row([&](int row) {
+    T* const to = outputs + (warp_m + row) * kRow<T, N>;
+    return [=, &a](int column, float s0, float s1) {
+      const float sums[2] = {s0, s1};
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        const int local = warp_n + column + j, o = first + local;
+        float total = sums[j];
+        if (a.bias && o < a.channels) total += to_float(a.bias[o]);
+        if (a.x.data) total += to_float(to[local]);
+        to[local] = rounded<T>(total);
+      }
+    };
+  });
+  sync_threads();
+  write_rows<T, N, Aligned>(outputs, kPixels, kAll, first, C, row_of(a.out));
+}
+
+template <class T>
+Tensor channel_gate(const Place& place, const Tensor& r, const Tensor& sums, const DenseWeights& w,
+                    int64_t squeezed, const Tensor& weights) {
+  const int64_t n = r.size(0), channels = r.size(1), parts = ceil_div(channels, 16);
+  const Tensor gate = scratch(r, {n, channels});
+  const GateArgs<T> args{static_cast<const float*>(sums.data_ptr()),
+                         w.squeeze<T>(),
+                         w.squeeze_bias<T>(),
+                         w.excite<T>(),
+                         w.excite_bias<T>(),
+                         w.fuse<T>(),
+                         static_cast<float*>(gate.data_ptr()),
+                         static_cast<T*>(weights.data_ptr()),
+                         int(channels),
+                         int(squeezed),
+                         int(sums.size(1)),
+                         int(parts),
+                         float(r.size(2) * r.size(3))};
+  place.launch(told(kOp, r), gate_kernel<T>, n * parts, kSmallThreads,
+               (kSmallThreads + 2 * channels + squeezed) * sizeof(float), args);
+  return gate;
+}
+
+}  // namespace dau
+
+Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor squeeze_weight,
+                     OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
+                     Tensor fuse_weight, OptionalTensor fuse_bias) {
+  using namespace dau;
+  const Weights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                      excite_bias,    fuse_weight,    fuse_bias};
+  check_all(r, given);
+  if (x) check(kOp, "x", *x, shape_of(r), r);
+  const Place place(r);
+  const Tensor out = map_out(r, shape_of(r));
+  if (out.numel() == 0) return laid_out_like(out, r);
+  const Tensor inner = map_in(r);
+  OptionalTensor added;
+  if (x) added = map_in(*x);
+  const DenseWeights w(given);
+  const int64_t n = r.size(0), channels = r.size(1);
+  const Tensor weights = scratch(r, {n, channels, 2 * channels}, r.scalar_type());
+  const bool aligned = wide({&inner, &out}) && (!x || wide({&*added}));
+  by_dtype(kOp, r, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Statistics seen = statistics<T>(place, inner, false);
+    channel_gate<T>(place, r, seen.sums, w, squeeze_weight.size(0), weights);
+    const ApplyArgs<T> args{map_of<const T>(inner),
+                            x ? map_of<const T>(*added) : Map<const T>{},
+                            map_of<T>(out),
+                            static_cast<const float*>(seen.pooled.data_ptr()),
+                            w.spatial<T>(),
+                            static_cast<const T*>(weights.data_ptr()),
+                            w.fuse_bias<T>(),
+                            int(channels),
+                            int(spatial_weight.size(2)),
+                            int(r.size(2)),
+                            int(r.size(3))};
+    const auto go = [&](auto width, auto kernel) {
+      constexpr int N = decltype(width)::value;
+      const int64_t blocks =
+          tiles_of<kDown, kAcross>(n, r.size(2), r.size(3)) * ceil_div(channels, N);
+      place.launch(told(kOp, r), kernel, blocks, kThreads<N>, ApplyShared<T, N>::bytes(args.taps),
+                   args);
+    };
+    if (!aligned)
+      go(Width<64>{}, apply_kernel<T, 64, false>);
+    else if (sizeof(T) == 4 || channels <= 64)
+      go(Width<64>{}, apply_kernel<T, 64, true>);
+    else if constexpr (sizeof(T) == 2)
+      go(Width<128>{}, apply_kernel<T, 128, true>);
+  });
+  return laid_out_like(out, r);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cuda, MIRNET_DISPATCH, m) {
+  m.impl("dau_attention", TORCH_BOX(&dau_attention));
+}
+
+}  // namespace mirnet_fast::cuda
