@@ -34,6 +34,7 @@ py::dict build_info() {
   info["isa_compiled"] = split(MIRNET_FAST_ISAS);
   info["isa_detected"] = cpu::name(cpu::detected());
   info["isa_active"] = cpu::name(cpu::active());
+  info["nvcc"] = MIRNET_FAST_NVCC;
   info["cuda_architectures"] = split(MIRNET_FAST_CUDA_ARCHITECTURES);
   return info;
 }

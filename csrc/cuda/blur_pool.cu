@@ -27,7 +27,7 @@ struct Blur3Args {
 };
 
 template <class T, int V>
-__global__ void __launch_bounds__(kThreads) blur3_kernel(Blur3Args<T> a) {
+__global__ void __launch_bounds__(kThreads, 2) blur3_kernel(Blur3Args<T> a) {
   const int vectors = a.channels / V;
   const int strips = (a.rows.outputs + kStrip - 1) / kStrip;
   const int strip = blockIdx.x / a.chunks;

@@ -9,6 +9,7 @@
 // warp's part 32 by 32 of both halves; of r and the weights kDeep channels at a time are in shared
 // memory, twice.
 #include "dau_attention.cuh"
+#include "dau_attention_backward.cuh"
 
 namespace mirnet_fast::cuda {
 
@@ -229,8 +230,147 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   return laid_out_like(out, r);
 }
 
+std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial_weight,
+                                           Tensor squeeze_weight, OptionalTensor squeeze_bias,
+                                           Tensor excite_weight, OptionalTensor excite_bias,
+                                           Tensor fuse_weight, OptionalTensor fuse_bias) {
+  using namespace dau;
+  const Weights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                      excite_bias,    fuse_weight,    fuse_bias};
+  check_all(r, given);
+  check(kOp, "grad", grad, shape_of(r), r);
+  const Place place(r);
+  const Tensor inner = map_in(r), out_grad = map_in(grad), r_grad = map_out(r, shape_of(r));
+  const int64_t n = r.size(0), C = r.size(1), H = r.size(2), W = r.size(3);
+  const int64_t D = squeeze_weight.size(0), taps = spatial_weight.size(2);
+  const auto doubles = [&](int64_t columns) {
+    return scratch(r, {n, columns}, ScalarType::Double);
+  };
+  const Tensor means = doubles(C), logit_grad = doubles(C), hidden = doubles(D);
+  const Tensor before_grad = doubles(D);
+  // With no images the sums over nothing are zeros.
+  Tensor tap_sums = scratch(r, {0, 2 * taps * taps}), fuse_sums = scratch(r, {0, C, 2 * C});
+  if (r.numel() > 0) {
+    const DenseWeights w(given);
+    const Tensor back = transposed(fuse_weight);
+    const Tensor gates = scratch(r, {n, 2, H, W}), pooled_grads = scratch(r, {n, 2, H, W});
+    const Tensor shift = scratch(r, {n, C});
+    const bool aligned = wide({&inner, &out_grad, &r_grad});
+    const auto floats = [](const Tensor& t) { return static_cast<float*>(t.data_ptr()); };
+    const auto numbers = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
+    by_dtype(kOp, r, [&](auto tag) {
+      using T = typename decltype(tag)::type;
+      const Statistics seen = statistics<T>(place, inner, true);
+      const Tensor gate =
+          channel_gate<T>(place, r, seen.sums, w, D, scratch(r, {n, C, 2 * C}, r.scalar_type()));
+
+      const int64_t tiles = tiles_of<kDown, kAcross>(1, H, W);
+      const Tensor gate_sums = scratch(r, {n, tiles, C});
+      const ApplyBackwardArgs<T> apply{map_of<const T>(out_grad),
+                                       map_of<const T>(inner),
+                                       map_of<T>(r_grad),
+                                       floats(seen.pooled),
+                                       floats(gate),
+                                       w.spatial<T>(),
+                                       static_cast<const T*>(back.data_ptr()),
+                                       floats(gates),
+                                       floats(gate_sums),
+                                       int(C),
+                                       int(taps),
+                                       int(H),
+                                       int(W)};
+      place.launch(told(kOp, r),
+                   aligned ? apply_backward_kernel<T, true> : apply_backward_kernel<T, false>,
+                   n * tiles, kBackThreads, ApplyBackwardShared<T>::bytes(int(taps)), apply);
+
+      const int64_t fuse_tiles = tiles_of<kFuseDown, kFuseAcross>(1, H, W);
+      const int64_t programs = std::max<int64_t>(
+          1, std::min({fuse_tiles, kGradientValues / (2 * n * C * C), int64_t(512) / n}));
+      fuse_sums = scratch(r, {n * programs, C, 2 * C});
+      const FuseArgs<T> fuse{map_of<const T>(out_grad),
+                             map_of<const T>(inner),
+                             floats(gates),
+                             floats(gate),
+                             floats(fuse_sums),
+                             int(C),
+                             int(H),
+                             int(W),
+                             int(fuse_tiles),
+                             int(programs)};
+      const int64_t side = ceil_div(C, kFuseSide);
+      place.launch(told(kOp, r), aligned ? weight_kernel<T, true> : weight_kernel<T, false>,
+                   n * programs * side * side, kFuseThreads,
+                   size_t(6) * kFusePixels * kRow<T, kFuseSide> * sizeof(T), fuse);
+
+      const SmallMapsArgs small_maps{floats(gates),
+                                     floats(seen.pooled),
+                                     int(n),
+                                     int(H),
+                                     int(W),
+                                     int(taps),
+                                     int(std::min<int64_t>(n * H, 16))};
+      tap_sums = scratch(r, {small_maps.programs, 2 * taps * taps});
+      place.launch(told(kOp, r), taps_kernel<T>, tap_sums.numel(), kMapThreads,
+                   kMapThreads * sizeof(float), small_maps, floats(tap_sums));
+      const int map_chunks = int(ceil_div(W, kMapThreads));
+      place.launch(told(kOp, r), pooled_kernel<T>, n * H * map_chunks, kMapThreads, 0, small_maps,
+                   w.spatial<T>(), floats(pooled_grads), map_chunks);
+
+      const SmallBackwardArgs<T> small{floats(seen.sums),
+                                       floats(gate_sums),
+                                       w.squeeze<T>(),
+                                       w.squeeze_bias<T>(),
+                                       w.excite<T>(),
+                                       w.excite_bias<T>(),
+                                       numbers(means),
+                                       numbers(logit_grad),
+                                       numbers(hidden),
+                                       numbers(before_grad),
+                                       floats(shift),
+                                       int(C),
+                                       int(D),
+                                       int(seen.sums.size(1)),
+                                       int(tiles),
+                                       double(H * W)};
+      place.launch(told(kOp, r), small_kernel<T>, n, kSmallThreads,
+                   (kSmallThreads + C) * sizeof(double), small);
+
+      const auto spread = [&](auto width, auto kernel) {
+        const int chunks = int(ceil_div(W * (C / decltype(width)::value), kMapThreads));
+        const SpreadArgs<T> args{map_of<T>(r_grad),
+                                 floats(pooled_grads),
+                                 floats(shift),
+                                 static_cast<const int*>(seen.index->data_ptr()),
+                                 int(C),
+                                 int(H),
+                                 int(W),
+                                 chunks};
+        place.launch(told(kOp, r), kernel, n * H * chunks, kMapThreads, 0, args);
+      };
+      if (wide({&r_grad}))
+        spread(Width<kWide<T>>{}, spread_kernel<T, kWide<T>>);
+      else
+        spread(Width<1>{}, spread_kernel<T, 1>);
+    });
+  }
+  const auto product = [](const Tensor& left, const Tensor& right) {
+    return torch::stable::matmul(torch::stable::transpose(left, 0, 1), right);
+  };
+  std::vector<Tensor> gradients{laid_out_like(r_grad, r),
+                                gradient_of(spatial_weight, summed(tap_sums, {0})),
+                                gradient_of(squeeze_weight, product(before_grad, means))};
+  if (squeeze_bias) gradients.push_back(gradient_of(*squeeze_bias, summed(before_grad, {0})));
+  gradients.push_back(gradient_of(excite_weight, product(logit_grad, hidden)));
+  if (excite_bias) gradients.push_back(gradient_of(*excite_bias, summed(logit_grad, {0})));
+  gradients.push_back(gradient_of(fuse_weight, summed(fuse_sums, {0}, ScalarType::Float)));
+  if (fuse_bias)
+    gradients.push_back(gradient_of(*fuse_bias, summed(grad, {0, 2, 3}, ScalarType::Float)));
+  return gradients;
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cuda, MIRNET_DISPATCH, m) {
   m.impl("dau_attention", TORCH_BOX(&dau_attention));
+  m.impl("dau_attention_backward", TORCH_BOX(&dau_attention_backward));
 }
 
 }  // namespace mirnet_fast::cuda

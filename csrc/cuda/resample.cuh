@@ -78,7 +78,7 @@ struct NothingAfter {
 };
 
 template <int V, bool Transposed, class In, class Out, class Axis, class Before, class After>
-__global__ void __launch_bounds__(kResampleThreads)
+__global__ void __launch_bounds__(kResampleThreads, 2)
     resample_kernel(ResampleArgs<In, Out, Axis> a, Before before, After after) {
   const int vectors = a.channels / V;
   const int strips = (a.height + kResampleStrip - 1) / kResampleStrip;
