@@ -48,30 +48,30 @@ def missing():
     return None
 
 
-def build():
-    """The library's path, after compiling what is out of date."""
-    folder = Path(torch.__file__).parent
-    includes = f"-isystem {folder}/include -isystem {cuda_include()} -I{ROOT}/tests/emulation"
-    library = BUILD / "libmirnet_fast_cuda_emulated.so"
+def build(sources=None, name="libmirnet_fast_cuda_emulated.so", folder=BUILD):
+    """The library of these sources, csrc/cuda/*.cu unless told: its path, once all is up to date."""
+    torch_folder = Path(torch.__file__).parent
+    includes = f"-isystem {torch_folder}/include -isystem {cuda_include()} -I{ROOT}/tests/emulation"
+    libraries = f"-L{torch_folder}/lib -Wl,-z,defs,--as-needed -ltorch_cpu -lc10"
+    library = folder / name
     lines = [
-        f"builddir = {BUILD}",
+        f"builddir = {folder}",
         "rule compile",
         f"  command = g++ {FLAGS} {includes} -MMD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ -shared $in -o $out -L{folder}/lib -Wl,-z,defs,--as-needed -ltorch_cpu -lc10",
+        f"  command = g++ -shared $in -o $out {libraries}",
     ]
     objects = []
-    for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
-        objects.append(f"{BUILD}/{source.name}.o")
+    for source in sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        objects.append(f"{folder}/{source.name}.o")
         lines.append(f"build {objects[-1]}: compile {source}")
     lines.append(f"build {library}: link {' '.join(objects)}")
-    BUILD.mkdir(parents=True, exist_ok=True)
-    (BUILD / "build.ninja").write_text("\n".join(lines) + "\n")
-    done = subprocess.run(
-        [sys.executable, "-m", "ninja", "-f", BUILD / "build.ninja"], capture_output=True, text=True
-    )
+    folder.mkdir(parents=True, exist_ok=True)
+    ninja = folder / f"{name}.ninja"
+    ninja.write_text("\n".join(lines) + "\n")
+    done = subprocess.run([sys.executable, "-m", "ninja", "-f", ninja], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the emulated CUDA kernels do not compile:\n{done.stdout}{done.stderr}")
     return library

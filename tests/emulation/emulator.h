@@ -1,9 +1,10 @@
 // A GPU's blocks, warps and barriers on the CPU, for csrc/cuda/device.cuh under MIRNET_EMULATED.
 //
-// Every thread of a block is a fiber; a block's fibers take turns between barriers, in an order that
-// MIRNET_EMULATED_ORDER chooses (forward, backward or a seed), so that a missing barrier gives another
-// result in one of them. Shared memory is NaN before every block. A copy_async lands when its group is
-// waited for, not before. A barrier that only some threads reach ends the process with a message.
+// Every thread of a block is a fiber; a block's fibers take turns between barriers, in an order
+// that MIRNET_EMULATED_ORDER chooses (forward, backward or a seed), so that a missing barrier gives
+// another result in one of them. Shared memory is NaN before every block. A copy_async lands when
+// its group is waited for, not before. A barrier that only some threads reach ends the process with
+// a message.
 #pragma once
 
 #include <driver_types.h>
@@ -38,7 +39,8 @@ constexpr int kWarp = 32;
 #error "the emulated GPU switches fibers on x86-64 only"
 #endif
 
-// Leaves the present stack, noted in *from, for another. swapcontext would ask the kernel each time.
+// Leaves the present stack, noted in *from, for another. swapcontext would ask the kernel each
+// time.
 extern "C" void mirnet_emulation_switch(void** from, void* to);
 asm(".text\n.weak mirnet_emulation_switch\n.type mirnet_emulation_switch,@function\n"
     "mirnet_emulation_switch:\n"
@@ -156,7 +158,8 @@ inline void wait_for_copies(int pending) {
 }
 
 inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
-  if (reinterpret_cast<uintptr_t>(row) % 16) die("a matrix row at an address that 16 does not divide");
+  if (reinterpret_cast<uintptr_t>(row) % 16)
+    die("a matrix row at an address that 16 does not divide");
   const Exchange<const void*> rows(row);
   const int g = lane() / 4, t = lane() % 4;
   for (int i = 0; i < 4; ++i)
@@ -255,7 +258,8 @@ inline void run_block(Block& b, std::vector<int>& order, std::mt19937& shuffled,
 
 template <class Body>
 void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, Body body) {
-  if (threads % kWarp || threads < kWarp || threads > 1024) die("threads must be whole warps, up to 1024");
+  if (threads % kWarp || threads < kWarp || threads > 1024)
+    die("threads must be whole warps, up to 1024");
   if (shared > shared_limit) die("more shared memory than the chip has");
   constexpr size_t kStack = size_t(1) << 16;
   static thread_local std::vector<char> stacks;

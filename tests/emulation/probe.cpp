@@ -1,0 +1,93 @@
+// Kernels whose faults the emulated GPU must show, and the fragments that it must lay out as PTX
+// says.
+#include "../../csrc/cuda/tile.cuh"
+
+namespace mirnet_fast::cuda {
+
+// A block turns its values around through shared memory, with or without the barrier.
+template <bool Barrier>
+void reverse_kernel(const float* from, float* to) {
+  float* const kept = reinterpret_cast<float*>(shared_memory());
+  kept[threadIdx.x] = from[threadIdx.x];
+  if (Barrier) sync_threads();
+  to[threadIdx.x] = kept[blockDim.x - 1 - threadIdx.x];
+}
+
+// 16 bytes a thread by copy_async, with or without waiting for them.
+template <bool Wait>
+void copy_kernel(const float* from, float* to) {
+  float* const kept = reinterpret_cast<float*>(shared_memory()) + 4 * threadIdx.x;
+  copy_async(kept, from + 4 * threadIdx.x, threadIdx.x != 5);
+  copies_asked();
+  if (Wait) copies_arrived<0>();
+  for (int i = 0; i < 4; ++i) to[4 * threadIdx.x + i] = kept[i];
+  copies_arrived<0>();
+}
+
+void stuck_kernel(const float*, float*) {
+  if (threadIdx.x != 3) sync_threads();
+}
+
+void forgotten_kernel(const float* from, float*) {
+  copy_async(shared_memory(), from, true);
+  copies_asked();
+}
+
+// (16, 32) times (K, 32), both in shared memory in either order of their sides.
+template <class T, bool TransposedA, bool TransposedB>
+void product_kernel(const float* a, const float* b, float* to) {
+  constexpr int K = 32, kLdA = TransposedA ? 24 : 40, kLdB = 40;
+  T* const left = reinterpret_cast<T*>(shared_memory());
+  T* const right = left + 40 * 40;
+  for (int i = threadIdx.x; i < 16 * K; i += 32) {
+    const int row = i / K, k = i % K;
+    left[TransposedA ? k * kLdA + row : row * kLdA + k] = rounded<T>(a[i]);
+  }
+  for (int i = threadIdx.x; i < 32 * K; i += 32) {
+    const int column = i / K, k = i % K;
+    right[TransposedB ? k * kLdB + column : column * kLdB + k] = rounded<T>(b[i]);
+  }
+  sync_threads();
+  WarpTile<T, 1, 4> product;
+  product.clear();
+  product.template multiply<K, TransposedA, TransposedB>(left, kLdA, right, kLdB);
+  product.each_pair([&](int row, int column, float s0, float s1) {
+    to[row * 32 + column] = s0;
+    to[row * 32 + column + 1] = s1;
+  });
+}
+
+}  // namespace mirnet_fast::cuda
+
+using namespace mirnet_fast;
+using namespace mirnet_fast::cuda;
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+int probe(int which, int threads, const float* from, float* to) {
+  void (*const kernels[])(const float*, float*) = {reverse_kernel<true>, reverse_kernel<false>,
+                                                   copy_kernel<true>,    copy_kernel<false>,
+                                                   stuck_kernel,         forgotten_kernel};
+  emulation::run_grid(1, threads, 32 * 1024, 99 * 1024, [&] { kernels[which](from, to); });
+  return 0;
+}
+
+void product(int dtype, int transposed, const float* a, const float* b, float* to) {
+  using Kernel = void (*)(const float*, const float*, float*);
+  const Kernel kernels[3][4] = {
+      {product_kernel<half, false, false>, product_kernel<half, true, false>,
+       product_kernel<half, false, true>, product_kernel<half, true, true>},
+      {product_kernel<bf16, false, false>, product_kernel<bf16, true, false>,
+       product_kernel<bf16, false, true>, product_kernel<bf16, true, true>},
+      {product_kernel<float, false, false>, product_kernel<float, true, false>,
+       product_kernel<float, false, true>, product_kernel<float, true, true>},
+  };
+  emulation::run_grid(1, 32, 32 * 1024, 99 * 1024, [&] { kernels[dtype][transposed](a, b, to); });
+}
+
+void too_much() {
+  emulation::run_grid(1, 32, 100 * 1024, 99 * 1024, [] {});
+}
+}
+#pragma GCC visibility pop
