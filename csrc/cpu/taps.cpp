@@ -3,16 +3,31 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "../shared/taps.h"
+
 namespace mirnet_fast::cpu {
 
 namespace {
 
-// The pixel that a padded position reads, or -1 for a zero.
-int64_t source(int64_t position, int64_t size, const std::string& pad_type) {
-  if (position >= 0 && position < size) return position;
-  if (pad_type == "zero") return -1;
-  if (pad_type == "replicate") return position < 0 ? 0 : size - 1;
-  return position < 0 ? -position : 2 * (size - 1) - position;
+constexpr int64_t kLimit = int64_t(1) << 30;
+
+// What an axis reads for each of its outputs; neighbours that are the same pixel become one.
+template <class Axis>
+TapTable tabulated(const Axis& axis, int outputs) {
+  TapTable table;
+  table.start.push_back(0);
+  for (int o = 0; o < outputs; ++o) {
+    axis.reads(o, [&](int input, double weight) {
+      if (int64_t(table.index.size()) > table.start.back() && table.index.back() == input) {
+        table.weight.back() += weight;
+      } else {
+        table.index.push_back(input);
+        table.weight.push_back(weight);
+      }
+    });
+    table.start.push_back(int32_t(table.index.size()));
+  }
+  return table;
 }
 
 }  // namespace
@@ -22,46 +37,21 @@ TapTable blur_taps(int64_t size, int64_t filt_size, const std::string& pad_type,
   const int64_t before = (filt_size - 1) / 2 + pad_off, after = filt_size / 2 + pad_off;
   const bool known = pad_type == "reflect" || pad_type == "replicate" || pad_type == "zero";
   if (!known || filt_size < 1 || filt_size > 7 || stride < 1 || before < 0 ||
-      size + before + after < filt_size || (pad_type == "reflect" && size <= after))
+      size + before + after < filt_size || size + before + after >= kLimit ||
+      (pad_type == "reflect" && size <= after))
     throw std::invalid_argument("blur_pool: filter, padding and stride do not fit the input");
-  std::vector<double> taps{1};
-  for (int64_t i = 1; i < filt_size; ++i) {
-    taps.push_back(0);
-    for (int64_t j = i; j > 0; --j) taps[j] += taps[j - 1];
-  }
-  for (double& tap : taps) tap /= double(1 << (filt_size - 1));
-
-  TapTable table;
-  table.start.push_back(0);
-  const int64_t outputs = (size + before + after - filt_size) / stride + 1;
-  for (int64_t o = 0; o < outputs; ++o) {
-    for (int64_t t = 0; t < filt_size; ++t) {
-      const int64_t input = source(o * stride + t - before, size, pad_type);
-      if (input < 0) continue;
-      table.index.push_back(int32_t(input));
-      table.weight.push_back(taps[t]);
-    }
-    table.start.push_back(int32_t(table.index.size()));
-  }
-  return table;
+  const Padding padding = pad_type == "reflect"     ? Padding::reflect
+                          : pad_type == "replicate" ? Padding::replicate
+                                                    : Padding::zero;
+  const int outputs = int((size + before + after - filt_size) / stride + 1);
+  const BlurAxis axis{int(size),   outputs,        int(std::min(stride, kLimit)),
+                      int(before), int(filt_size), padding};
+  return tabulated(axis, outputs);
 }
 
 TapTable bilinear_taps(int64_t size) {
-  TapTable table;
-  table.start.push_back(0);
-  for (int64_t o = 0; o < 2 * size; ++o) {
-    // The output's centre lies a quarter of a pixel before or after an input's centre.
-    const int64_t near = o / 2, far = o % 2 == 0 ? near - 1 : near + 1;
-    if (far < 0 || far >= size) {
-      table.index.push_back(int32_t(near));
-      table.weight.push_back(1);
-    } else {
-      table.index.insert(table.index.end(), {int32_t(near), int32_t(far)});
-      table.weight.insert(table.weight.end(), {0.75, 0.25});
-    }
-    table.start.push_back(int32_t(table.index.size()));
-  }
-  return table;
+  if (size >= kLimit) throw std::invalid_argument("a side of 2**30 pixels or more");
+  return tabulated(BilinearAxis{int(size)}, 2 * int(size));
 }
 
 TapTable transposed(const TapTable& taps, int64_t inputs) {

@@ -105,12 +105,7 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
     copy_rows<T, N, Aligned>(outputs, kPixels, kAll, first, C, row_of(a.x));
     copies_asked();
   }
-  spatial_gate(a.pooled + int64_t(tile.n) * 2 * a.height * a.width, a.spatial, a.taps, tile, kAll,
-               gate + kPixels, gate);
-
   WarpTile<T, 2, kWarpChannels / 8> left, right;
-  left.clear();
-  right.clear();
   pipelined((C + K - 1) / K,
             [&](int chunk, int buffer) {
               copy_rows<T, K, Aligned>(pixels(buffer), kPixels, kAll, chunk * K, C, row_of(a.r));
@@ -126,6 +121,10 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
                                         weights(buffer) + warp_n * kLd, kLd);
               right.template multiply<K>(pixels(buffer) + warp_m * kLd, kLd,
                                          weights(buffer) + (N + warp_n) * kLd, kLd);
+            },
+            [&] {
+              spatial_gate(a.pooled + int64_t(tile.n) * 2 * a.height * a.width, a.spatial, a.taps,
+                           tile, kAll, gate + kPixels, gate);
             });
 
   // The spatial gate is a factor of the first half's sums.

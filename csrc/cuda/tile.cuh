@@ -172,12 +172,13 @@ struct WarpTile {
 };
 
 // use(buffer) for every chunk in turn, buffer being 0 or 1, while the next one's copies, which
-// ask(chunk, buffer) starts, are on their way. mine(buffer) sees only what this thread has copied;
-// use sees all.
-template <class Ask, class Mine, class Use>
-MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use) {
+// ask(chunk, buffer) starts, are on their way. mine(chunk, buffer) sees only what this thread has
+// copied; use sees all. meanwhile() has the time that the first chunk takes to come.
+template <class Ask, class Mine, class Use, class Meanwhile>
+MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use, Meanwhile meanwhile) {
   ask(0, 0);
   copies_asked();
+  meanwhile();
   for (int i = 0; i < chunks; ++i) {
     if (i + 1 < chunks) ask(i + 1, (i + 1) % 2);
     copies_asked();
@@ -187,6 +188,11 @@ MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use) {
     use(i % 2);
     sync_threads();
   }
+}
+
+template <class Ask, class Mine, class Use>
+MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use) {
+  pipelined(chunks, ask, mine, use, [] {});
 }
 
 // A tile of `rows` pixels by N channels from shared memory, rows kRow<T, N> apart, to the
