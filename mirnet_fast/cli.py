@@ -1,4 +1,4 @@
-"""The command `mirnet-fast`: compare, restore, doctor."""
+"""The command `mirnet-fast`: compare, restore, train, doctor."""
 
 import dataclasses
 import os
@@ -221,6 +221,41 @@ def restore(inputs, output, weights, device, **options):
 
 
 @main.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="RECIPE's name if not given.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
+@device_option
+def train(recipe, out, threads, device):
+    """Train the network of RECIPE, a YAML file, in the folder OUT.
+
+    OUT gets last.pt, with which the same command goes on after an interruption, best.safetensors, the
+    weights of the best validation, and log.csv. Ctrl-C saves last.pt first. On several GPUs:
+    torchrun --nproc-per-node N -m mirnet_fast.cli train RECIPE
+    """
+    try:
+        from . import training
+    except ImportError as error:
+        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    if threads is not None:
+        torch.set_num_threads(threads)
+    out = out or Path(recipe.stem)
+    try:
+        with training.processes(device) as device:
+            trainer = training.Trainer(training.read_recipe(recipe), out, device)
+            if trainer.rank == 0:
+                parameters = sum(p.numel() for p in trainer.network.parameters())
+                click.echo(f"{parameters:,} parameters, {device}, from step {trainer.step}, in {out}")
+            trainer.run()
+            if trainer.rank == 0 and trainer.validation:
+                click.echo(f"best validation: {trainer.best:.2f} dB")
+    except (training.RecipeError, training.DataError, training.TrainingError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo(f"stopped at step {trainer.step}; the same command goes on from there", err=True)
+        sys.exit(130)
+
+
+@main.command()
 def doctor():
     """Print versions, devices, how the kernels were built, and what runs for each op and why."""
     click.echo("machine and versions")
@@ -275,3 +310,7 @@ def _megabytes(peak):
 def _print_table(rows, template="  {:<22}{}"):
     for row in rows:
         click.echo(template.format(*map(str, row)).rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,10 @@
+"""Training of restoration networks by a recipe: `mirnet-fast train RECIPE.yaml`.
+
+Needs the extra `train` (pydantic, PyYAML).
+"""
+
+from .data import DataError
+from .loop import Trainer, TrainingError, processes
+from .recipe import Recipe, RecipeError, read_recipe
+
+__all__ = ["DataError", "Recipe", "RecipeError", "Trainer", "TrainingError", "processes", "read_recipe"]

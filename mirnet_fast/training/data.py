@@ -1,0 +1,168 @@
+"""Patches and whole photos of a recipe's sources.
+
+A sample is a function of the recipe's seed and of its number alone: which photo, where, turned how,
+spoilt how. So a run can go on anywhere, with any number of workers and processes.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from torch.utils.data import Dataset
+
+from ..images import FORMATS, ImageError, read_photo
+
+# Decoded photos that a worker keeps.
+KEPT = 128
+
+
+class DataError(ValueError):
+    """Photos are missing, damaged, or do not fit together; the message names them."""
+
+
+def photos_below(folder):
+    """The image files of a folder and all below it, sorted.
+
+    Raises:
+        DataError: the folder is not there or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    if not found:
+        raise DataError(f"{folder}: no images ({', '.join(FORMATS)}) in it")
+    return found
+
+
+def _pairs(source):
+    inputs, targets = ({p.relative_to(f): p for p in photos_below(f)} for f in (source.input, source.target))
+    alone = sorted(inputs.keys() ^ targets.keys())
+    if alone:
+        listed = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        raise DataError(
+            f"{source.input} and {source.target} must hold the same names; only in one of them: {listed}"
+        )
+    return [(inputs[name], targets[name]) for name in sorted(inputs)]
+
+
+def _rgb(photo):
+    """(H, W, 3) float32 of a file, or of a photo that scikit-image carries."""
+    if isinstance(photo, Path):
+        try:
+            return read_photo(photo).rgb[0].permute(1, 2, 0).numpy()
+        except ImageError as error:
+            raise DataError(str(error)) from error
+    pixels = getattr(skimage.data, photo, None)
+    if not callable(pixels):
+        raise DataError(f"photos: scikit-image carries no {photo!r}")
+    pixels = np.asarray(pixels())
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise DataError(f"photos: {photo!r} is not a photo of 8 bits")
+    if pixels.ndim == 2:
+        pixels = np.repeat(pixels[:, :, None], 3, 2)
+    return pixels[:, :, :3].astype(np.float32) / 255
+
+
+class Photos:
+    """The whole photos of a source: len(), and pair(i, rng) -> (input, target, name)."""
+
+    def __init__(self, source):
+        self.source = source
+        if source.kind == "pairs":
+            self.names = _pairs(source)
+        else:
+            self.names = source.photos or photos_below(source.folder)
+        self._kept = {}
+
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, i):
+        """What a message calls photo i: the file of its input."""
+        return str(self.names[i][0] if self.source.kind == "pairs" else self.names[i])
+
+    def target(self, i):
+        """(H, W, 3) float32 of the clean photo i."""
+        return self._decoded(self.names[i][1] if self.source.kind == "pairs" else self.names[i])
+
+    def _decoded(self, photo):
+        if photo in self._kept:
+            return self._kept[photo]
+        rgb = _rgb(photo)
+        if len(self._kept) < KEPT:
+            self._kept[photo] = rgb
+        return rgb
+
+    def pair(self, i, rng, window=None):
+        """(input, target) (H, W, 3) float32 of photo i, or of a window of it, a pair of slices."""
+        target = self.target(i)
+        window = window or (slice(None), slice(None))
+        if self.source.kind == "pairs":
+            given = self._decoded(self.names[i][0])
+            if given.shape != target.shape:
+                raise DataError(
+                    f"{self.names[i][0]} is {given.shape[1]} x {given.shape[0]} pixels and "
+                    f"{self.names[i][1]} {target.shape[1]} x {target.shape[0]}: a pair must have one size"
+                )
+            return given[window], target[window]
+        clean = target[window]
+        spoilt = clean
+        for degradation in self.source.degradations:
+            spoilt = degradation.apply(spoilt, rng)
+        return spoilt, clean
+
+
+def generator(seed, number):
+    """The random numbers of sample `number`."""
+    return np.random.Generator(np.random.Philox(key=[seed, number]))
+
+
+class Patches(Dataset):
+    """Sample number k -> (input, target) (3, patch, patch) and the name of the photo."""
+
+    def __init__(self, source, patch, seed):
+        self.photos, self.patch, self.seed = Photos(source), patch, seed
+
+    def __getitem__(self, number):
+        epoch, place = divmod(number, len(self.photos))
+        # Every photo once an epoch, each epoch in an order of its own.
+        i = int(generator(self.seed, 2**63 + epoch).permutation(len(self.photos))[place])
+        rng = generator(self.seed, number)
+        height, width = self.photos.target(i).shape[:2]
+        if min(height, width) < self.patch:
+            raise DataError(
+                f"{self.photos.name(i)} is {width} x {height} pixels, smaller than a patch of {self.patch}"
+            )
+        top = int(rng.integers(height - self.patch + 1))
+        left = int(rng.integers(width - self.patch + 1))
+        window = slice(top, top + self.patch), slice(left, left + self.patch)
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        pair = self.photos.pair(i, rng, window)
+        return *(_tensor(_turned(image, turns, mirrored)) for image in pair), self.photos.name(i)
+
+
+def _turned(image, turns, mirrored):
+    image = np.rot90(image, turns)
+    return image[:, ::-1] if mirrored else image
+
+
+def _tensor(image):
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
+
+
+class Order(torch.utils.data.Sampler):
+    """The sample numbers of one process from update `start` on: its part of every update's batch."""
+
+    def __init__(self, start, steps, batch, rank=0, world=1):
+        self.start, self.steps, self.batch, self.rank, self.world = start, steps, batch, rank, world
+
+    def __iter__(self):
+        share = self.batch // self.world
+        for step in range(self.start, self.steps):
+            first = step * self.batch + self.rank * share
+            yield list(range(first, first + share))
+
+    def __len__(self):
+        return self.steps - self.start

@@ -1,0 +1,431 @@
+"""Training by a recipe: the mathematics, the samples, going on after whatever has happened."""
+
+import csv
+import itertools
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mirnet_fast import MIRNet, reference
+from mirnet_fast.cli import main
+from mirnet_fast.training import DataError, Recipe, RecipeError, Trainer, TrainingError, read_recipe
+from mirnet_fast.training.data import Patches, Photos, generator
+from mirnet_fast.training.loop import charbonnier, learning_rate, write_whole
+
+ROOT = Path(__file__).parents[1]
+NOISE = {"kind": "gaussian", "sigma": (25, 25)}
+SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+YAML = """\
+network: {n_feat: 8, n_RRG: 1, n_MSRB: 1}
+train: {kind: clean, photos: [astronaut, coffee], degradations: [{kind: gaussian, sigma: [25, 25]}]}
+steps: 400
+batch: 2
+patch: 16
+save_every: 5
+"""
+
+
+def recipe(**changes):
+    fields = {
+        "network": SMALL,
+        "train": {"kind": "clean", "photos": ["astronaut", "coffee", "chelsea"], "degradations": [NOISE]},
+        "steps": 6,
+        "batch": 2,
+        "patch": 16,
+        "save_every": 4,
+    }
+    return Recipe.model_validate(fields | changes)
+
+
+def weights(trainer):
+    return list(trainer.network.state_dict().values())
+
+
+def write_photos(folder, count=2, size=(24, 24), seed=0):
+    folder.mkdir()
+    draw = np.random.default_rng(seed)
+    for i in range(count):
+        cv2.imwrite(str(folder / f"{i}.png"), draw.integers(0, 256, (*size, 3), np.uint8))
+    return folder
+
+
+def test_charbonnier():
+    output, target = torch.tensor([0.0, 3.0]), torch.tensor([0.0, 7.0])
+    expected = (1e-3 + math.sqrt(16 + 1e-6)) / 2
+    assert abs(float(charbonnier(output, target, 1e-3)) - expected) < 1e-7
+
+
+def test_learning_rate():
+    r = recipe(steps=100, warmup=10, learning_rate=2e-4, final_learning_rate=1e-6)
+    rates = [learning_rate(r, step) for step in range(101)]
+    assert rates[0] == pytest.approx(2e-5)
+    assert max(rates) == rates[10] == pytest.approx(2e-4)
+    assert rates[55] == pytest.approx((2e-4 + 1e-6) / 2)
+    assert rates[100] == pytest.approx(1e-6)
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_defaults_are_the_papers():
+    r = Recipe.model_validate({"train": {"kind": "clean", "photos": ["cat"], "degradations": [NOISE]}})
+    assert (r.steps, r.batch, r.patch) == (700_000, 16, 128)
+    assert (r.learning_rate, r.final_learning_rate, r.betas, r.epsilon) == (2e-4, 1e-6, (0.9, 0.999), 1e-3)
+    network = MIRNet(**r.network.model_dump())
+    assert sum(p.numel() for p in network.parameters()) == 31_787_419
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: 5", "train: Field required"),
+        (YAML + "stepz: 5", "stepz: Extra inputs are not permitted"),
+        (YAML.replace("steps: 400", "steps: -1"), "steps: Input should be greater than 0"),
+        (YAML.replace("gaussian", "gauss"), "degradations.0: Input tag 'gauss'"),
+        (YAML.replace("patch: 16", "patch: 18"), "patch must be a multiple of 4; got 18"),
+        (YAML + "accumulate: 4", "batch, 2, must be a multiple of accumulate, 4"),
+        (YAML.replace("photos: [astronaut, coffee], ", ""), "either folder or photos must be given"),
+        ("- a\n- b", "a mapping of names to values"),
+        ("a: [", "r.yaml"),
+    ],
+)
+def test_bad_recipes_name_the_field(tmp_path, text, message):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as error:
+        read_recipe(path)
+    assert message in str(error.value)
+
+
+def test_folders_of_a_recipe_are_below_it(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("train: {kind: pairs, input: noisy, target: /clean}")
+    source = read_recipe(path).train
+    assert (source.input, source.target) == (tmp_path / "noisy", Path("/clean"))
+
+
+def samples(patches, numbers, workers=0):
+    loader = torch.utils.data.DataLoader(patches, batch_size=None, sampler=numbers, num_workers=workers)
+    return [(x.clone(), y.clone(), name) for x, y, name in loader]
+
+
+def test_a_sample_is_a_function_of_its_number():
+    patches = Patches(recipe().train, 16, seed=3)
+    once = samples(patches, range(6))
+    for other in (samples(patches, range(6), workers=2), samples(Patches(recipe().train, 16, 3), range(6))):
+        for (a, b, name), (c, d, other_name) in zip(once, other, strict=True):
+            assert torch.equal(a, c) and torch.equal(b, d) and name == other_name
+    # Every photo once an epoch; the noise on what is clean.
+    assert len({name for *_, name in once[:3]}) == len({name for *_, name in once[3:]}) == 3
+    noise = torch.stack([x - y for x, y, _ in samples(patches, range(30))])
+    assert abs(noise.std() * 255 - 25) < 0.5
+    assert not torch.equal(samples(Patches(recipe().train, 16, 4), [0])[0][0], once[0][0])
+
+
+@pytest.mark.parametrize(
+    ("degradation", "check"),
+    [
+        (
+            {"kind": "camera", "shot": (0.01, 0.01), "read": (0.02, 0.02)},
+            lambda x, y: abs((y - x).var() - (0.01 * 0.5 + 0.02**2)) < 2e-4,
+        ),
+        ({"kind": "jpeg", "quality": (10, 10)}, lambda x, y: 0 < np.abs(y - x).max() < 0.1),
+        (
+            {"kind": "low_light", "gamma": (2, 2), "gain": (0.5, 0.5)},
+            lambda x, y: np.allclose(y, 0.125),
+        ),
+        ({"kind": "resample", "factor": 4}, lambda x, y: np.allclose(y, 0.5, atol=1e-6)),
+    ],
+)
+def test_degradations(degradation, check):
+    source = {"kind": "clean", "photos": ["cat"], "degradations": [degradation]}
+    made = recipe(train=source).train.degradations[0]
+    grey = np.full((64, 48, 3), 0.5, np.float32)
+    spoilt = made.apply(grey, generator(0, 1))
+    assert spoilt.dtype == np.float32 and spoilt.shape == grey.shape
+    assert check(grey, spoilt)
+    assert np.array_equal(spoilt, made.apply(grey, generator(0, 1)))
+
+
+def test_pairs(tmp_path):
+    clean, noisy = write_photos(tmp_path / "clean"), write_photos(tmp_path / "noisy", seed=1)
+    photos = Photos(recipe(train={"kind": "pairs", "input": noisy, "target": clean}).train)
+    given, target = photos.pair(1, None)
+    assert np.array_equal(target, cv2.imread(str(clean / "1.png"))[:, :, ::-1].astype(np.float32) / 255)
+    assert np.array_equal(given, cv2.imread(str(noisy / "1.png"))[:, :, ::-1].astype(np.float32) / 255)
+
+
+def test_photos_that_are_missing_or_do_not_fit(tmp_path):
+    clean, noisy = write_photos(tmp_path / "clean", 3), write_photos(tmp_path / "noisy")
+    pairs = {"kind": "pairs", "input": noisy, "target": clean}
+    with pytest.raises(DataError, match=r"must hold the same names; only in one of them: 2\.png"):
+        Trainer(recipe(train=pairs), tmp_path / "out")
+    (clean / "2.png").unlink()
+    cv2.imwrite(str(noisy / "0.png"), np.zeros((24, 30, 3), np.uint8))
+    with pytest.raises(DataError, match=r"0\.png is 30 x 24 pixels and .*0\.png 24 x 24"):
+        Trainer(recipe(train=pairs), tmp_path / "out").run(progress=False)
+    (noisy / "0.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"0\.png is not an image"):
+        Trainer(recipe(train=pairs), tmp_path / "out").run(progress=False)
+    with pytest.raises(DataError, match="there is no such folder"):
+        Trainer(recipe(train=pairs | {"input": tmp_path / "none"}), tmp_path / "out")
+    folder = {"kind": "clean", "folder": clean, "degradations": [NOISE]}
+    with pytest.raises(DataError, match="24 x 24 pixels, smaller than a patch of 32"):
+        Trainer(recipe(train=folder, patch=32), tmp_path / "out").run(progress=False)
+    with pytest.raises(DataError, match="scikit-image carries no 'nobody'"):
+        Photos(recipe(train=folder | {"folder": None, "photos": ["nobody"]}).train).target(0)
+
+
+def test_fast_and_reference_train_alike(tmp_path):
+    # 20 steps in float64.
+    r = recipe(steps=20, batch=2, ema=0.9, clip=1.0)
+    fast = Trainer(r, tmp_path / "fast", dtype=torch.float64)
+    published = Trainer(r, tmp_path / "reference", make=reference.MIRNet, dtype=torch.float64)
+    published.network.load_state_dict(fast.network.state_dict())
+    published.average.module.load_state_dict(fast.network.state_dict())
+    a, b = fast.run(progress=False), published.run(progress=False)
+    assert np.allclose(a, b, rtol=1e-10, atol=0)
+    for p, q in zip(weights(fast), weights(published), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-8)
+    assert not torch.equal(weights(fast)[0], next(iter(fast.average.module.state_dict().values())))
+
+
+def test_resumed_is_as_never_stopped(tmp_path):
+    validation = {"source": {"kind": "clean", "photos": ["cat"], "degradations": [NOISE]}, "every": 3}
+    r = recipe(mixup=0.5, ema=0.9, clip=0.5, validation=validation)
+    whole = Trainer(r, tmp_path / "whole")
+    losses = whole.run(progress=False)
+
+    class Killed(BaseException):
+        pass
+
+    first = Trainer(r, tmp_path / "parts")
+    after = first._after
+
+    def stop(loss):
+        after(loss)
+        if first.step == 5:
+            raise Killed
+
+    first._after = stop
+    with pytest.raises(Killed):
+        first.run(progress=False)
+    second = Trainer(r, tmp_path / "parts")
+    assert second.step == 4
+    assert second.run(progress=False) == losses[4:]
+    for a, b in zip(weights(whole), weights(second), strict=True):
+        assert torch.equal(a, b)
+    for name in ("log.csv", "best.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    rows = list(csv.DictReader((tmp_path / "parts" / "log.csv").open()))
+    assert [row["psnr"] != "" for row in rows] == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"checkpoint_blocks": True}, {"workers": 2}])
+def test_the_same_in_another_way(tmp_path, changes):
+    expected = Trainer(recipe(), tmp_path / "a", dtype=torch.float64)
+    actual = Trainer(recipe(**changes), tmp_path / "b", dtype=torch.float64)
+    losses = expected.run(progress=False)
+    assert np.allclose(actual.run(progress=False), losses, rtol=1e-10, atol=0)
+    for a, b in zip(weights(actual), weights(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_are_recomputed(tmp_path):
+    def calls(**changes):
+        seen = []
+        trainer = Trainer(recipe(steps=1, **changes), tmp_path / str(len(changes)))
+        trainer.network.body[0].body[0].blocks[0][0].register_forward_hook(lambda *_: seen.append(1))
+        trainer.run(progress=False)
+        return len(seen)
+
+    assert calls(checkpoint_blocks=True) == 2 * calls() > 0
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_autocast(tmp_path, precision):
+    losses = Trainer(recipe(precision=precision), tmp_path / "low").run(progress=False)
+    expected = Trainer(recipe(), tmp_path / "full").run(progress=False)
+    assert np.allclose(losses, expected, rtol=0.05)
+
+
+def test_another_recipe_in_the_folder(tmp_path):
+    Trainer(recipe(), tmp_path).run(progress=False)
+    with pytest.raises(TrainingError, match=r"last\.pt is of another recipe"):
+        Trainer(recipe(batch=4), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_the_photos(tmp_path):
+    trainer = Trainer(recipe(save_every=1), tmp_path)
+    after = trainer._after
+
+    def poison(loss):
+        after(loss)
+        if trainer.step == 2:
+            with torch.no_grad():
+                trainer.network.conv_out.weight.fill_(float("nan"))
+
+    trainer._after = poison
+    with pytest.raises(TrainingError, match=r"step 2: the loss is nan; .*(astronaut|coffee|chelsea)"):
+        trainer.run(progress=False)
+    kept = Trainer(recipe(save_every=1), tmp_path)
+    assert kept.step == 2
+    assert all(w.isfinite().all() for w in weights(kept))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    # A limit on the size of files stands for the disk's.
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from tests.test_training import recipe, Trainer, TrainingError;"
+        f"folder = {str(tmp_path)!r};"
+        "Trainer(recipe(steps=2, save_every=2), folder).run(progress=False);"
+        "trainer = Trainer(recipe(steps=2, save_every=2), folder); trainer.step = 1;"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000));"
+        "trainer.save()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "last.pt cannot be written" in done.stderr and "the one before is still there" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "log.csv"]
+    assert Trainer(recipe(steps=2, save_every=2), tmp_path).step == 2
+
+
+def test_write_whole_cleans_up(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "file"
+    with pytest.raises(TrainingError, match=r"file cannot be written: .*No space left"):
+        write_whole(path, fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def start(tmp_path, *, text=YAML):
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    out = tmp_path / "out"
+    command = [
+        sys.executable,
+        "-m",
+        "mirnet_fast.cli",
+        "train",
+        str(path),
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+    ]
+    return out, subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"no {path} after {seconds} s"
+        time.sleep(0.05)
+
+
+def test_killed_in_the_middle(tmp_path):
+    out, process = start(tmp_path)
+    wait_for(out / "last.pt")
+    time.sleep(0.5)  # anywhere in an epoch, perhaps in a write
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (out / "last.pt.new").write_bytes(b"half a checkpoint")  # as if killed in the middle of a write
+    r = read_recipe(tmp_path / "r.yaml")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the process that was killed
+    try:
+        resumed = Trainer(r, out)
+        stopped = resumed.step
+        assert stopped >= 5 and stopped % 5 == 0
+        with (out / "log.csv").open() as file:
+            curve = [float(row["loss"]) for row in csv.DictReader(file)]
+        assert len(curve) == stopped
+        curve += _losses(resumed, 3)
+        assert curve == _losses(Trainer(r, tmp_path / "whole"), stopped + 3)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _losses(trainer, count):
+    losses = []
+
+    class Enough(BaseException):
+        pass
+
+    def after(loss):
+        losses.append(loss)
+        if len(losses) == count:
+            raise Enough
+
+    trainer._after = after
+    with pytest.raises(Enough):
+        trainer.run(progress=False)
+    return losses
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+    out, process = start(tmp_path, text=YAML.replace("save_every: 5", "save_every: 100000"))
+    wait_for(out / "log.csv")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in errors
+    assert "Traceback" not in errors
+    trainer = Trainer(read_recipe(tmp_path / "r.yaml"), out)
+    assert 1 <= trainer.step < 400
+    assert f"stopped at step {trainer.step};" in errors
+
+
+def test_command(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(
+        YAML.replace("steps: 400", "steps: 2")
+        + "validation: {source: {kind: clean, photos: [cat], degradations: [{kind: jpeg, quality: [9, 9]}]}}"
+    )
+    result = CliRunner().invoke(main, ["train", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert "from step 0" in result.output and "best validation: " in result.output
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["best.safetensors", "last.pt", "log.csv"]
+    path.write_text("steps: 2")
+    result = CliRunner().invoke(main, ["train", str(path)])
+    assert result.exit_code == 1 and "train: Field required" in result.output
+
+
+def test_two_processes_are_one_with_their_batches_together(tmp_path):
+    code = (
+        "import sys, torch, json; from tests.test_training import *; torch.set_num_threads(1);"
+        "from mirnet_fast.training import processes\n"
+        "with processes('cpu') as device:\n"
+        f"    t = Trainer(recipe(batch=4), {str(tmp_path / 'two')!r}, device, dtype=torch.float64)\n"
+        "    losses = t.run(progress=False)\n"
+        f"    if t.rank == 0: torch.save((losses, weights(t)), {str(tmp_path / 'result.pt')!r})\n"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-addr", "localhost", "--master-port", str(port), str(script)]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    losses, state = torch.load(tmp_path / "result.pt")
+    one = Trainer(recipe(batch=4), tmp_path / "one", dtype=torch.float64)
+    assert np.allclose(one.run(progress=False), losses, rtol=1e-10, atol=0)
+    for a, b in zip(weights(one), state, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
