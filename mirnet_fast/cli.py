@@ -1,4 +1,4 @@
-"""The command `mirnet-fast`: compare, restore, train, doctor."""
+"""The command `mirnet-fast`: compare, restore, evaluate, train, doctor."""
 
 import dataclasses
 import os
@@ -12,9 +12,9 @@ import skimage.data
 import torch
 from tqdm import tqdm
 
-from . import _native, backends, comparison, inference, measure
+from . import _native, backends, comparison, evaluation, inference, measure
 from .checkpoints import CheckpointError, infer_config, load_checkpoint, read_state_dict
-from .images import ImageError, Photo, check_format, read_photo, write_photo
+from .images import ImageError, Photo, check_format, matching_photos, read_photo, write_photo
 from .modules import MIRNet
 from .ops import OPS
 
@@ -221,6 +221,58 @@ def restore(inputs, output, weights, device, **options):
 
 
 @main.command()
+@click.argument("inputs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("targets", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--weights", help="A checkpoint; without one INPUTS are judged as they are.")
+@click.option(
+    "--benchmark", type=click.Choice(sorted(evaluation.BENCHMARKS)), help="Its channels and border."
+)
+@click.option("--channels", type=click.Choice(["rgb", "y"]), help="Counted channels; rgb if not told.")
+@click.option("--border", type=click.IntRange(0), help="Pixels along each side that do not count.")
+@click.option("--ensemble", is_flag=True, help="The mean over eight orientations.")
+@click.option("--lpips", is_flag=True, help="Also LPIPS, by the package lpips.")
+@click.option(
+    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="File for every photo's."
+)
+@device_option
+@network_options
+def evaluate(
+    inputs, targets, weights, benchmark, channels, border, ensemble, lpips, table, device, **options
+):
+    """PSNR and SSIM of the photos in INPUTS, restored, against those of the same names in TARGETS.
+
+    Both are judged as files of 8 bits a channel hold them.
+    """
+    if benchmark and evaluation.BENCHMARKS[benchmark][1] is None and border is None:
+        raise click.UsageError(f"--benchmark {benchmark} needs --border, the scale of the super-resolution")
+    channels = channels or (evaluation.BENCHMARKS[benchmark][0] if benchmark else "rgb")
+    try:
+        pairs = matching_photos(inputs, targets)
+        model = None
+        if weights is not None:
+            model = MIRNet(**network_config(weights, options)).to(device)
+            load_checkpoint(model, weights)
+        run = inference.restore_by_ensemble if ensemble else inference.restore
+        scores = []
+        for given, target in tqdm(pairs, unit="photo", disable=None):
+            restored = read_photo(given).rgb
+            if model is not None:
+                restored = run(model, restored.to(device)).cpu()
+            images = (t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb))
+            scores.append(evaluation.score(str(given), *images, channels, border or 0, lpips, device))
+        if table:
+            evaluation.write_csv(table, scores)
+    except (CheckpointError, ImageError, OSError, ValueError, ImportError) as error:
+        raise click.ClickException(str(error)) from error
+    result = evaluation.mean(scores)
+    click.echo(f"{len(scores)} photos, {channels}, border {border or 0}{', ensemble of 8' * ensemble}")
+    click.echo(
+        f"PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}"
+        + (f", LPIPS {result.lpips:.4f}" if lpips else "")
+    )
+
+
+@main.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="RECIPE's name if not given.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
@@ -248,7 +300,7 @@ def train(recipe, out, threads, device):
             trainer.run()
             if trainer.rank == 0 and trainer.validation:
                 click.echo(f"best validation: {trainer.best:.2f} dB")
-    except (training.RecipeError, training.DataError, training.TrainingError) as error:
+    except (training.RecipeError, training.TrainingError, ImageError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo(f"stopped at step {trainer.step}; the same command goes on from there", err=True)

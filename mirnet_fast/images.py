@@ -23,7 +23,7 @@ _PNG_GREY_TYPES = (0, 4)
 
 
 class ImageError(ValueError):
-    """An image file cannot be read or written."""
+    """Image files cannot be read or written, are missing, or do not fit together; the message names them."""
 
 
 @dataclass(frozen=True)
@@ -137,3 +137,32 @@ def _decode(data, flags):
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # raised for an empty file; other damage gives None
         return None
+
+
+def photos_below(folder):
+    """The image files of a folder and all below it, sorted.
+
+    Raises:
+        ImageError: the folder is not there or holds none.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ImageError(f"{folder}: there is no such folder")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    if not found:
+        raise ImageError(f"{folder}: no images ({', '.join(FORMATS)}) in it")
+    return found
+
+
+def matching_photos(inputs, targets):
+    """[(input, target)] of the image files that two folders hold under the same names.
+
+    Raises:
+        ImageError: a folder is not there, or a name is only in one of them.
+    """
+    by_name = [{path.relative_to(f): path for path in photos_below(f)} for f in (inputs, targets)]
+    alone = sorted(by_name[0].keys() ^ by_name[1].keys())
+    if alone:
+        listed = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
+        raise ImageError(f"{inputs} and {targets} must hold the same names; only in one of them: {listed}")
+    return [(by_name[0][name], by_name[1][name]) for name in sorted(by_name[0])]

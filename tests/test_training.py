@@ -19,7 +19,8 @@ from click.testing import CliRunner
 
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.cli import main
-from mirnet_fast.training import DataError, Recipe, RecipeError, Trainer, TrainingError, read_recipe
+from mirnet_fast.images import ImageError
+from mirnet_fast.training import Recipe, RecipeError, Trainer, TrainingError, read_recipe
 from mirnet_fast.training.data import Patches, Photos, generator
 from mirnet_fast.training.loop import charbonnier, learning_rate, write_whole
 
@@ -167,21 +168,21 @@ def test_pairs(tmp_path):
 def test_photos_that_are_missing_or_do_not_fit(tmp_path):
     clean, noisy = write_photos(tmp_path / "clean", 3), write_photos(tmp_path / "noisy")
     pairs = {"kind": "pairs", "input": noisy, "target": clean}
-    with pytest.raises(DataError, match=r"must hold the same names; only in one of them: 2\.png"):
+    with pytest.raises(ImageError, match=r"must hold the same names; only in one of them: 2\.png"):
         Trainer(recipe(train=pairs), tmp_path / "out")
     (clean / "2.png").unlink()
     cv2.imwrite(str(noisy / "0.png"), np.zeros((24, 30, 3), np.uint8))
-    with pytest.raises(DataError, match=r"0\.png is 30 x 24 pixels and .*0\.png 24 x 24"):
+    with pytest.raises(ImageError, match=r"0\.png is 30 x 24 pixels and .*0\.png 24 x 24"):
         Trainer(recipe(train=pairs), tmp_path / "out").run(progress=False)
     (noisy / "0.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"0\.png is not an image"):
+    with pytest.raises(ImageError, match=r"0\.png is not an image"):
         Trainer(recipe(train=pairs), tmp_path / "out").run(progress=False)
-    with pytest.raises(DataError, match="there is no such folder"):
+    with pytest.raises(ImageError, match="there is no such folder"):
         Trainer(recipe(train=pairs | {"input": tmp_path / "none"}), tmp_path / "out")
     folder = {"kind": "clean", "folder": clean, "degradations": [NOISE]}
-    with pytest.raises(DataError, match="24 x 24 pixels, smaller than a patch of 32"):
+    with pytest.raises(ImageError, match="24 x 24 pixels, smaller than a patch of 32"):
         Trainer(recipe(train=folder, patch=32), tmp_path / "out").run(progress=False)
-    with pytest.raises(DataError, match="scikit-image carries no 'nobody'"):
+    with pytest.raises(ImageError, match="scikit-image carries no 'nobody'"):
         Photos(recipe(train=folder | {"folder": None, "photos": ["nobody"]}).train).target(0)
 
 

@@ -3,8 +3,7 @@
 Needs the extra `train` (pydantic, PyYAML).
 """
 
-from .data import DataError
 from .loop import Trainer, TrainingError, processes
 from .recipe import Recipe, RecipeError, read_recipe
 
-__all__ = ["DataError", "Recipe", "RecipeError", "Trainer", "TrainingError", "processes", "read_recipe"]
+__all__ = ["Recipe", "RecipeError", "Trainer", "TrainingError", "processes", "read_recipe"]

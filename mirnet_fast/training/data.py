@@ -11,55 +11,22 @@ import skimage.data
 import torch
 from torch.utils.data import Dataset
 
-from ..images import FORMATS, ImageError, read_photo
+from ..images import ImageError, matching_photos, photos_below, read_photo
 
 # Decoded photos that a worker keeps.
 KEPT = 128
 
 
-class DataError(ValueError):
-    """Photos are missing, damaged, or do not fit together; the message names them."""
-
-
-def photos_below(folder):
-    """The image files of a folder and all below it, sorted.
-
-    Raises:
-        DataError: the folder is not there or holds none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
-    if not found:
-        raise DataError(f"{folder}: no images ({', '.join(FORMATS)}) in it")
-    return found
-
-
-def _pairs(source):
-    inputs, targets = ({p.relative_to(f): p for p in photos_below(f)} for f in (source.input, source.target))
-    alone = sorted(inputs.keys() ^ targets.keys())
-    if alone:
-        listed = ", ".join(map(str, alone[:5])) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
-        raise DataError(
-            f"{source.input} and {source.target} must hold the same names; only in one of them: {listed}"
-        )
-    return [(inputs[name], targets[name]) for name in sorted(inputs)]
-
-
 def _rgb(photo):
     """(H, W, 3) float32 of a file, or of a photo that scikit-image carries."""
     if isinstance(photo, Path):
-        try:
-            return read_photo(photo).rgb[0].permute(1, 2, 0).numpy()
-        except ImageError as error:
-            raise DataError(str(error)) from error
+        return read_photo(photo).rgb[0].permute(1, 2, 0).numpy()
     pixels = getattr(skimage.data, photo, None)
     if not callable(pixels):
-        raise DataError(f"photos: scikit-image carries no {photo!r}")
+        raise ImageError(f"photos: scikit-image carries no {photo!r}")
     pixels = np.asarray(pixels())
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise DataError(f"photos: {photo!r} is not a photo of 8 bits")
+        raise ImageError(f"photos: {photo!r} is not a photo of 8 bits")
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, 2)
     return pixels[:, :, :3].astype(np.float32) / 255
@@ -71,7 +38,7 @@ class Photos:
     def __init__(self, source):
         self.source = source
         if source.kind == "pairs":
-            self.names = _pairs(source)
+            self.names = matching_photos(source.input, source.target)
         else:
             self.names = source.photos or photos_below(source.folder)
         self._kept = {}
@@ -102,7 +69,7 @@ class Photos:
         if self.source.kind == "pairs":
             given = self._decoded(self.names[i][0])
             if given.shape != target.shape:
-                raise DataError(
+                raise ImageError(
                     f"{self.names[i][0]} is {given.shape[1]} x {given.shape[0]} pixels and "
                     f"{self.names[i][1]} {target.shape[1]} x {target.shape[0]}: a pair must have one size"
                 )
@@ -132,7 +99,7 @@ class Patches(Dataset):
         rng = generator(self.seed, number)
         height, width = self.photos.target(i).shape[:2]
         if min(height, width) < self.patch:
-            raise DataError(
+            raise ImageError(
                 f"{self.photos.name(i)} is {width} x {height} pixels, smaller than a patch of {self.patch}"
             )
         top = int(rng.integers(height - self.patch + 1))

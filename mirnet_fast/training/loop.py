@@ -76,7 +76,7 @@ class Trainer:
         dtype: of weights and photos.
 
     Raises:
-        DataError: the recipe's photos are missing or do not fit together.
+        ImageError: the recipe's photos are missing or do not fit together.
         TrainingError: the checkpoint in the folder is of another recipe.
     """
 
@@ -130,7 +130,7 @@ class Trainer:
 
         Raises:
             TrainingError: a loss is not finite, or a checkpoint cannot be written.
-            DataError: a photo is damaged, or of another size than its partner.
+            ImageError: a photo is damaged, or of another size than its partner.
         """
         recipe, losses = self.recipe, []
         order = Order(self.step, recipe.steps, recipe.batch, self.rank, self.world)

@@ -1,0 +1,152 @@
+"""PSNR, SSIM and LPIPS against their definitions; the command that reports them."""
+
+import csv
+import sys
+import types
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+import skimage.data
+import torch
+from click.testing import CliRunner
+
+from mirnet_fast import evaluation, inference, reference
+from mirnet_fast.checkpoints import save_checkpoint
+from mirnet_fast.cli import main
+
+CAT = skimage.data.chelsea()[:90, :120].astype(np.float64) / 255
+
+
+def noisy(image, sigma=0.1, seed=0):
+    return np.clip(image + sigma * np.random.default_rng(seed).standard_normal(image.shape), 0, 1)
+
+
+def test_psnr_by_definition():
+    other = noisy(CAT)
+    assert evaluation.psnr(other, CAT) == pytest.approx(10 * np.log10(1 / np.mean((other - CAT) ** 2)))
+    assert evaluation.psnr(CAT, CAT) == float("inf")
+    assert evaluation.psnr(CAT * 0, CAT * 0 + 0.1) == pytest.approx(20)
+
+
+def test_ssim_by_definition():
+    # Equation 13 of Wang et al. (2004), with their window of 11 x 11 and its valid places only.
+    x, y = evaluation.luma(CAT), evaluation.luma(noisy(CAT))
+
+    def blurred(image):
+        return scipy.ndimage.gaussian_filter(image, 1.5, truncate=3.5)
+
+    mean_x, mean_y = blurred(x), blurred(y)
+    var_x, var_y = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2
+    covariance = blurred(x * y) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    index = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
+    index /= (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
+    assert evaluation.ssim(y, x) == pytest.approx(index[5:-5, 5:-5].mean(), abs=1e-6)
+    by_channel = [evaluation.ssim(noisy(CAT)[..., i], CAT[..., i]) for i in range(3)]
+    assert evaluation.ssim(noisy(CAT), CAT) == pytest.approx(np.mean(by_channel))
+    assert evaluation.ssim(x, x) == pytest.approx(1)
+    with pytest.raises(ValueError, match="needs 11 x 11 pixels; got 10 x 90"):
+        evaluation.ssim(x[:, :10], x[:, :10])
+
+
+def test_luma_is_that_of_the_standard():
+    white, black, red = np.ones((1, 1, 3)), np.zeros((1, 1, 3)), np.array([[[1.0, 0, 0]]])
+    expected = (235 / 255, 16 / 255, (16 + 65.481) / 255)
+    for image, value in zip((white, black, red), expected, strict=True):
+        assert evaluation.luma(image)[0, 0] == pytest.approx(value, abs=1e-5)
+
+
+def test_images_are_judged_as_files_hold_them():
+    almost = CAT + 0.3 / 255
+    assert evaluation.score("x", almost, CAT).psnr == float("inf")
+    assert evaluation.score("x", CAT + 2, CAT * 0 + 1).psnr == float("inf")
+
+
+def test_border_and_channels():
+    other = CAT.copy()
+    other[:4] = 0
+    assert evaluation.score("x", other, CAT).psnr < 40
+    assert evaluation.score("x", other, CAT, border=4).psnr == float("inf")
+    tinted = np.clip(evaluation.as_file(CAT) + np.array([40, 0, 0]) / 255, 0, 1)
+    assert evaluation.score("x", tinted, CAT, "y").psnr > evaluation.score("x", tinted, CAT).psnr
+    with pytest.raises(ValueError, match="nothing is left inside a border of 50 pixels"):
+        evaluation.score("x", CAT, CAT, border=50)
+    with pytest.raises(ValueError, match="restored is 119 x 90 pixels, target 120 x 90"):
+        evaluation.score("x", CAT[:, :-1], CAT)
+
+
+def test_lpips_gets_images_from_minus_one_to_one(monkeypatch):
+    class Stub(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            assert net == "alex"
+
+        def forward(self, a, b):
+            assert a.shape == b.shape == (1, 3, 90, 120)
+            assert a.min() >= -1 and a.max() <= 1 and b.min() < -0.5
+            return (a - b).abs().mean()
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Stub))
+    evaluation._lpips.cache_clear()
+    try:
+        assert evaluation.score("x", CAT, CAT, with_lpips=True).lpips == 0
+        assert evaluation.score("x", noisy(CAT), CAT, with_lpips=True).lpips > 0
+    finally:
+        evaluation._lpips.cache_clear()
+
+
+def test_ensemble_of_orientations():
+    torch.manual_seed(0)
+    model = reference.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1).double()
+    image = torch.rand(1, 3, 12, 17, dtype=torch.float64)
+    once = inference.restore_by_ensemble(model, image)
+    assert once.shape == image.shape
+    # Of a turned image it is the turned result.
+    for turn in (lambda t: t.rot90(1, (2, 3)), lambda t: t.flip(2)):
+        torch.testing.assert_close(inference.restore_by_ensemble(model, turn(image)), turn(once))
+    assert not torch.allclose(once, inference.restore(model, image))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, make in (("clean", lambda i: CAT), ("noisy", lambda i: noisy(CAT, seed=i))):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            pixels = np.round(255 * make(i)).astype(np.uint8)[:, :, ::-1]
+            cv2.imwrite(str(tmp_path / name / f"{i}.png"), pixels)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--device", "cpu"])
+
+
+def test_command(folders):
+    model = reference.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)
+    torch.nn.init.zeros_(model.conv_out.weight)  # gives back its input
+    save_checkpoint(model, folders / "same.pth")
+    table = folders / "scores.csv"
+    result = run(folders / "noisy", folders / "clean", "--csv", table)
+    assert result.exit_code == 0, result.output
+    scores = [evaluation.score(str(i), noisy(CAT, seed=i), CAT) for i in range(2)]
+    expected = f"PSNR {evaluation.mean(scores).psnr:.2f} dB, SSIM {evaluation.mean(scores).ssim:.4f}"
+    assert expected in result.output and "2 photos, rgb, border 0" in result.output
+    rows = list(csv.DictReader(table.open()))
+    assert [row["name"].split("/")[-1] for row in rows] == ["0.png", "1.png", "mean"]
+    assert float(rows[0]["psnr"]) == pytest.approx(scores[0].psnr)
+    result = run(folders / "noisy", folders / "clean", "--weights", folders / "same.pth", "--ensemble")
+    assert expected in result.output and "ensemble of 8" in result.output
+    result = run(folders / "noisy", folders / "clean", "--benchmark", "realsr", "--border", 4)
+    assert "2 photos, y, border 4" in result.output
+
+
+def test_command_says_what_does_not_fit(folders):
+    result = run(folders / "noisy", folders / "clean", "--benchmark", "realsr")
+    assert result.exit_code == 2 and "needs --border" in result.output
+    (folders / "noisy" / "0.png").unlink()
+    result = run(folders / "noisy", folders / "clean")
+    assert result.exit_code == 1 and "only in one of them: 0.png" in result.output
+    result = run(folders / "clean", folders / "clean", "--weights", folders / "none.pth")
+    assert result.exit_code == 1 and "none.pth" in result.output
