@@ -27,9 +27,14 @@ from mirnet_fast.training.loop import charbonnier, learning_rate, write_whole
 ROOT = Path(__file__).parents[1]
 NOISE = {"kind": "gaussian", "sigma": (25, 25)}
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+PHOTOS = ["skimage:astronaut", "skimage:coffee", "skimage:chelsea"]
+CLEAN = {"kind": "clean", "photos": PHOTOS, "degradations": [NOISE]}
 YAML = """\
 network: {n_feat: 8, n_RRG: 1, n_MSRB: 1}
-train: {kind: clean, photos: [astronaut, coffee], degradations: [{kind: gaussian, sigma: [25, 25]}]}
+train:
+  kind: clean
+  photos: ['skimage:astronaut', 'skimage:coffee']
+  degradations: [{kind: gaussian, sigma: [25, 25]}]
 steps: 400
 batch: 2
 patch: 16
@@ -40,7 +45,11 @@ save_every: 5
 def recipe(**changes):
     fields = {
         "network": SMALL,
-        "train": {"kind": "clean", "photos": ["astronaut", "coffee", "chelsea"], "degradations": [NOISE]},
+        "train": {
+            "kind": "clean",
+            "photos": ["skimage:astronaut", "skimage:coffee", "skimage:chelsea"],
+            "degradations": [NOISE],
+        },
         "steps": 6,
         "batch": 2,
         "patch": 16,
@@ -78,7 +87,9 @@ def test_learning_rate():
 
 
 def test_defaults_are_the_papers():
-    r = Recipe.model_validate({"train": {"kind": "clean", "photos": ["cat"], "degradations": [NOISE]}})
+    r = Recipe.model_validate(
+        {"train": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}}
+    )
     assert (r.steps, r.batch, r.patch) == (700_000, 16, 128)
     assert (r.learning_rate, r.final_learning_rate, r.betas, r.epsilon) == (2e-4, 1e-6, (0.9, 0.999), 1e-3)
     network = MIRNet(**r.network.model_dump())
@@ -94,7 +105,10 @@ def test_defaults_are_the_papers():
         (YAML.replace("gaussian", "gauss"), "degradations.0: Input tag 'gauss'"),
         (YAML.replace("patch: 16", "patch: 18"), "patch must be a multiple of 4; got 18"),
         (YAML + "accumulate: 4", "batch, 2, must be a multiple of accumulate, 4"),
-        (YAML.replace("photos: [astronaut, coffee], ", ""), "either folder or photos must be given"),
+        (
+            YAML.replace("photos: ['skimage:astronaut', 'skimage:coffee'], ", ""),
+            "either folder or photos must be given",
+        ),
         ("- a\n- b", "a mapping of names to values"),
         ("a: [", "r.yaml"),
     ],
@@ -148,7 +162,7 @@ def test_a_sample_is_a_function_of_its_number():
     ],
 )
 def test_degradations(degradation, check):
-    source = {"kind": "clean", "photos": ["cat"], "degradations": [degradation]}
+    source = {"kind": "clean", "photos": ["skimage:cat"], "degradations": [degradation]}
     made = recipe(train=source).train.degradations[0]
     grey = np.full((64, 48, 3), 0.5, np.float32)
     spoilt = made.apply(grey, generator(0, 1))
@@ -182,7 +196,7 @@ def test_photos_that_are_missing_or_do_not_fit(tmp_path):
     folder = {"kind": "clean", "folder": clean, "degradations": [NOISE]}
     with pytest.raises(ImageError, match="24 x 24 pixels, smaller than a patch of 32"):
         Trainer(recipe(train=folder, patch=32), tmp_path / "out").run(progress=False)
-    with pytest.raises(ImageError, match="scikit-image carries no 'nobody'"):
+    with pytest.raises(ImageError, match="'nobody' is none of skimage:NAME"):
         Photos(recipe(train=folder | {"folder": None, "photos": ["nobody"]}).train).target(0)
 
 
@@ -201,7 +215,7 @@ def test_fast_and_reference_train_alike(tmp_path):
 
 
 def test_resumed_is_as_never_stopped(tmp_path):
-    validation = {"source": {"kind": "clean", "photos": ["cat"], "degradations": [NOISE]}, "every": 3}
+    validation = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 3}
     r = recipe(mixup=0.5, ema=0.9, clip=0.5, validation=validation)
     whole = Trainer(r, tmp_path / "whole")
     losses = whole.run(progress=False)
@@ -394,7 +408,8 @@ def test_command(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(
         YAML.replace("steps: 400", "steps: 2")
-        + "validation: {source: {kind: clean, photos: [cat], degradations: [{kind: jpeg, quality: [9, 9]}]}}"
+        + "validation: {source: {kind: clean, photos: ['skimage:cat'], degradations: "
+        "[{kind: jpeg, quality: [9, 9]}]}}"
     )
     result = CliRunner().invoke(main, ["train", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert result.exit_code == 0, result.output

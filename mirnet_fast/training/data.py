@@ -18,18 +18,34 @@ KEPT = 128
 
 
 def _rgb(photo):
-    """(H, W, 3) float32 of a file, or of a photo that scikit-image carries."""
+    """(H, W, 3) float32 of a file, or of a photo that an installed package carries."""
     if isinstance(photo, Path):
         return read_photo(photo).rgb[0].permute(1, 2, 0).numpy()
-    pixels = getattr(skimage.data, photo, None)
-    if not callable(pixels):
-        raise ImageError(f"photos: scikit-image carries no {photo!r}")
-    pixels = np.asarray(pixels())
+    package, _, name = photo.partition(":")
+    if package == "skimage" and callable(getattr(skimage.data, name, None)):
+        pixels = getattr(skimage.data, name)()
+        pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # of a stereo pair the left one
+    elif package == "sklearn":
+        pixels = _of_sklearn(name)
+    else:
+        raise ImageError(f"photos: {photo!r} is none of skimage:NAME (of skimage.data) or sklearn:FILE")
+    pixels = np.asarray(pixels)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ImageError(f"photos: {photo!r} is not a photo of 8 bits")
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, 2)
     return pixels[:, :, :3].astype(np.float32) / 255
+
+
+def _of_sklearn(name):
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError as error:
+        raise ImageError(f"photos: sklearn:{name} needs scikit-learn ({error})") from error
+    try:
+        return load_sample_image(name)
+    except AttributeError as error:  # what it raises for a name that it does not know
+        raise ImageError(f"photos: {error}") from error
 
 
 class Photos:

@@ -49,7 +49,12 @@ class Pairs(Part):
 
 
 class Clean(Part):
-    """Clean photos, of a folder or of installed packages, spoilt as they are read."""
+    """Clean photos, spoilt as they are read: those of a folder, or some that installed packages carry.
+
+    Attributes:
+        photos: "skimage:NAME", a function of skimage.data, or "sklearn:FILE", a sample image.
+        degradations: one after another.
+    """
 
     kind: Literal["clean"] = "clean"
     folder: Path | None = None
