@@ -106,7 +106,7 @@ def test_defaults_are_the_papers():
         (YAML.replace("patch: 16", "patch: 18"), "patch must be a multiple of 4; got 18"),
         (YAML + "accumulate: 4", "batch, 2, must be a multiple of accumulate, 4"),
         (
-            YAML.replace("photos: ['skimage:astronaut', 'skimage:coffee'], ", ""),
+            YAML.replace("  photos: ['skimage:astronaut', 'skimage:coffee']\n", ""),
             "either folder or photos must be given",
         ),
         ("- a\n- b", "a mapping of names to values"),
