@@ -68,7 +68,7 @@ def prepare(variant, size, dtype, threads):
     return forward
 
 
-def peak_mb(*arguments):
+def peak_mb_of(prepare, *arguments):
     """The peak above weights and image, in a fresh process; None if that was killed."""
     try:
         peak = measure.peak_memory(prepare, *arguments, device=harness.DEVICE)
@@ -91,4 +91,4 @@ def test_network(benchmark, record, size, dtype):
     row |= {"missing": missing} if missing else {}
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
-    record(row | {"peak_mb": {name: peak_mb(name, *arguments) for name in called}})
+    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}})
