@@ -11,7 +11,7 @@ import skimage.data
 import torch
 from torch.utils.data import Dataset
 
-from ..images import ImageError, matching_photos, photos_below, read_photo
+from ..images import ImageError, photos_below, read_photo
 
 # Decoded photos that a worker keeps.
 KEPT = 128
@@ -53,8 +53,9 @@ class Photos:
 
     def __init__(self, source):
         self.source = source
-        if source.kind == "pairs":
-            self.names = matching_photos(source.input, source.target)
+        self.paired = source.kind != "clean"
+        if self.paired:
+            self.names = source.pairs()
         else:
             self.names = source.photos or photos_below(source.folder)
         self._kept = {}
@@ -64,11 +65,11 @@ class Photos:
 
     def name(self, i):
         """What a message calls photo i: the file of its input."""
-        return str(self.names[i][0] if self.source.kind == "pairs" else self.names[i])
+        return str(self.names[i][0] if self.paired else self.names[i])
 
     def target(self, i):
         """(H, W, 3) float32 of the clean photo i."""
-        return self._decoded(self.names[i][1] if self.source.kind == "pairs" else self.names[i])
+        return self._decoded(self.names[i][1] if self.paired else self.names[i])
 
     def _decoded(self, photo):
         if photo in self._kept:
@@ -82,7 +83,7 @@ class Photos:
         """(input, target) (H, W, 3) float32 of photo i, or of a window of it, a pair of slices."""
         target = self.target(i)
         window = window or (slice(None), slice(None))
-        if self.source.kind == "pairs":
+        if self.paired:
             given = self._decoded(self.names[i][0])
             if given.shape != target.shape:
                 raise ImageError(

@@ -14,7 +14,9 @@ from pydantic import (
     model_validator,
 )
 
+from ..images import matching_photos
 from .degradations import Degradation
+from .layouts import FiveK, Lol, RealSr, Sidd
 
 
 class RecipeError(ValueError):
@@ -47,6 +49,9 @@ class Pairs(Part):
     input: Path
     target: Path
 
+    def pairs(self):
+        return matching_photos(self.input, self.target)
+
 
 class Clean(Part):
     """Clean photos, spoilt as they are read: those of a folder, or some that installed packages carry.
@@ -68,7 +73,7 @@ class Clean(Part):
         return self
 
 
-Source = Annotated[Pairs | Clean, Field(discriminator="kind")]
+Source = Annotated[Pairs | Clean | Sidd | RealSr | Lol | FiveK, Field(discriminator="kind")]
 
 
 class Validation(Part):

@@ -1,0 +1,137 @@
+"""Published data sets as their authors lay them out, made of little images; their Matlab files."""
+
+import cv2
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from mirnet_fast import reference
+from mirnet_fast.images import ImageError
+from mirnet_fast.training import Recipe, Trainer, matlab
+from mirnet_fast.training.data import Photos
+
+h5py = pytest.importorskip("h5py")
+
+TREES = {
+    "sidd": (
+        {},
+        ["Data/0001_001_S6/0001_NOISY_SRGB_010.PNG", "Data/0002_001_S6/0002_NOISY_SRGB_011.PNG"],
+        ["Data/0001_001_S6/0001_GT_SRGB_010.PNG", "Data/0002_001_S6/0002_GT_SRGB_011.PNG"],
+    ),
+    "realsr": (
+        {"scale": 3},
+        ["Canon/Train/3/Canon_001_LR3.png", "Nikon/Train/3/Nikon_007_LR3.png"],
+        ["Canon/Train/3/Canon_001_HR.png", "Nikon/Train/3/Nikon_007_HR.png"],
+    ),
+    "lol": (
+        {"split": "eval15"},
+        ["eval15/low/1.png", "eval15/low/22.png"],
+        ["eval15/high/1.png", "eval15/high/22.png"],
+    ),
+    "fivek": ({}, ["input/a0001.png", "input/a0002.png"], ["expertC/a0001.jpg", "expertC/a0002.jpg"]),
+}
+
+
+def write(path, value):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((20, 24, 3), value, np.uint8))
+
+
+@pytest.fixture(params=TREES)
+def tree(request, tmp_path):
+    options, inputs, targets = TREES[request.param]
+    for value, names in ((10, inputs), (200, targets)):
+        for i, name in enumerate(names):
+            write(tmp_path / name, value + i)
+    return {"kind": request.param, "root": tmp_path, **options}, inputs, targets
+
+
+def source(fields):
+    return Recipe.model_validate({"train": fields, "batch": 2, "patch": 16, "steps": 1}).train
+
+
+def test_pairs(tree):
+    fields, inputs, targets = tree
+    photos = Photos(source(fields))
+    assert photos.names == [
+        (fields["root"] / a, fields["root"] / b) for a, b in zip(inputs, targets, strict=True)
+    ]
+    for i in range(2):
+        given, target = photos.pair(i, None)
+        assert abs(given.mean() * 255 - 10 - i) < 1 and abs(target.mean() * 255 - 200 - i) < 2
+
+
+def test_they_train(tree, tmp_path):
+    fields, *_ = tree
+    network = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+    recipe = Recipe.model_validate({"network": network, "train": fields, "batch": 2, "patch": 16, "steps": 1})
+    assert len(Trainer(recipe, tmp_path / "out").run(progress=False)) == 1
+
+
+def test_a_missing_partner_is_named(tree):
+    fields, _, targets = tree
+    (fields["root"] / targets[1]).unlink()
+    name = targets[1].split("/")[-1]
+    with pytest.raises(ImageError, match=name.split(".")[0]):
+        Photos(source(fields))
+
+
+def test_a_missing_folder_is_named(tree, tmp_path):
+    fields, *_ = tree
+    with pytest.raises(ImageError, match=r"none.*: (there is no such folder|no )"):
+        Photos(source(fields | {"root": tmp_path / "none"}))
+
+
+@pytest.fixture
+def model():
+    """Gives back its input."""
+    made = reference.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)
+    torch.nn.init.zeros_(made.conv_out.weight)
+    return made
+
+
+def test_sidd_blocks(tmp_path, model):
+    blocks = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), np.uint8)
+    path = tmp_path / "ValidationNoisyBlocksSrgb.mat"
+    scipy.io.savemat(path, {matlab.VALIDATION_NOISY: blocks})
+    read = matlab.sidd_blocks(path, matlab.VALIDATION_NOISY)
+    assert np.array_equal(read, blocks)
+    restored = matlab.restored_blocks(model, read)
+    assert np.array_equal(restored, blocks)
+    matlab.write_sidd_submission(tmp_path / "SubmitSrgb.mat", restored, 1.5)
+    content = scipy.io.loadmat(tmp_path / "SubmitSrgb.mat")
+    assert content["DenoisedBlocksSrgb"].shape == (2, 3)
+    assert np.array_equal(content["DenoisedBlocksSrgb"][1, 2], blocks[1, 2])
+    assert content["TimeMPSrgb"].item() == 1.5
+    with pytest.raises(
+        ImageError, match="holds no ValidationGtBlocksSrgb; it holds ValidationNoisyBlocksSrgb"
+    ):
+        matlab.sidd_blocks(path, matlab.VALIDATION_CLEAN)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"ValidationNoisyBlocksSrgb\.mat"):
+        matlab.sidd_blocks(path, matlab.VALIDATION_NOISY)
+
+
+def test_dnd(tmp_path, model):
+    draw = np.random.default_rng(0)
+    images = [draw.random((40, 30, 3), np.float32) for _ in range(2)]
+    # first row, first column, last row, last column, from 1
+    boxes = np.array([[1, 1, 16, 16], [9, 5, 40, 28]], float)
+    (tmp_path / "images_srgb").mkdir()
+    with h5py.File(tmp_path / "info.mat", "w") as file:
+        references = file.create_dataset("info/boundingboxes", (1, 2), dtype=h5py.ref_dtype)
+        for i in range(2):
+            references[0, i] = file.create_dataset(f"#refs#/{i}", data=boxes.T).ref
+    for i, image in enumerate(images):
+        with h5py.File(tmp_path / "images_srgb" / f"{i + 1:04d}.mat", "w") as file:
+            file["InoisySRGB"] = image.transpose(2, 1, 0)
+    matlab.write_dnd_submission(model, tmp_path, tmp_path / "bundled")
+    assert sorted(path.name for path in (tmp_path / "bundled").iterdir()) == ["0001.mat", "0002.mat"]
+    content = scipy.io.loadmat(tmp_path / "bundled" / "0002.mat")
+    assert content["eval_version"].item() == "1.0" and not content["israw"].item()
+    cells = content["Idenoised"].ravel()
+    assert np.allclose(cells[0], images[1][:16, :16], atol=1e-6)
+    assert np.allclose(cells[1], images[1][8:40, 4:28], atol=1e-6)
+    with pytest.raises(ImageError, match=r"info\.mat cannot be read as DND's"):
+        matlab.dnd_boxes(tmp_path / "images_srgb")
