@@ -7,18 +7,24 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON_OLDEST := 3.6.0
 BIN := $(VENV)/bin
-CXX_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# The tests compile the CUDA kernels, for which no GPU is needed: nvcc from PyPI where there is none.
+NVCC_VERSION := 13.0
+ifeq ($(shell command -v nvcc)$(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc),)
+TOOLKIT := build/cuda-$(NVCC_VERSION)/nvidia/cu13
+WITH_NVCC := CUDA_HOME=$(CURDIR)/$(TOOLKIT)
+endif
 
-.PHONY: demo test bench gpu format build clean
+.PHONY: demo test sanitize bench gpu format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
 
-test: build
+test: build $(TOOLKIT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	$(BIN)/python -m pytest
+	$(WITH_NVCC) $(BIN)/python -m pytest
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
 
@@ -37,6 +43,11 @@ format: $(VENV)/installed
 # Always asked: ninja knows best what is out of date, and needs no time if nothing is.
 build: $(VENV)/installed
 	$(BIN)/python setup.py -q build_ext --inplace
+
+build/cuda-$(NVCC_VERSION)/%: $(VENV)/torch-installed
+	$(BIN)/pip install -q --no-deps --target build/cuda-$(NVCC_VERSION) $(foreach part, \
+	    cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl, 'nvidia-$(part)==$(NVCC_VERSION).*')
+	touch $@
 
 $(VENV)/installed: setup.py pyproject.toml $(VENV)/torch-installed
 	$(BIN)/pip install --no-build-isolation -e '.[test]'

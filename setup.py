@@ -1,14 +1,17 @@
 """Build of the native parts: per-file flags that setuptools cannot express, run by ninja.
 
-MIRNET_FAST_BUILD chooses what is compiled: `auto` (default: what can be built here), `none` (pure
-Python), `cpu` (the C++ kernels, or an error that names what is missing), `cuda` (likewise, CUDA).
+MIRNET_FAST_BUILD chooses what is compiled: `auto` (default: what can be built and run here), `none`
+(pure Python), `cpu` (the C++ kernels, or an error that names what is missing), `cuda` (the CUDA kernels
+too, or an error, whether torch can run them or not).
 """
 
+import collections
 import fcntl
 import importlib.util
 import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -23,10 +26,12 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "none", "cpu", "cuda")
 LIBRARY, BINDINGS = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast._C"
+CUDA_LIBRARY = "mirnet_fast.libmirnet_fast_cuda"
 
 TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; TORCH_TARGET_VERSION names it again
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 COMMON_FLAGS = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi"
-GLUE_FLAGS = f"{COMMON_FLAGS} -O2 -DTORCH_TARGET_VERSION=0x020a000000000000"
+GLUE_FLAGS = f"{COMMON_FLAGS} -O2 {STABLE_ABI}"
 # NaN and infinity must survive, so nothing that -ffast-math would add beyond these three.
 LOOP_MATH = "-fno-math-errno -fno-trapping-math -ffp-contract=fast"
 LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-exceptions {LOOP_MATH}"
@@ -35,10 +40,22 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c",
 }
+CUDA_FLAGS = (
+    "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xfatbin -compress-all "
+    f"-DUSE_CUDA {STABLE_ABI}"
+)
+CUDA_DEFAULT = ("80", "86", "89", "90a", "100", "120")
+CUDA_MINIMUM = 80  # the first with the copies and the tensor-core instructions that the kernels use
+# Nothing of the libraries is for others: torch gets the kernels from their initialisers.
+LIBRARY_LINK_FLAGS = "-Wl,--version-script=csrc/exports.map -Wl,-z,defs"
 
 
 class Missing(Exception):
     """Something that the build needs is not here; the message says what."""
+
+
+class Wrong(Exception):
+    """An environment variable asks for what there is not; the message names it."""
 
 
 def find_compiler():
@@ -90,6 +107,88 @@ def find_ninja():
     raise Missing("no ninja")
 
 
+def cuda_of(torch):
+    """The CUDA version that a torch in this folder was built with, or None. Nothing is imported."""
+    found = re.search(r"^cuda\b[^=]*= *'([\d.]+)'", Path(torch, "version.py").read_text(), re.MULTILINE)
+    return found and found.group(1)
+
+
+Nvcc = collections.namedtuple("Nvcc", "command version libraries knows")
+
+
+def find_nvcc(compiler, torch):
+    """An Nvcc: its command, version, the folder of the CUDA runtime, the architectures it knows."""
+    home = os.environ.get("CUDA_HOME")
+    if home and not Path(home, "bin/nvcc").exists():
+        raise Missing(f"no bin/nvcc in {home}, which CUDA_HOME names")
+    places = [home and f"{home}/bin/nvcc"]
+    if not home:
+        places += [shutil.which("nvcc"), "/usr/local/cuda/bin/nvcc"]
+        places += sorted(map(str, Path(torch).parent.glob("nvidia/cu*/bin/nvcc")), reverse=True)
+    words, unfit = shlex.split(compiler), []
+    for place in places:
+        if place and Path(place).exists():
+            try:
+                return ask_nvcc([place, *(["-ccbin", words[0]] if len(words) == 1 else [])])
+            except (OSError, subprocess.CalledProcessError) as error:
+                told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+                unfit.append(f"{place} does not work: {' '.join(told[:2])}")
+    nowhere = "no nvcc, neither by CUDA_HOME nor on the PATH, in /usr/local/cuda or from nvidia-cuda-nvcc"
+    raise Missing("; ".join(unfit) or nowhere)
+
+
+def ask_nvcc(command):
+    def run(*arguments, **options):
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, **options)
+
+    # The preprocessor alone shows whether the headers are there and the host compiler suits them.
+    run("-x", "cu", "-E", "-", input="#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n")
+    # Its own idea of where it lies: what is on the PATH may be a script that calls it.
+    told = run("--dryrun", "-x", "cu", "-c", "/dev/null").stderr
+    home = Path(re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE).group(1).strip()).resolve()
+    runtimes = [*home.glob("lib*/libcudart_static.a"), *home.glob("targets/*/lib/libcudart_static.a")]
+    if not runtimes:
+        raise OSError(f"no libcudart_static.a below {home}")
+    return Nvcc(
+        command=shlex.join(command),
+        version=re.search(r"\bV([\d.]+)", run("--version").stdout).group(1),
+        libraries=str(runtimes[0].parent),
+        knows=set(re.findall(r"sm_(\d+)", run("--list-gpu-code").stdout)),
+    )
+
+
+def cuda_architectures(wanted, knows):
+    """(what nvcc is to make: sm_N is machine code, compute_N what drivers compile; a note or None).
+
+    `wanted` is TORCH_CUDA_ARCH_LIST, like "8.0;9.0a;12.0+PTX"; `knows` what nvcc knows.
+
+    Raises:
+        Wrong: it is not such a list, or has what nvcc does not know.
+    """
+    if not wanted.strip():
+        chosen = [name for name in CUDA_DEFAULT if name.rstrip("a") in knows]
+        return [*(f"sm_{name}" for name in chosen), f"compute_{chosen[-1].rstrip('a')}"], None
+    result, old = [], []
+    for entry in wanted.replace(";", " ").split():
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        number = match and match.group(1) + match.group(2)
+        if not match or number not in knows:
+            known = " ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(knows, key=int))
+            raise Wrong(
+                f"TORCH_CUDA_ARCH_LIST={wanted!r}: {entry!r} is none of what nvcc knows ({known}, "
+                'with "+PTX" where drivers are to compile it for newer GPUs)'
+            )
+        if int(number) < CUDA_MINIMUM:
+            old.append(entry)
+            continue
+        result.append(f"sm_{number}{match.group(3)}")
+        if match.group(4):
+            result.append(f"compute_{number}{match.group(3)}")
+    if not result:
+        raise Wrong(f"TORCH_CUDA_ARCH_LIST={wanted!r}: the CUDA kernels need 8.0 or newer")
+    return list(dict.fromkeys(result)), old and f"not for {', '.join(old)}: the kernels need 8.0 or newer"
+
+
 def find_binding_headers():
     """Include folders of pybind11 and Python."""
     python = sysconfig.get_path("include")
@@ -116,9 +215,6 @@ class Plan:
         if choice == "none":
             self.notes.append("pure Python, as MIRNET_FAST_BUILD=none asks")
             return
-        if choice == "cuda":
-            self.failure = "this version has no CUDA kernels (no csrc/cuda/*.cu)"
-            return
         lacking = []
         for part, find in (("compiler", find_compiler), ("torch", find_torch), ("ninja", find_ninja)):
             try:
@@ -130,29 +226,57 @@ class Plan:
         else:
             self.extensions.append(LIBRARY)
             self.notes.append(f"C++ kernels with {self.compiler[0]} for torch {self.torch[0]}")
+            lacking += self.plan_cuda()
         try:
             self.binding_headers = find_binding_headers()
-            if not lacking:
+            if self.extensions:
                 self.extensions.append(BINDINGS)
         except Missing as error:
             lacking.append(str(error))
             if self.extensions:
                 self.notes.append(f"no build information (mirnet_fast._C): {error}")
-        if choice == "cpu" and lacking:
-            self.failure = "; ".join(lacking)
+        if choice != "auto" and lacking:
+            self.failure = f"MIRNET_FAST_BUILD={choice} cannot be met: {'; '.join(lacking)}"
+
+    def plan_cuda(self):
+        """What the CUDA kernels lack: a list of sentences."""
+        if self.choice == "cpu" or (self.choice == "auto" and not cuda_of(self.torch[1])):
+            return []
+        try:
+            self.nvcc = find_nvcc(self.compiler[0], self.torch[1])
+            wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
+            self.architectures, note = cuda_architectures(wanted, self.nvcc.knows)
+        except Missing as error:
+            self.notes.append(f"no CUDA kernels: {error}")
+            return [str(error)]
+        except Wrong as error:
+            self.failure = str(error)
+            return []
+        self.extensions.append(CUDA_LIBRARY)
+        names = ", ".join(self.architectures)
+        self.notes.append(f"CUDA kernels with nvcc {self.nvcc.version} for {names}")
+        if note:
+            self.notes.append(note)
+        return []
 
 
 class NinjaFile:
     """Collects compile and link steps; paths are relative to the repository root."""
 
-    def __init__(self, folder, compiler):
+    def __init__(self, folder, compiler, nvcc):
         self.folder = folder
         self.lines = [
             f"builddir = {folder}",
             f"cxx = {compiler}",
+            f"nvcc = {nvcc}",
             "rule compile",
             "  description = compile $out",
             "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule compile-cuda",
+            "  description = compile $out",
+            "  command = $nvcc $flags -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
@@ -160,14 +284,45 @@ class NinjaFile:
             "  command = $cxx -shared $in -o $out $flags",
         ]
 
-    def step(self, rule, inputs, output, flags):
-        paths = [str(p).replace("$", "$$").replace(" ", "$ ").replace(":", "$:") for p in (output, *inputs)]
-        self.lines.append(f"build {paths[0]}: {rule} {' '.join(paths[1:])}")
+    def step(self, rule, inputs, output, flags, uses=()):
+        """`uses`: files that are no inputs of the command and yet make it stale."""
+
+        def listed(paths):
+            return " ".join(str(p).replace("$", "$$").replace(" ", "$ ").replace(":", "$:") for p in paths)
+
+        self.lines.append(f"build {listed([output])}: {rule} {listed(inputs)} | {listed(uses)}")
         self.lines.append(f"  flags = {flags.replace('$', '$$')}")
         return output
 
-    def compile(self, source, flags, suffix=""):
-        return self.step("compile", [source], f"{self.folder}/{source}{suffix}.o", flags)
+    def compile(self, source, flags, suffix="", rule="compile"):
+        return self.step(rule, [source], f"{self.folder}/{source}{suffix}.o", flags)
+
+    def link_library(self, name, objects, flags, uses=()):
+        flags = f"{LIBRARY_LINK_FLAGS} {flags}"
+        return self.step("link", objects, f"{self.folder}/{name}.so", flags, ["csrc/exports.map", *uses])
+
+
+def sources(pattern):
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+
+
+def write_cuda(plan, file, torch_headers, torch_libraries):
+    """The steps for the CUDA kernels; returns the file they become."""
+    codes = [name.split("_") for name in plan.architectures]
+    made = " ".join(f"-gencode arch=compute_{number},code={kind}_{number}" for kind, number in codes)
+    flags = f"{CUDA_FLAGS} {made} {torch_headers}"
+    objects = [file.compile(source, flags, rule="compile-cuda") for source in sources("csrc/cuda/*.cu")]
+    if cuda_of(plan.torch[1]):
+        torch, uses = torch_libraries, []
+    else:
+        stub = file.compile("csrc/cuda/torch_cuda_stub.cpp", COMMON_FLAGS.replace("hidden", "default"))
+        name = "-Wl,-soname,libtorch_cuda.so"
+        uses = [file.step("link", [stub], f"{file.folder}/stub/libtorch_cuda.so", name)]
+        torch = f"-L{file.folder}/stub {torch_libraries}"
+    runtime = f"-L{shlex.quote(plan.nvcc.libraries)} -lcudart_static -ldl -lrt -lpthread"
+    # libtorch_cuda.so is needed at run time in any case: only with it torch has CUDA tensors.
+    libraries = f"{torch} -Wl,--no-as-needed -ltorch_cuda -Wl,--as-needed -ltorch_cpu -lc10 {runtime}"
+    return file.link_library("libmirnet_fast_cuda", objects, libraries, uses)
 
 
 def write_ninja(plan, folder):
@@ -175,18 +330,21 @@ def write_ninja(plan, folder):
     compiler, machine = plan.compiler
     version, torch = plan.torch
     isas = list(ISA_FLAGS) if machine == "x86_64" else ["base"]
-    file, outputs = NinjaFile(folder, compiler), {}
+    with_cuda = CUDA_LIBRARY in plan.extensions
+    file, outputs = NinjaFile(folder, compiler, plan.nvcc.command if with_cuda else ""), {}
 
-    def sources(pattern):
-        return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
-
-    glue = f"{GLUE_FLAGS} -isystem {shlex.quote(torch + '/include')}"
+    torch_headers = f"-isystem {shlex.quote(torch + '/include')}"
+    torch_libraries = f"-L{shlex.quote(torch + '/lib')}"
+    glue = f"{GLUE_FLAGS} {torch_headers}"
     objects = [file.compile(source, glue) for source in sources("csrc/cpu/*.cpp")]
     for isa in isas:
         flags = f"{LOOP_FLAGS} -DMIRNET_ISA={isa} {ISA_FLAGS[isa]}"
         objects += [file.compile(source, flags, f".{isa}") for source in sources("csrc/cpu/simd/*.cpp")]
-    libraries = f"-L{shlex.quote(torch + '/lib')} -Wl,-z,defs,--as-needed -ltorch_cpu -lc10"
-    outputs[LIBRARY] = file.step("link", objects, f"{folder}/libmirnet_fast_cpu.so", libraries)
+    libraries = f"{torch_libraries} -Wl,--as-needed -ltorch_cpu -lc10"
+    outputs[LIBRARY] = file.link_library("libmirnet_fast_cpu", objects, libraries)
+
+    if with_cuda:
+        outputs[CUDA_LIBRARY] = write_cuda(plan, file, torch_headers, torch_libraries)
 
     if BINDINGS in plan.extensions:
         told = {
@@ -194,7 +352,8 @@ def write_ninja(plan, folder):
             "TORCH": version,
             "CXX_FLAGS": LOOP_FLAGS,
             "ISAS": ",".join(isas),
-            "CUDA_ARCHITECTURES": "",
+            "NVCC": plan.nvcc.version if with_cuda else "",
+            "CUDA_ARCHITECTURES": ",".join(plan.architectures) if with_cuda else "",
         }
         flags = [f"{COMMON_FLAGS} -O2"]
         flags += [shlex.quote(f'-DMIRNET_FAST_{key}="{value}"') for key, value in told.items()]
@@ -229,7 +388,7 @@ class Build(build):
 class BuildExt(build_ext):
     def run(self):
         if plan.failure:
-            raise SystemExit(f"MIRNET_FAST_BUILD={plan.choice} cannot be met: {plan.failure}")
+            raise SystemExit(plan.failure)
         for note in plan.notes:
             print(f"mirnet_fast: {note}", file=sys.stderr)
         self.remove_leftovers()
@@ -239,7 +398,7 @@ class BuildExt(build_ext):
 
     def remove_leftovers(self):
         """A library of an earlier build must not pass for one of this build."""
-        for name in {LIBRARY, BINDINGS} - set(plan.extensions):
+        for name in {LIBRARY, CUDA_LIBRARY, BINDINGS} - set(plan.extensions):
             folders = [self.build_lib, ROOT] if self.inplace else [self.build_lib]
             for folder in folders:
                 Path(folder, self.get_ext_filename(name)).unlink(missing_ok=True)
@@ -250,9 +409,14 @@ class BuildExt(build_ext):
         with open(ROOT / folder / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.built = write_ninja(plan, folder)
-            command = [*plan.ninja, "-f", f"{folder}/build.ninja", "-j", str(jobs())]
-            if subprocess.run(command, cwd=ROOT).returncode:
-                raise SystemExit("mirnet_fast: the C++ kernels do not compile; the errors are above")
+            count = jobs()
+            command = [*plan.ninja, "-f", f"{folder}/build.ninja", "-j", str(count)]
+            # Not part of nvcc's command, or another number of processors would compile all anew.
+            threads = max(1, count // max(1, len(sources("csrc/cuda/*.cu"))))
+            appended = f"--threads {threads} {os.environ.get('NVCC_APPEND_FLAGS', '')}"
+            environment = {**os.environ, "NVCC_APPEND_FLAGS": appended}
+            if subprocess.run(command, cwd=ROOT, env=environment).returncode:
+                raise SystemExit("mirnet_fast: the native parts do not compile; the errors are above")
 
     def build_extension(self, ext):
         target = Path(self.get_ext_fullpath(ext.name))
@@ -260,7 +424,7 @@ class BuildExt(build_ext):
         self.copy_file(str(ROOT / self.built[ext.name]), str(target))
 
     def get_ext_filename(self, fullname):
-        if fullname.split(".")[-1] == LIBRARY.split(".")[-1]:  # free of Python: no ABI tag
+        if fullname.split(".")[-1].startswith("lib"):  # free of Python: no ABI tag
             return fullname.replace(".", os.sep) + ".so"
         return super().get_ext_filename(fullname)
 

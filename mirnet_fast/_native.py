@@ -1,14 +1,16 @@
-"""The compiled parts: loads the kernel library once and tells how it was built.
+"""The compiled parts: loads the kernel libraries once and tells how they were built.
 
 Importing this module loads `libmirnet_fast_cpu.so`, which adds kernels to the torch namespace
-`mirnet_fast_cpu`. A library that is absent or broken is no error here: `cpu_library_error()`
-says why, and `cpu_library_exception` is the original exception, if there was one.
+`mirnet_fast_cpu`, and where torch has CUDA `libmirnet_fast_cuda.so`, likewise. A library that is
+absent or broken is no error here: `cpu_library_error()` and `cuda_library_error()` say why, and
+`cpu_library_exception` and `cuda_library_exception` are the original exceptions, if there were any.
 
 Raises:
     ValueError: the environment variable MIRNET_FAST_CPU_ISA has an unknown value.
 """
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -17,9 +19,7 @@ ISA_VARIABLE = "MIRNET_FAST_CPU_ISA"
 ISAS = ("base", "avx2", "avx512")
 
 CPU_LIBRARY = Path(__file__).with_name("libmirnet_fast_cpu.so")
-
-cpu_library_exception = None
-_cpu_library_error = None
+CUDA_LIBRARY = Path(__file__).with_name("libmirnet_fast_cuda.so")
 
 
 def cpu_library_error():
@@ -27,13 +27,38 @@ def cpu_library_error():
     return _cpu_library_error
 
 
+def cuda_library_error():
+    """None if the CUDA kernels are loaded, else one sentence with the reason."""
+    return _cuda_library_error
+
+
+def cuda_code_for(capability):
+    """Whether the CUDA kernels were compiled for a GPU of this (major, minor) compute capability.
+
+    True also where the bindings, which know it, were not built.
+    """
+    have = build_info().get("cuda_architectures")
+    return not have or any(_runs_on(name, capability) for name in have)
+
+
+def _runs_on(name, capability):
+    """Whether code named like sm_86, sm_90a or compute_120 runs on a GPU of this compute capability."""
+    kind, number, suffix = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name).groups()
+    made_for = divmod(int(number), 10)
+    if suffix == "a":
+        return capability == made_for
+    same_major = made_for[0] == capability[0]
+    return capability >= made_for and (same_major or (kind == "compute" and not suffix))
+
+
 def build_info():
     """How the compiled parts were built and what they run with, as a dict.
 
     Always there: `compiled` (whether the bindings could be imported), `torch` (the version that
     runs now), `threads`. With the bindings also `build` (the value of MIRNET_FAST_BUILD),
-    `built_with_torch`, `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`,
-    `cuda_architectures`; without them `reason`.
+    `built_with_torch`, `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of
+    the CUDA kernels `nvcc` (its version) and `cuda_architectures`, empty if they were not built; without
+    them `reason`.
     """
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:
@@ -48,16 +73,24 @@ def _check_isa(value):
         raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {value!r}")
 
 
+def _load(library, kernels, choice):
+    """(None, None), or why the library is not there and the original exception, if there was one."""
+    if not library.exists():
+        return (
+            f"the {kernels} were not built: there is no {library.name} in {library.parent} "
+            f"(install again with MIRNET_FAST_BUILD={choice} to see what is missing)"
+        ), None
+    try:
+        torch.ops.load_library(library)
+    except Exception as error:  # whatever a library built for another torch or machine may raise
+        return f"{library.name} could not be loaded: {error.__cause__ or error}", error
+    return None, None
+
+
 _check_isa(os.environ.get(ISA_VARIABLE))
 
-if not CPU_LIBRARY.exists():
-    _cpu_library_error = (
-        f"the C++ kernels were not built: there is no {CPU_LIBRARY.name} in {CPU_LIBRARY.parent} "
-        "(install again with MIRNET_FAST_BUILD=cpu to see what is missing)"
-    )
+_cpu_library_error, cpu_library_exception = _load(CPU_LIBRARY, "C++ kernels for the CPU", "cpu")
+if torch.version.cuda:
+    _cuda_library_error, cuda_library_exception = _load(CUDA_LIBRARY, "CUDA kernels", "cuda")
 else:
-    try:
-        torch.ops.load_library(CPU_LIBRARY)
-    except Exception as error:  # whatever a library built for another torch or machine may raise
-        cpu_library_exception = error
-        _cpu_library_error = f"{CPU_LIBRARY.name} could not be loaded: {error}"
+    _cuda_library_error, cuda_library_exception = f"torch {torch.__version__} has no CUDA", None

@@ -1,32 +1,43 @@
 """Which implementation of a fused op runs: "cuda", "triton", "cpu" or "reference".
 
 Without a choice of the user the first backend that has a kernel for the device and dtype runs,
-and "reference" (plain PyTorch, always there) where none has. An explicit choice is kept or
-refused with the reason: nothing falls back behind it.
+and "reference" (plain PyTorch, always there) where none has. Where both "triton" and "cuda" have
+one, preferences.json beside this file says which was measured to be faster: {name of the GPU:
+{"op dtype": backend}}, as benches/gpu.py writes it. An explicit choice is kept or refused with the
+reason: nothing falls back behind it.
 """
 
+import functools
 import importlib.util
+import json
 import os
+from pathlib import Path
 
 import torch
 
 from . import _native
 
-BACKENDS = ("cuda", "triton", "cpu", "reference")
+BACKENDS = ("triton", "cuda", "cpu", "reference")
 VARIABLE = "MIRNET_FAST_BACKEND"
+PREFERENCES = Path(__file__).with_name("preferences.json")
 
 # What the kernels of a backend take; a backend that could not be loaded stands in _UNAVAILABLE.
 _DEVICES = {"cuda": ("cuda",), "triton": ("cuda",), "cpu": ("cpu",)}
 _DTYPES = {
+    "cuda": (torch.float32, torch.float16, torch.bfloat16),
     "triton": (torch.float32, torch.float16, torch.bfloat16),
     "cpu": (torch.float32, torch.bfloat16, torch.float64),
 }
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_UNAVAILABLE = {"cuda": "this version has no CUDA C++ kernels"}
+_UNAVAILABLE = {}
 if importlib.util.find_spec("triton") is None:
     _UNAVAILABLE["triton"] = "Triton is not installed; try: pip install 'mirnet-fast[triton]'"
 elif not torch.cuda.is_available() and not _INTERPRETED:
     _UNAVAILABLE["triton"] = "torch finds no GPU (TRITON_INTERPRET=1 runs the kernels without, slowly)"
+if _native.cuda_library_error() is not None:
+    _UNAVAILABLE["cuda"] = _native.cuda_library_error()
+elif not torch.cuda.is_available():
+    _UNAVAILABLE["cuda"] = "torch finds no GPU"
 if _native.cpu_library_error() is not None:
     _UNAVAILABLE["cpu"] = _native.cpu_library_error()
 
@@ -41,8 +52,10 @@ def _check_name(name, source):
     if name not in BACKENDS:
         raise BackendError(f"{source}: backend must be one of {', '.join(BACKENDS)}; got {name!r}")
     if name in _UNAVAILABLE:
-        cause = _native.cpu_library_exception if name == "cpu" else None
-        raise BackendError(f"{source}: backend {name!r} cannot run: {_UNAVAILABLE[name]}") from cause
+        causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
+        raise BackendError(f"{source}: backend {name!r} cannot run: {_UNAVAILABLE[name]}") from causes.get(
+            name
+        )
 
 
 class use_backend:
@@ -78,7 +91,56 @@ def current_backend():
 
 def explain(op, device_type, dtype):
     """[(backend, reason it does not run or None)] in order of preference; the first None runs."""
-    return [(backend, _obstacle(backend, device_type, dtype)) for backend in BACKENDS]
+    order = _order(op, device_type, dtype)
+    reasons = {backend: _obstacle(backend, device_type, dtype) for backend in order}
+    first, second = order[:2]
+    if reasons[first] is None and reasons[second] is None:
+        faster = f"{first} was measured to be faster on this GPU"
+        unknown = f"{first} comes first, because which is faster on this GPU was not measured"
+        reasons[second] = faster if _measured(op, dtype) else unknown
+    return list(reasons.items())
+
+
+def _order(op, device_type, dtype):
+    """The backends in order of preference."""
+    if device_type == "cuda" and "cuda" not in _UNAVAILABLE and _measured(op, dtype) == "cuda":
+        return ("cuda", "triton", *BACKENDS[2:])
+    return BACKENDS
+
+
+def _once_for_a_gpu(function):
+    """The function, asked once for each GPU and arguments; torch.compile takes its answer as constant."""
+    kept = functools.cache(lambda gpu, *args: function(*args))
+
+    @functools.wraps(function)
+    def answer(*args):
+        return kept(torch.cuda.current_device(), *args)
+
+    # As torch.compiler.assume_constant_result does, which would import all of torch._dynamo.
+    answer._dynamo_marked_constant = True
+    return answer
+
+
+@_once_for_a_gpu
+def _measured(op, dtype):
+    """Which of "triton" and "cuda" is faster on the current GPU, or None where nobody measured it."""
+    name = torch.cuda.get_device_name()
+    return _preferences().get(name, {}).get(f"{op} {str(dtype).removeprefix('torch.')}")
+
+
+@functools.cache
+def _preferences():
+    return json.loads(PREFERENCES.read_text()) if PREFERENCES.exists() else {}
+
+
+@_once_for_a_gpu
+def _without_code():
+    """Why the CUDA kernels cannot run on the current GPU, or None."""
+    capability = torch.cuda.get_device_capability()
+    if _native.cuda_code_for(capability):
+        return None
+    made = ", ".join(_native.build_info()["cuda_architectures"])
+    return f"was compiled for {made}, and this GPU is sm_{capability[0]}{capability[1]}"
 
 
 def _obstacle(backend, device_type, dtype):
@@ -95,6 +157,8 @@ def _obstacle(backend, device_type, dtype):
         return f"has no kernels for device {device_type!r}"
     if dtype not in _DTYPES[backend]:
         return f"has no kernels for {dtype}"
+    if backend == "cuda" and device_type == "cuda":
+        return _without_code()
     return None
 
 
@@ -104,7 +168,7 @@ def pick(op, device_type, dtype):
     Raises:
         BackendError: the explicitly chosen backend has no kernel for this device or dtype.
     """
-    for backend in BACKENDS if _forced is None else (_forced,):
+    for backend in _order(op, device_type, dtype) if _forced is None else (_forced,):
         reason = _obstacle(backend, device_type, dtype)
         if reason is None:
             return backend

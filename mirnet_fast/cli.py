@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -281,7 +282,7 @@ def train(recipe, out, threads, device):
     """Train the network of RECIPE, a YAML file, in the folder OUT.
 
     OUT gets last.pt, with which the same command goes on after an interruption, best.safetensors, the
-    weights of the best validation, and log.csv. Ctrl-C saves last.pt first. On several GPUs:
+    weights of the best validation, and log.csv. Ctrl-C or SIGTERM saves last.pt first. On several GPUs:
     torchrun --nproc-per-node N -m mirnet_fast.cli train RECIPE
     """
     try:
@@ -291,6 +292,9 @@ def train(recipe, out, threads, device):
     if threads is not None:
         torch.set_num_threads(threads)
     out = out or Path(recipe.stem)
+    # What ends a job on a cluster is as good as Ctrl-C; and a shell's background jobs ignore that.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         with training.processes(device) as device:
             trainer = training.Trainer(training.read_recipe(recipe), out, device)
@@ -316,6 +320,8 @@ def doctor():
     _print_table(_native.build_info().items())
     if _native.cpu_library_error() is not None:
         click.echo(f"  C++ kernels: {_native.cpu_library_error()}")
+    untried = "loaded; so far tested on a CPU that emulates a GPU, and never run on a GPU by us"
+    click.echo(f"  CUDA kernels: {_native.cuda_library_error() or untried}")
     forced = backends.current_backend()
     click.echo(f"\nbackend: {forced or 'automatic'}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:

@@ -1,5 +1,6 @@
 """The choice between backends: automatic, explicit, refused."""
 
+import json
 import os
 import subprocess
 import sys
@@ -33,20 +34,135 @@ def test_use_backend_holds_for_good_and_for_a_block():
 
 def test_an_unknown_backend_changes_nothing():
     with pytest.raises(
-        mirnet_fast.BackendError, match="must be one of cuda, triton, cpu, reference; got 'gpu'"
+        mirnet_fast.BackendError, match="must be one of triton, cuda, cpu, reference; got 'gpu'"
     ):
         mirnet_fast.use_backend("gpu")
     assert mirnet_fast.current_backend() is None
 
 
-def test_a_backend_that_is_not_there_is_refused_with_the_reason(monkeypatch):
+@pytest.mark.parametrize("name", ["cpu", "cuda"])
+def test_a_backend_that_is_not_there_is_refused_with_the_reason(monkeypatch, name):
     cause = OSError("no such file")
-    monkeypatch.setitem(backends._UNAVAILABLE, "cpu", "it was not built")
-    monkeypatch.setattr(backends._native, "cpu_library_exception", cause)
-    with pytest.raises(mirnet_fast.BackendError, match="'cpu' cannot run: it was not built") as error:
-        mirnet_fast.use_backend("cpu")
+    monkeypatch.setitem(backends._UNAVAILABLE, name, "it was not built")
+    monkeypatch.setattr(backends._native, f"{name}_library_exception", cause)
+    with pytest.raises(mirnet_fast.BackendError, match=f"'{name}' cannot run: it was not built") as error:
+        mirnet_fast.use_backend(name)
     assert error.value.__cause__ is cause
-    assert backends.pick("blur_pool", "cpu", torch.float32) == "reference"
+    assert backends.pick("blur_pool", "cpu", torch.float32) in ("cpu", "reference")
+    assert (name, "it was not built") in backends.explain("blur_pool", name, torch.float32)
+
+
+@pytest.fixture
+def two_kinds_of_gpu_kernels(monkeypatch, tmp_path):
+    """As on a GPU: pretend(measured), {"op dtype": backend} as it was measured there."""
+
+    def pretend(measured, capability=(9, 0), have=("sm_90a",)):
+        for name in ("triton", "cuda"):
+            monkeypatch.delitem(backends._UNAVAILABLE, name, raising=False)
+        monkeypatch.setattr(backends, "PREFERENCES", tmp_path / "preferences.json")
+        if measured:
+            table = {"NVIDIA Some GPU": measured, "another": {"blur_pool float32": "triton"}}
+            backends.PREFERENCES.write_text(json.dumps(table))
+        backends._preferences.cache_clear()
+        # As if of a GPU that was never seen, for what is kept of each.
+        monkeypatch.setattr(torch.cuda, "current_device", object)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Some GPU")
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+        info = {} if have is None else {"cuda_architectures": have}
+        monkeypatch.setattr(backends._native, "build_info", lambda: info)
+
+    yield pretend
+    backends._preferences.cache_clear()
+
+
+def explained(op="blur_pool", dtype=torch.float16):
+    return backends.pick(op, "cuda", dtype), dict(backends.explain(op, "cuda", dtype))
+
+
+def test_what_was_measured_to_be_faster_runs(two_kinds_of_gpu_kernels):
+    two_kinds_of_gpu_kernels({"blur_pool float16": "cuda", "skff_select float16": "triton"})
+    picked, reasons = explained()
+    assert picked == "cuda"
+    assert list(reasons) == ["cuda", "triton", "cpu", "reference"]
+    assert reasons["cuda"] is None
+    assert reasons["triton"] == "cuda was measured to be faster on this GPU"
+    picked, reasons = explained("skff_select")
+    assert picked == "triton"
+    assert reasons["cuda"] == "triton was measured to be faster on this GPU"
+    assert explained(dtype=torch.float32)[0] == "triton"
+    with mirnet_fast.use_backend("triton"):
+        assert explained() == (
+            "triton",
+            dict.fromkeys(["cuda", "cpu", "reference"], "'triton' was chosen explicitly") | {"triton": None},
+        )
+
+
+def test_triton_comes_first_where_nothing_was_measured(two_kinds_of_gpu_kernels, monkeypatch):
+    two_kinds_of_gpu_kernels({})
+    picked, reasons = explained()
+    assert picked == "triton"
+    assert reasons["cuda"] == "triton comes first, because which is faster on this GPU was not measured"
+    monkeypatch.setitem(backends._UNAVAILABLE, "triton", "Triton is not installed")
+    picked, reasons = explained()
+    assert picked == "cuda"
+    assert reasons["triton"] == "Triton is not installed"
+
+
+@pytest.mark.parametrize(
+    ("have", "capability", "runs"),
+    [
+        (("sm_80",), (8, 0), True),
+        (("sm_80",), (8, 9), True),
+        (("sm_86",), (8, 0), False),
+        (("sm_80",), (9, 0), False),
+        (("sm_90a",), (9, 0), True),
+        (("sm_100",), (10, 3), True),
+        (("sm_100a",), (10, 3), False),
+        (("sm_100f",), (10, 3), True),
+        (("sm_80", "compute_80"), (12, 0), True),
+        (("sm_80", "compute_120"), (12, 1), True),
+        (("sm_80", "compute_90a"), (10, 0), False),
+        (("compute_100f",), (12, 0), False),
+        (("sm_80",), (7, 5), False),
+        (None, (7, 5), True),
+        ((), (7, 5), True),
+    ],
+)
+def test_the_cuda_kernels_run_only_on_gpus_that_they_were_compiled_for(
+    two_kinds_of_gpu_kernels, have, capability, runs
+):
+    two_kinds_of_gpu_kernels({"blur_pool float16": "cuda"}, capability, have)
+    picked, reasons = explained()
+    assert picked == ("cuda" if runs else "triton")
+    if not runs:
+        number = f"sm_{capability[0]}{capability[1]}"
+        assert reasons["cuda"] == f"was compiled for {', '.join(have)}, and this GPU is {number}"
+        with (
+            mirnet_fast.use_backend("cuda"),
+            pytest.raises(mirnet_fast.BackendError, match=r"'cuda' was chosen.*was compiled for"),
+        ):
+            backends.pick("blur_pool", "cuda", torch.float16)
+
+
+def test_torch_compile_takes_what_is_known_of_a_gpu_as_constant(two_kinds_of_gpu_kernels):
+    two_kinds_of_gpu_kernels({"blur_pool float16": "cuda"})
+
+    @torch.compiler.assume_constant_result
+    def marked():
+        pass
+
+    assert vars(marked).items() <= vars(backends._measured).items()
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(x):
+        return x + 1 if backends.pick("blur_pool", "cuda", torch.float16) == "cuda" else x
+
+    assert compiled(torch.zeros(1)) == 1
+
+
+def test_float64_has_no_kernels_on_a_gpu(two_kinds_of_gpu_kernels):
+    two_kinds_of_gpu_kernels({})
+    assert explained(dtype=torch.float64)[0] == "reference"
 
 
 def test_without_kernels_the_ops_run_in_plain_pytorch(monkeypatch):

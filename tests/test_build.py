@@ -11,8 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from mirnet_fast import _native
+
+from .audit.cuda import foreign_symbols
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -69,7 +72,7 @@ def test_no_compiler_on_the_path(tmp_path):
     ("choice", "message"),
     [
         ("cpu", "MIRNET_FAST_BUILD=cpu cannot be met: the C++ compiler named by CXX, '/nonexistent'"),
-        ("cuda", "MIRNET_FAST_BUILD=cuda cannot be met: this version has no CUDA kernels"),
+        ("cuda", "MIRNET_FAST_BUILD=cuda cannot be met: the C++ compiler named by CXX, '/nonexistent'"),
         ("gpu", "MIRNET_FAST_BUILD must be one of auto, none, cpu, cuda; got 'gpu'"),
     ],
 )
@@ -81,13 +84,14 @@ def test_a_choice_that_cannot_be_met_fails_and_says_why(tmp_path, choice, messag
 
 
 def test_none_builds_nothing_and_removes_what_an_earlier_build_left(tmp_path):
-    leftover = tmp_path / "mirnet_fast" / "libmirnet_fast_cpu.so"
-    leftover.parent.mkdir()
-    leftover.touch()
+    leftovers = [tmp_path / "mirnet_fast" / f"libmirnet_fast_{kind}.so" for kind in ("cpu", "cuda")]
+    leftovers[0].parent.mkdir()
+    for leftover in leftovers:
+        leftover.touch()
     result = build_ext(tmp_path, MIRNET_FAST_BUILD="none")
     assert result.returncode == 0, result.stderr
     assert result.stderr == "mirnet_fast: pure Python, as MIRNET_FAST_BUILD=none asks\n"
-    assert not leftover.exists()
+    assert not any(leftover.exists() for leftover in leftovers)
 
 
 def test_code_that_does_not_compile_is_an_error_in_auto_too(tmp_path):
@@ -148,6 +152,160 @@ def test_loops_are_compiled_for_every_instruction_set_of_the_machine(
     assert "-mavx2" not in flags["csrc/cpu/isa.cpp.o"]
 
 
+# Decisions about CUDA
+
+
+@pytest.fixture
+def torch_with_cuda(tmp_path):
+    """The folder of a torch that says so."""
+    folder = tmp_path / "site-packages" / "torch"
+    folder.mkdir(parents=True)
+    (folder / "version.py").write_text("__version__ = '2.13.0'\ncuda: Optional[str] = '13.0'\nhip = None\n")
+    return folder
+
+
+def toolkit(home, knows="80 86 89 90 100 120", works=True):
+    """A folder that passes for a CUDA toolkit."""
+    (home / "bin").mkdir(parents=True)
+    (home / "lib64").mkdir()
+    (home / "lib64" / "libcudart_static.a").touch()
+    names = " ".join(f"sm_{name}" for name in knows.split())
+    answers = f"""
+    case "$*" in
+      *--list-gpu-code*) printf '%s\\n' {names} ;;
+      *--version*) echo 'Cuda compilation tools, release 13.0, V13.0.88' ;;
+      *--dryrun*) echo '#$ TOP={home}/bin/..' >&2 ;;
+      *-E*) {"cat > /dev/null" if works else "echo 'error: unsupported GNU version!' >&2; exit 1"} ;;
+    esac"""
+    return script(home / "bin" / "nvcc", answers)
+
+
+def planned(setup, monkeypatch, torch, choice="auto", **environment):
+    """The plan where C++ can be compiled, for a torch in this folder."""
+    monkeypatch.setattr(setup, "find_compiler", lambda: ("g++", "x86_64"))
+    monkeypatch.setattr(setup, "find_torch", lambda: ("2.13.0", str(torch)))
+    monkeypatch.setattr(setup, "find_ninja", lambda: ["ninja"])
+    monkeypatch.setattr(setup, "find_binding_headers", list)
+    for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+    return setup.Plan(choice)
+
+
+def test_auto_builds_the_cuda_kernels_where_torch_has_cuda(setup, tmp_path, monkeypatch, torch_with_cuda):
+    toolkit(tmp_path / "cuda")
+    plan = planned(setup, monkeypatch, torch_with_cuda, CUDA_HOME=tmp_path / "cuda")
+    assert plan.extensions == [setup.LIBRARY, setup.CUDA_LIBRARY, setup.BINDINGS]
+    names = "sm_80, sm_86, sm_89, sm_90a, sm_100, sm_120, compute_120"
+    assert f"CUDA kernels with nvcc 13.0.88 for {names}" in plan.notes
+    assert setup.cuda_of(torch_with_cuda) == "13.0"
+
+
+def test_auto_leaves_the_cuda_kernels_out_where_torch_has_no_cuda(
+    setup, tmp_path, monkeypatch, torch_with_cuda
+):
+    (torch_with_cuda / "version.py").write_text("cuda: Optional[str] = None\n")
+    home = toolkit(tmp_path / "cuda") and tmp_path / "cuda"
+    plan = planned(setup, monkeypatch, torch_with_cuda, CUDA_HOME=home)
+    assert plan.extensions == [setup.LIBRARY, setup.BINDINGS]
+    assert len(plan.notes) == 1
+    plan = planned(setup, monkeypatch, torch_with_cuda, "cuda", CUDA_HOME=home)
+    assert setup.CUDA_LIBRARY in plan.extensions
+    assert plan.failure is None
+
+
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_without_nvcc(setup, tmp_path, monkeypatch, torch_with_cuda, choice):
+    plan = planned(setup, monkeypatch, torch_with_cuda, choice, CUDA_HOME=tmp_path)
+    assert setup.CUDA_LIBRARY not in plan.extensions
+    why = f"no bin/nvcc in {tmp_path}, which CUDA_HOME names"
+    assert f"no CUDA kernels: {why}" in plan.notes
+    expected = None if choice == "auto" else f"MIRNET_FAST_BUILD=cuda cannot be met: {why}"
+    assert plan.failure == expected
+
+
+def test_an_nvcc_that_does_not_suit_the_compiler(setup, tmp_path, monkeypatch, torch_with_cuda):
+    path = toolkit(tmp_path / "cuda", works=False)
+    plan = planned(setup, monkeypatch, torch_with_cuda, "cuda", CUDA_HOME=tmp_path / "cuda")
+    assert f"{path} does not work: error: unsupported GNU version!" in plan.failure
+
+
+def test_nvcc_is_looked_for_on_the_path_and_beside_torch(setup, tmp_path, monkeypatch, torch_with_cuda):
+    path = toolkit(torch_with_cuda.parent / "nvidia" / "cu13")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        assert setup.find_nvcc("g++", torch_with_cuda).command == f"{path} -ccbin g++"
+    path = toolkit(tmp_path / "on the path")
+    monkeypatch.setattr(setup.shutil, "which", lambda name: path)
+    found = setup.find_nvcc("ccache g++", torch_with_cuda)
+    assert found.command == f"'{path}'"
+    assert found.libraries == str(tmp_path / "on the path" / "lib64")
+
+
+KNOWN = {"75", "80", "86", "89", "90", "100", "120"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "knows", "expected"),
+    [
+        ("", KNOWN, "sm_80 sm_86 sm_89 sm_90a sm_100 sm_120 compute_120"),
+        ("", KNOWN - {"100", "120"}, "sm_80 sm_86 sm_89 sm_90a compute_90"),
+        ("8.0;9.0a;12.0+PTX", KNOWN, "sm_80 sm_90a sm_120 compute_120"),
+        ("8.6 10.0f", KNOWN, "sm_86 sm_100f"),
+        (" 9.0a+PTX ; 9.0a ", KNOWN, "sm_90a compute_90a"),
+        ("7.5;8.0", KNOWN, "sm_80"),
+    ],
+)
+def test_architectures(setup, wanted, knows, expected):
+    names, note = setup.cuda_architectures(wanted, knows)
+    assert " ".join(names) == expected
+    assert (note == "not for 7.5: the kernels need 8.0 or newer") == ("7.5" in wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "entry"), [("9,0", "9,0"), ("Hopper", "Hopper"), ("8.0;13.0", "13.0"), ("8.0+ptx", "8.0+ptx")]
+)
+@pytest.mark.parametrize("choice", ["auto", "cuda"])
+def test_a_wrong_list_of_architectures_is_named(
+    setup, tmp_path, monkeypatch, torch_with_cuda, wanted, entry, choice
+):
+    toolkit(tmp_path / "cuda")
+    given = {"CUDA_HOME": tmp_path / "cuda", "TORCH_CUDA_ARCH_LIST": wanted}
+    plan = planned(setup, monkeypatch, torch_with_cuda, choice, **given)
+    assert plan.failure.startswith(
+        f"TORCH_CUDA_ARCH_LIST={wanted!r}: {entry!r} is none of what nvcc knows (8.0 "
+    )
+
+
+def test_architectures_that_are_all_too_old(setup):
+    with pytest.raises(setup.Wrong, match=r"TORCH_CUDA_ARCH_LIST='7.5': the CUDA kernels need 8.0"):
+        setup.cuda_architectures("7.5", KNOWN)
+
+
+def test_the_cuda_library_is_linked_against_torch_or_a_stub_of_its_name(
+    setup, tmp_path, monkeypatch, torch_with_cuda
+):
+    toolkit(tmp_path / "cuda")
+    given = {"CUDA_HOME": tmp_path / "cuda", "TORCH_CUDA_ARCH_LIST": "8.0;12.0+PTX"}
+    (tmp_path / "csrc/cuda").mkdir(parents=True)
+    (tmp_path / "csrc/cuda/op.cu").touch()
+    monkeypatch.setattr(setup, "ROOT", tmp_path)
+    for cuda in ("'13.0'", "None"):
+        (torch_with_cuda / "version.py").write_text(f"cuda: Optional[str] = {cuda}\n")
+        plan = planned(setup, monkeypatch, torch_with_cuda, "cuda", **given)
+        assert setup.write_ninja(plan, "b")[setup.CUDA_LIBRARY] == "b/libmirnet_fast_cuda.so"
+        lines = (tmp_path / "b/build.ninja").read_text().splitlines()
+        flags = {a.split(":")[0].removeprefix("build b/"): b for a, b in pairwise(lines)}
+        compiled = flags["csrc/cuda/op.cu.o"]
+        assert "arch=compute_80,code=sm_80" in compiled
+        assert "arch=compute_120,code=compute_120" in compiled
+        assert " -ltorch_cuda " in flags["libmirnet_fast_cuda.so"]
+        assert ("stub/libtorch_cuda.so" in flags) == (cuda == "None")
+        assert "-Lb/stub" in flags["libmirnet_fast_cuda.so"] or cuda != "None"
+
+
 # What was built
 
 
@@ -158,6 +316,28 @@ def test_native_parts_are_there_where_they_can_be_built(setup):
     else:
         assert "install again with MIRNET_FAST_BUILD=cpu" in _native.cpu_library_error()
     assert _native.build_info()["compiled"] == (setup.BINDINGS in plan.extensions)
+    if not torch.version.cuda:
+        assert _native.cuda_library_error() == f"torch {torch.__version__} has no CUDA"
+    elif setup.CUDA_LIBRARY in plan.extensions:
+        assert _native.cuda_library_error() is None
+    else:
+        assert "install again with MIRNET_FAST_BUILD=cuda" in _native.cuda_library_error()
+
+
+def test_a_library_that_cannot_be_loaded_is_no_error_of_the_import(tmp_path):
+    (tmp_path / "broken.so").write_text("no library")
+    told, exception = _native._load(tmp_path / "broken.so", "CUDA kernels", "cuda")
+    assert told.startswith("broken.so could not be loaded: ")
+    assert isinstance(exception, OSError)
+    told, exception = _native._load(tmp_path / "none.so", "CUDA kernels", "cuda")
+    assert told.startswith(f"the CUDA kernels were not built: there is no none.so in {tmp_path}")
+    assert "MIRNET_FAST_BUILD=cuda" in told
+    assert exception is None
+
+
+@pytest.mark.skipif(_native.cpu_library_error() is not None, reason="the C++ kernels were not built")
+def test_the_cpu_library_has_only_symbols_of_the_stable_abi():
+    assert foreign_symbols(_native.CPU_LIBRARY) == []
 
 
 def bindings():
@@ -170,11 +350,11 @@ def test_build_info():
     bindings()
     info = _native.build_info()
     assert re.match(r"(GCC|Clang) \d+\.", info["compiler"])
-    assert info["build"] in ("auto", "cpu")
+    assert info["build"] in ("auto", "cpu", "cuda")
     assert info["isa_compiled"][0] == "base"
     assert info["isa_active"] in info["isa_compiled"]
     assert info["isa_detected"] in info["isa_compiled"]
-    assert info["cuda_architectures"] == ()
+    assert bool(info["nvcc"]) == bool(info["cuda_architectures"]) == _native.CUDA_LIBRARY.exists()
     assert info["threads"] >= 1
     assert re.match(r"2\.\d+", info["built_with_torch"])
 

@@ -256,6 +256,12 @@ def test_doctor_with_a_chosen_backend():
     assert "was chosen explicitly" in result.output
 
 
-def test_doctor_names_the_load_error(monkeypatch):
-    monkeypatch.setattr("mirnet_fast._native._cpu_library_error", "libbroken.so could not be loaded")
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_doctor_names_the_load_error(monkeypatch, kind):
+    monkeypatch.setattr(f"mirnet_fast._native._{kind}_library_error", "libbroken.so could not be loaded")
     assert "libbroken.so could not be loaded" in run("doctor").output
+
+
+def test_doctor_tells_what_is_known_of_the_cuda_kernels(monkeypatch):
+    monkeypatch.setattr("mirnet_fast._native._cuda_library_error", None)
+    assert re.search(r"CUDA kernels: loaded; .*never run on a GPU", run("doctor").output)

@@ -11,6 +11,7 @@ ROOMS = (
     "mirnet_fast/ops/{}.py",
     "csrc/cpu/{}.cpp",
     "csrc/cpu/simd/{}.cpp",
+    "csrc/cuda/{}.cu",
     "kernels/{}.py",
     "tests/ops/test_{}.py",
     "benches/bench_{}.py",
@@ -28,7 +29,7 @@ def test_every_op_is_in_every_room(op):
 def test_no_room_has_an_op_that_is_not_listed(room):
     pattern = Path(room.format("[a-z]*"))
     before, after = pattern.name.split("[a-z]*")
-    helpers = {"common", "taps", "isa", "gemm", "network", "tune"}
+    helpers = {"common", "taps", "isa", "gemm", "network", "training", "tune"}
     found = {
         path.name.removeprefix(before).removesuffix(after)
         for path in (ROOT / pattern.parent).glob(pattern.name)

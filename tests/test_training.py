@@ -391,10 +391,11 @@ def _losses(trainer, count):
     return losses
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, number):
     out, process = start(tmp_path, text=YAML.replace("save_every: 5", "save_every: 100000"))
     wait_for(out / "log.csv")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in errors

@@ -70,6 +70,10 @@ constexpr int kWarpsDown = 4, kWarpChannels = 32;
 template <int N>
 constexpr int kThreads = 32 * kWarpsDown * N / kWarpChannels;
 
+// What a block may have on every GPU; the halo of a large window takes more than the wide tile
+// leaves.
+constexpr size_t kShared = 99 * 1024;
+
 template <class T, int N>
 struct ApplyShared {
   static constexpr int kLd = kRow<T, kDeep<T>>;
@@ -125,6 +129,9 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
             [&] {
               spatial_gate(a.pooled + int64_t(tile.n) * 2 * a.height * a.width, a.spatial, a.taps,
                            tile, kAll, gate + kPixels, gate);
+              // Not before: the sums would be in registers that the gate needs.
+              left.clear();
+              right.clear();
             });
 
   // The spatial gate is a factor of the first half's sums.
@@ -221,7 +228,7 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
     };
     if (!aligned)
       go(Width<64>{}, apply_kernel<T, 64, false>);
-    else if (sizeof(T) == 4 || channels <= 64)
+    else if (sizeof(T) == 4 || channels <= 64 || ApplyShared<T, 128>::bytes(args.taps) > kShared)
       go(Width<64>{}, apply_kernel<T, 64, true>);
     else if constexpr (sizeof(T) == 2)
       go(Width<128>{}, apply_kernel<T, 128, true>);

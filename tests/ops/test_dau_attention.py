@@ -179,3 +179,55 @@ class TestDauAttentionCuda(CudaTests):
     op = "dau_attention"
     cases = TestDauAttention.cases
     residual = 1
+
+    # The wide tile, one and two vectors a lane or any number of them, a last chunk that is not full.
+    @pytest.mark.parametrize(
+        ("channels", "dtype"),
+        [
+            (64, torch.float16),
+            (128, torch.float16),
+            (136, torch.bfloat16),
+            (264, torch.float16),
+            (520, torch.bfloat16),
+            (132, torch.float32),
+            (260, torch.float32),
+        ],
+        ids=str,
+    )
+    def test_channels(self, channels, dtype):
+        args = case(2, channels, 3, 18, squeezed=8, bias=True)(self.values(dtype))
+        self.check_contract(args, gradient_maker("dense", dtype), draws=1)
+
+    # Of 128 channels in 16 bits: 7 x 7 is the last window that leaves room for the wide tile.
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @pytest.mark.parametrize("taps", [7, 9])
+    def test_large_window(self, taps, dtype):
+        args = case(1, 128, 3, 18, taps=taps)(self.values(dtype))
+        self.check_contract(args, gradient_maker("dense", dtype), draws=1)
+
+    def test_no_residual(self):
+        r, _, *weights = self.cases["plain"](self.values())
+        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
+        for a, b in zip(fast, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+    def test_residual_in_another_layout(self):
+        r, x, *weights = self.cases["plain"](self.values())
+        expected = ops.dau_attention(r, x, *weights)
+        for layout in LAYOUTS:
+            if layout != "expanded":
+                assert torch.equal(ops.dau_attention(r, lay_out(x, layout), *weights), expected)
+        assert torch.equal(
+            ops.dau_attention(r, lay_out(x, "expanded"), *weights),
+            ops.dau_attention(r, torch.cat([x[:1], x[:1]]), *weights),
+        )
+
+    @pytest.mark.parametrize("channels", [3, 37, 80, 260])
+    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self, channels):
+        r, *rest = case(1, channels, 4, 49)(self.values())
+        r.copy_((r > 0).float())  # every pixel has many a maximum
+        fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1].double()
+        exact = on_tensors(lambda t: t.double(), (r, *rest))
+        expected = run(reference.dau_attention, exact, torch.ones_like)[1]
+        assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
