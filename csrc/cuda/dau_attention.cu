@@ -96,7 +96,6 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
   const int first = blockIdx.x % parts * N;
   const PixelTile<kDown, kAcross> tile(blockIdx.x / parts, a.height, a.width);
   const int warp_m = warp() % kWarpsDown * 32, warp_n = warp() / kWarpsDown * kWarpChannels;
-  const T* const weights_of_image = a.weights + int64_t(tile.n) * C * 2 * C;
   const auto pixels = [&](int buffer) { return staged + buffer * Shared::kStage; };
   const auto weights = [&](int buffer) { return pixels(buffer) + kPixels * kLd; };
   const auto row_of = [&](const auto& map) {
@@ -110,13 +109,16 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
     copies_asked();
   }
   WarpTile<T, 2, kWarpChannels / 8> left, right;
+  left.clear();
+  right.clear();
   pipelined((C + K - 1) / K,
             [&](int chunk, int buffer) {
               copy_rows<T, K, Aligned>(pixels(buffer), kPixels, kAll, chunk * K, C, row_of(a.r));
               copy_rows<T, K, Aligned>(
                   weights(buffer), 2 * N, kAll, chunk * K, C, [&](int i) -> const T* {
                     const int o = first + i % N;
-                    return o < C ? weights_of_image + int64_t(o) * 2 * C + i / N * C : nullptr;
+                    return o < C ? a.weights + ((int64_t(tile.n) * C + o) * 2 + i / N) * C
+                                 : nullptr;
                   });
             },
             [](int, int) {},
@@ -129,9 +131,6 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
             [&] {
               spatial_gate(a.pooled + int64_t(tile.n) * 2 * a.height * a.width, a.spatial, a.taps,
                            tile, kAll, gate + kPixels, gate);
-              // Not before: the sums would be in registers that the gate needs.
-              left.clear();
-              right.clear();
             });
 
   // The spatial gate is a factor of the first half's sums.
