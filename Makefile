@@ -28,6 +28,24 @@ test: build $(TOOLKIT)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
 
+# The C++ kernels, and the emulated CUDA ones, under AddressSanitizer and UBSan: a copy of the tree, so
+# that its build is one apart. libstdc++ comes early too, or ASan does not find what throws exceptions.
+SANITIZED := build/sanitized
+UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX='g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+    -fno-omit-frame-pointer -g1' $(WITH_NVCC)
+SANITIZED_PYTEST = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+sanitize: $(VENV)/installed $(TOOLKIT)
+	mkdir -p $(SANITIZED)
+	cp -ru setup.py pyproject.toml README.md LICENSE csrc kernels mirnet_fast tests $(SANITIZED)
+	rm -f $(SANITIZED)/mirnet_fast/*.so
+	$(UNDER_SANITIZERS) MIRNET_FAST_BUILD=cpu $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "not Triton and not Cuda and \
+	    (test_contract or into_a_map or special or wrong or in_bands or empty_batch)"
+	for isa in base avx2; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTEST) \
+	    -k "not Triton and not Cuda and test_contract and (sliced or many_pixels)" || exit; done
+	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "Cuda and (test_contract or another_order or empty_batch)"
+
 bench: build
 	$(BIN)/python -m pytest benches
 

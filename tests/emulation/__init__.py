@@ -7,6 +7,7 @@ them as they are, index arithmetic, barriers, copies and matrix fragments includ
 import contextlib
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from mirnet_fast import backends
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "emulated"
+COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = (
     "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "
     "-Wno-unused-function -ffp-contract=off -DMIRNET_EMULATED -DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -41,8 +43,8 @@ def missing():
     """Why the emulated kernels cannot be built here, or None."""
     if os.uname().machine != "x86_64":
         return "the emulated GPU switches fibers on x86-64 only"
-    if shutil.which("g++") is None:
-        return "no g++"
+    if shutil.which(shlex.split(COMPILER)[0]) is None:
+        return f"no {COMPILER}"
     if cuda_include() is None:
         return "no CUDA headers: neither a CUDA toolkit nor the package nvidia-cuda-runtime"
     return None
@@ -57,11 +59,11 @@ def build(sources=None, name="libmirnet_fast_cuda_emulated.so", folder=BUILD):
     lines = [
         f"builddir = {folder}",
         "rule compile",
-        f"  command = g++ {FLAGS} {includes} -MMD -MF $out.d -x c++ -c $in -o $out",
+        f"  command = {COMPILER} {FLAGS} {includes} -MMD -MF $out.d -x c++ -c $in -o $out",
         "  depfile = $out.d",
         "  deps = gcc",
         "rule link",
-        f"  command = g++ -shared $in -o $out {libraries}",
+        f"  command = {COMPILER} -shared $in -o $out {libraries}",
     ]
     objects = []
     for source in sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
