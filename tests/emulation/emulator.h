@@ -10,6 +10,10 @@
 #include <driver_types.h>
 #include <vector_types.h>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -232,6 +236,10 @@ inline void run_block(Block& b, std::vector<int>& order, std::mt19937& shuffled,
     t.turn = 0;
     t.groups.assign(1, {});
     t.index = {unsigned(i), 0, 0};
+#if defined(__SANITIZE_ADDRESS__)
+    // Of the fiber that was here before: its first function never returned.
+    __asan_unpoison_memory_region(stacks.data() + i * stack, stack);
+#endif
     // As after a call: the address of `start` under six registers, the stack odd by eight.
     const uintptr_t top = reinterpret_cast<uintptr_t>(stacks.data() + (i + 1) * stack) / 16 * 16;
     void** frame = reinterpret_cast<void**>(top) - 8;

@@ -113,10 +113,11 @@ class TestDauAttentionTriton(TritonTests):
         return importlib.import_module("mirnet_fast.kernels.dau_attention")
 
     # Of 20 channels 32 are computed: in 2 blocks, or in one.
-    @pytest.mark.parametrize(("partials", "widest"), [(1, 16), (3, 32), (100, 16)])
+    @pytest.mark.parametrize(("partials", "bc"), [(1, 16), (3, 32), (100, 16)])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-    def test_many_tiles_and_blocks(self, monkeypatch, partials, widest, dtype):
-        small = {"TH": 4, "TW": 8, "BC": 16, "BK": 16, "BLOCK": 4, "num_warps": 4, "num_stages": 2}
+    def test_many_tiles_and_blocks(self, monkeypatch, partials, bc, dtype):
+        small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
+        small |= {"num_warps": 4, "num_stages": 2}
         full = self.kernels.config
 
         def config(name, x):
@@ -125,7 +126,6 @@ class TestDauAttentionTriton(TritonTests):
         monkeypatch.setattr(self.kernels, "config", config)
         monkeypatch.setattr(self.kernels, "PARTIALS", 4 * partials)
         monkeypatch.setattr(self.kernels, "WEIGHT_VALUES", 2 * 20**2 * partials)
-        monkeypatch.setattr(self.kernels, "WIDEST", widest)
         args = case(2, 20, 9, 13, squeezed=6, bias=True)(self.values(dtype))
         assert self.kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
