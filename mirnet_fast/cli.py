@@ -297,10 +297,14 @@ def train(recipe, out, threads, device):
         signal.signal(number, signal.default_int_handler)
     try:
         with training.processes(device) as device:
-            trainer = training.Trainer(training.read_recipe(recipe), out, device)
+            plan = training.read_recipe(recipe)
+            trainer = training.Trainer(plan, out, device)
             if trainer.rank == 0:
-                parameters = sum(p.numel() for p in trainer.network.parameters())
-                click.echo(f"{parameters:,} parameters, {device}, from step {trainer.step}, in {out}")
+                parameters, flops = training.costs(plan)
+                click.echo(
+                    f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP a patch of {plan.patch}²"
+                )
+                click.echo(f"{device}, from step {trainer.step}, in {out}")
             trainer.run()
             if trainer.rank == 0 and trainer.validation:
                 click.echo(f"best validation: {trainer.best:.2f} dB")

@@ -20,7 +20,15 @@ from click.testing import CliRunner
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.cli import main
 from mirnet_fast.images import ImageError
-from mirnet_fast.training import Recipe, RecipeError, Trainer, TrainingError, read_recipe
+from mirnet_fast.training import (
+    Recipe,
+    RecipeError,
+    Trainer,
+    TrainingError,
+    ablated,
+    costs,
+    read_recipe,
+)
 from mirnet_fast.training.data import Patches, Photos, generator
 from mirnet_fast.training.loop import charbonnier, learning_rate, write_whole
 
@@ -126,6 +134,56 @@ def test_folders_of_a_recipe_are_below_it(tmp_path):
     path.write_text("train: {kind: pairs, input: noisy, target: /clean}")
     source = read_recipe(path).train
     assert (source.input, source.target) == (tmp_path / "noisy", Path("/clean"))
+
+
+ABLATIONS = [
+    {"skips": False},
+    {"dau": False},
+    {"skff": "sum"},
+    {"skff": "concat"},
+    {"skips": False, "dau": False, "skff": "sum"},
+]
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=str)
+def test_ablations_train_alike(tmp_path, ablation):
+    r = recipe(ablation=ablation, steps=3)
+    fast = Trainer(r, tmp_path / "fast", dtype=torch.float64)
+    plain = Trainer(r, tmp_path / "reference", make=reference.MIRNet, dtype=torch.float64)
+    plain.network.load_state_dict(fast.network.state_dict())
+    x = torch.rand(1, 3, 20, 24, dtype=torch.float64)
+    with torch.no_grad():
+        expected = plain.network(x)
+        torch.testing.assert_close(fast.network(x), expected, rtol=1e-9, atol=1e-9)
+        published = reference.MIRNet(**SMALL).double()
+        published.load_state_dict(fast.network.state_dict(), strict=False)
+        assert not torch.allclose(published(x), expected, rtol=1e-3)
+    assert np.allclose(fast.run(progress=False), plain.run(progress=False), rtol=1e-10, atol=0)
+
+
+def test_what_ablations_cost():
+    network = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1}
+
+    def cost(**ablation):
+        parameters, flops = costs(recipe(network=network, ablation=ablation))
+        made = ablated(MIRNet, **ablation)(**network)
+        assert parameters == sum(p.numel() for p in made.parameters())
+        return np.array([parameters, flops])
+
+    # Three SKFFs of 16, 32 and 64 channels, the first of which runs twice.
+    skff = sum(p.numel() for channels in (16, 32, 64) for p in reference.SKFF(channels).parameters())
+    without = cost() - cost(skff="sum")
+    assert without[0] == skff
+    concat = cost(skff="concat") - cost(skff="sum")
+    assert concat[0] == 3 * (16**2 + 32**2 + 64**2)
+    assert concat[1] == 2 * 3 * (2 * 16**2 * 16**2 + 32**2 * 8**2 + 64**2 * 4**2)
+    units = [reference.DAU(channels) for channels in (16, 32, 64)]
+    # The shared PReLU and two convolutions stay of each.
+    kept = sum(1 + 2 * 9 * channels**2 for channels in (16, 32, 64))
+    assert (cost() - cost(dau=False))[0] == sum(p.numel() for u in units for p in u.parameters()) - kept
+    assert np.array_equal(cost(), cost(skips=False))
+    published = {"train": CLEAN, "patch": 256}
+    assert costs(Recipe.model_validate(published)) == (31_787_419, 959_891_054_592)
 
 
 def samples(patches, numbers, workers=0):

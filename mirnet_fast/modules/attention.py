@@ -49,7 +49,8 @@ class DAU(reference.DAU):
             self.conv1x1.weight,
             self.conv1x1.bias,
         )
+        skip = x if self.SKIP else None
         if not may_write_into("dau_attention", r, second):
-            return ops.dau_attention(r, x, *weights)
-        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, x, *weights)
+            return ops.dau_attention(r, skip, *weights)
+        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights)
         return r

@@ -43,7 +43,7 @@ class MSRB(reference.MSRB):
         full.append(streams.pop())
         merged = self._select_over(full[::-1])
         full.clear()
-        y = add_conv(self.conv_out, merged, x)
+        y = add_conv(self.conv_out, merged, x) if self.SKIP else self.conv_out(merged)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 
@@ -69,7 +69,7 @@ class RRG(reference.RRG):
     MSRB = MSRB
 
     def forward(self, x):
-        if not may_overwrite(x, self.body):
+        if not (self.SKIP and may_overwrite(x, self.body)):
             return super().forward(x)
         *blocks, conv = self.body
         y = x

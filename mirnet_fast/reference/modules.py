@@ -3,7 +3,8 @@
 Zamir et al., "Learning Enriched Features for Real Image Restoration and Enhancement",
 ECCV 2020 (arXiv 2003.06792). Constructor arguments and state_dict names are those of the
 published checkpoints; section and equation numbers are the paper's. A class names the classes
-of its parts in attributes, so that the fast network differs in nothing but what it runs.
+of its parts in attributes, so that the fast network differs in nothing but what it runs; SKIP
+is False in ablations only.
 """
 
 import torch
@@ -74,6 +75,8 @@ class ChannelAttention(nn.Module):
 class DAU(nn.Module):
     """Dual attention unit (section 3.2, equation 3)."""
 
+    SKIP = True
+
     def __init__(self, n_feat, kernel_size=3, reduction=8, bias=False, bn=False, act=None, res_scale=1):
         super().__init__()
         if bn or res_scale != 1:
@@ -89,7 +92,8 @@ class DAU(nn.Module):
     def forward(self, x):
         """(N, C, H, W) -> (N, C, H, W)."""
         r = self.body(x)
-        return self.conv1x1(torch.cat([self.SA(r), self.CA(r)], dim=1)) + x
+        fused = self.conv1x1(torch.cat([self.SA(r), self.CA(r)], dim=1))
+        return fused + x if self.SKIP else fused
 
 
 class Downsample(nn.Module):
@@ -206,6 +210,7 @@ class MSRB(nn.Module):
     """
 
     DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
+    SKIP = True
 
     def __init__(self, n_feat, height, width, stride, bias, act=None):
         super().__init__()
@@ -247,7 +252,8 @@ class MSRB(nn.Module):
             ]
             streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
         full = [streams[0]] + [self.last_up[str(j)](streams[j]) for j in range(1, self.height)]
-        return x + self.conv_out(self.selective_kernel[0](full))
+        y = self.conv_out(self.selective_kernel[0](full))
+        return x + y if self.SKIP else y
 
     def resample(self, stream, source, target):
         """A stream of scale `source`, brought to the channels and resolution of scale `target`."""
@@ -261,6 +267,7 @@ class RRG(nn.Module):
     """Recursive residual group (section 3)."""
 
     MSRB = MSRB
+    SKIP = True
 
     def __init__(self, n_feat, n_MSRB, height, width, stride, bias=False, act=None):
         super().__init__()
@@ -269,7 +276,7 @@ class RRG(nn.Module):
         self.body = nn.Sequential(*blocks, conv(n_feat, n_feat, 3, bias))
 
     def forward(self, x):
-        return self.body(x) + x
+        return self.body(x) + x if self.SKIP else self.body(x)
 
 
 class MIRNet(nn.Module):

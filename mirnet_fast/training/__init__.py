@@ -3,7 +3,17 @@
 Needs the extra `train` (pydantic, PyYAML).
 """
 
+from .ablations import ablated, costs
 from .loop import Trainer, TrainingError, processes
 from .recipe import Recipe, RecipeError, read_recipe
 
-__all__ = ["Recipe", "RecipeError", "Trainer", "TrainingError", "processes", "read_recipe"]
+__all__ = [
+    "Recipe",
+    "RecipeError",
+    "Trainer",
+    "TrainingError",
+    "ablated",
+    "costs",
+    "processes",
+    "read_recipe",
+]

@@ -23,7 +23,9 @@ from tqdm import tqdm
 from .. import inference
 from ..modules import MIRNet
 from ..reference import MSRB
+from .ablations import ablated
 from .data import Order, Patches, Photos, generator
+from .recipe import Recipe
 
 LAST, BEST, LOG = "last.pt", "best.safetensors", "log.csv"
 COLUMNS = ("step", "loss", "learning_rate", "psnr", "ssim")
@@ -72,7 +74,7 @@ class Trainer:
         folder: gets last.pt (all that is needed to go on), best.safetensors (the weights of the best
             validation) and log.csv.
         device: of this process.
-        make: builds the network from the recipe's arguments; MIRNet unless told.
+        make: class of the network; MIRNet unless told.
         dtype: of weights and photos.
 
     Raises:
@@ -95,7 +97,8 @@ class Trainer:
         random.seed(recipe.seed)
         np.random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        self.network = make(**recipe.network.model_dump()).to(self.device, dtype)
+        network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
+        self.network = network.to(self.device, dtype)
         self.optimizer = torch.optim.Adam(
             self.network.parameters(), lr=recipe.learning_rate, betas=recipe.betas
         )
@@ -272,7 +275,7 @@ class Trainer:
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device, weights_only=False)
-        if state["recipe"] != self.recipe.model_dump_json():
+        if Recipe.model_validate_json(state["recipe"]) != self.recipe:
             raise TrainingError(
                 f"{path} is of another recipe; train in another folder, or remove it to start anew"
             )

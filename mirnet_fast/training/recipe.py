@@ -42,6 +42,14 @@ class Network(Part):
     bias: bool = False
 
 
+class Ablation(Part):
+    """What of the network is left out: see `mirnet_fast.training.ablations.ablated`."""
+
+    skips: bool = True
+    dau: bool = True
+    skff: Literal["skff", "sum", "concat"] = "skff"
+
+
 class Pairs(Part):
     """Photos in two folders under the same names."""
 
@@ -101,6 +109,7 @@ class Recipe(Part):
     """
 
     network: Network = Network()
+    ablation: Ablation = Ablation()
     train: Source
     validation: Validation | None = None
     seed: int = Field(0, ge=0)
