@@ -301,9 +301,7 @@ def train(recipe, out, threads, device):
             trainer = training.Trainer(plan, out, device)
             if trainer.rank == 0:
                 parameters, flops = training.costs(plan)
-                click.echo(
-                    f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP a patch of {plan.patch}²"
-                )
+                click.echo(f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP a patch of {plan.patch}²")
                 click.echo(f"{device}, from step {trainer.step}, in {out}")
             trainer.run()
             if trainer.rank == 0 and trainer.validation:

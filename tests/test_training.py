@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch
 from click.testing import CliRunner
 
 from mirnet_fast import MIRNet, reference
+from mirnet_fast.checkpoints import read_state_dict
 from mirnet_fast.cli import main
 from mirnet_fast.images import ImageError
 from mirnet_fast.training import (
@@ -30,7 +32,7 @@ from mirnet_fast.training import (
     read_recipe,
 )
 from mirnet_fast.training.data import Patches, Photos, generator
-from mirnet_fast.training.loop import charbonnier, learning_rate, write_whole
+from mirnet_fast.training.loop import BEST, LOG, charbonnier, learning_rate, write_whole
 
 ROOT = Path(__file__).parents[1]
 NOISE = {"kind": "gaussian", "sigma": (25, 25)}
@@ -68,6 +70,26 @@ def recipe(**changes):
 
 def weights(trainer):
     return list(trainer.network.state_dict().values())
+
+
+def until(trainer, step):
+    """The losses of a run that ends as if killed, once all of that step is done."""
+
+    class Killed(BaseException):
+        pass
+
+    losses, after = [], trainer._after
+
+    def stop(loss):
+        after(loss)
+        losses.append(loss)
+        if trainer.step == step:
+            raise Killed
+
+    trainer._after = stop
+    with pytest.raises(Killed):
+        trainer.run(progress=False)
+    return losses
 
 
 def write_photos(folder, count=2, size=(24, 24), seed=0):
@@ -112,6 +134,7 @@ def test_defaults_are_the_papers():
         (YAML.replace("steps: 400", "steps: -1"), "steps: Input should be greater than 0"),
         (YAML.replace("gaussian", "gauss"), "degradations.0: Input tag 'gauss'"),
         (YAML.replace("patch: 16", "patch: 18"), "patch must be a multiple of 4; got 18"),
+        (YAML + "shard: true\nprecision: float16", "shard needs precision float32 or bfloat16; got float16"),
         (YAML + "accumulate: 4", "batch, 2, must be a multiple of accumulate, 4"),
         (
             YAML.replace("  photos: ['skimage:astronaut', 'skimage:coffee']\n", ""),
@@ -278,27 +301,15 @@ def test_resumed_is_as_never_stopped(tmp_path):
     whole = Trainer(r, tmp_path / "whole")
     losses = whole.run(progress=False)
 
-    class Killed(BaseException):
-        pass
-
-    first = Trainer(r, tmp_path / "parts")
-    after = first._after
-
-    def stop(loss):
-        after(loss)
-        if first.step == 5:
-            raise Killed
-
-    first._after = stop
-    with pytest.raises(Killed):
-        first.run(progress=False)
+    until(Trainer(r, tmp_path / "parts"), 5)
     second = Trainer(r, tmp_path / "parts")
     assert second.step == 4
     assert second.run(progress=False) == losses[4:]
     for a, b in zip(weights(whole), weights(second), strict=True):
         assert torch.equal(a, b)
-    for name in ("log.csv", "best.safetensors"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    logs, best = ([tmp_path / run / name for run in ("whole", "parts")] for name in (LOG, BEST))
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+    torch.testing.assert_close(*map(read_state_dict, best), rtol=0, atol=0)
     rows = list(csv.DictReader((tmp_path / "parts" / "log.csv").open()))
     assert [row["psnr"] != "" for row in rows] == [False, False, True, False, False, True]
 
@@ -426,27 +437,10 @@ def test_killed_in_the_middle(tmp_path):
         with (out / "log.csv").open() as file:
             curve = [float(row["loss"]) for row in csv.DictReader(file)]
         assert len(curve) == stopped
-        curve += _losses(resumed, 3)
-        assert curve == _losses(Trainer(r, tmp_path / "whole"), stopped + 3)
+        curve += until(resumed, stopped + 3)
+        assert curve == until(Trainer(r, tmp_path / "whole"), stopped + 3)
     finally:
         torch.set_num_threads(threads)
-
-
-def _losses(trainer, count):
-    losses = []
-
-    class Enough(BaseException):
-        pass
-
-    def after(loss):
-        losses.append(loss)
-        if len(losses) == count:
-            raise Enough
-
-    trainer._after = after
-    with pytest.raises(Enough):
-        trainer.run(progress=False)
-    return losses
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -479,17 +473,17 @@ def test_command(tmp_path):
     assert result.exit_code == 1 and "train: Field required" in result.output
 
 
-def test_two_processes_are_one_with_their_batches_together(tmp_path):
-    code = (
-        "import sys, torch, json; from tests.test_training import *; torch.set_num_threads(1);"
-        "from mirnet_fast.training import processes\n"
-        "with processes('cpu') as device:\n"
-        f"    t = Trainer(recipe(batch=4), {str(tmp_path / 'two')!r}, device, dtype=torch.float64)\n"
-        "    losses = t.run(progress=False)\n"
-        f"    if t.rank == 0: torch.save((losses, weights(t)), {str(tmp_path / 'result.pt')!r})\n"
-    )
+def in_two_processes(tmp_path, code):
+    """Run code, in which `t` is to be a Trainer made by `trainer(**changes)`, under torchrun."""
     script = tmp_path / "run.py"
-    script.write_text(code)
+    script.write_text(
+        "import os, signal, torch; from tests.test_training import *\n"
+        "from mirnet_fast.training import processes\n"
+        "def trainer(**changes):\n"
+        f"    return Trainer(recipe(**changes), {str(tmp_path / 'two')!r}, device, dtype=torch.float64)\n"
+        "torch.set_num_threads(1)\n"
+        "with processes('cpu') as device:\n" + textwrap.indent(textwrap.dedent(code), "    ")
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -499,8 +493,49 @@ def test_two_processes_are_one_with_their_batches_together(tmp_path):
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    losses, state = torch.load(tmp_path / "result.pt")
-    one = Trainer(recipe(batch=4), tmp_path / "one", dtype=torch.float64)
-    assert np.allclose(one.run(progress=False), losses, rtol=1e-10, atol=0)
-    for a, b in zip(weights(one), state, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", [{}, {"shard": True}, {"accumulate": 2}, {"shard": True, "accumulate": 2}])
+def test_two_processes_are_one_with_their_batches_together(tmp_path, way):
+    # Stopped after the checkpoint of step 4 and resumed.
+    validation = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 3}
+    changes = {"batch": 4, "ema": 0.9, "clip": 0.5, "validation": validation}
+    in_two_processes(
+        tmp_path,
+        f"""
+        changes = {changes | way}
+        losses = until(trainer(**changes), 5)[:4]
+        t = trainer(**changes)
+        assert t.step == 4
+        assert (t.world, hasattr(t.network, "unshard")) == (2, changes.get("shard", False))
+        losses += t.run(progress=False)
+        if t.rank == 0:
+            torch.save(losses, {str(tmp_path / "losses.pt")!r})
+        """,
+    )
+    one = Trainer(recipe(**changes), tmp_path / "one", dtype=torch.float64)
+    assert np.allclose(one.run(progress=False), torch.load(tmp_path / "losses.pt"), rtol=1e-10, atol=0)
+    two = Trainer(recipe(**changes, **way), tmp_path / "two", dtype=torch.float64)
+    for a, b in ((one.network, two.network), (one.average, two.average)):
+        for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)
+    assert two.best == pytest.approx(one.best, abs=1e-9)
+
+
+def test_one_of_two_processes_is_told_to_stop(tmp_path):
+    in_two_processes(
+        tmp_path,
+        """
+        t = trainer(shard=True)
+        after = t._after
+        def tell(loss):
+            after(loss)
+            if t.step == 2 and t.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        t._after = tell
+        with pytest.raises(KeyboardInterrupt):
+            t.run(progress=False)
+        assert t.step == 3
+        """,
+    )
+    assert Trainer(recipe(shard=True), tmp_path / "two", dtype=torch.float64).step == 3

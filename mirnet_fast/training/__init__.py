@@ -4,7 +4,8 @@ Needs the extra `train` (pydantic, PyYAML).
 """
 
 from .ablations import ablated, costs
-from .loop import Trainer, TrainingError, processes
+from .distributed import processes
+from .loop import Trainer, TrainingError
 from .recipe import Recipe, RecipeError, read_recipe
 
 __all__ = [

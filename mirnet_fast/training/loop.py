@@ -1,30 +1,32 @@
 """The training loop: one process, or as many as torchrun starts."""
 
 import contextlib
+import copy
 import csv
 import io
 import math
 import os
 import random
+import signal
+import threading
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import skimage.metrics
 import torch
-import torch.distributed as dist
-from safetensors.torch import save as safetensors_bytes
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import inference
+from ..checkpoints import save_checkpoint
 from ..modules import MIRNet
 from ..reference import MSRB
 from .ablations import ablated
 from .data import Order, Patches, Photos, generator
+from .distributed import Replica, load_whole_state, mean, rank_and_world, shard, whole_state
 from .recipe import Recipe
 
 LAST, BEST, LOG = "last.pt", "best.safetensors", "log.csv"
@@ -49,23 +51,6 @@ def learning_rate(recipe, step):
     return low + (recipe.learning_rate - low) * (1 + math.cos(math.pi * done)) / 2
 
 
-@contextlib.contextmanager
-def processes(device):
-    """The device of this process; inside, those that torchrun has started, if it has, know each other."""
-    device = torch.device(device)
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield device
-        return
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield device
-    finally:
-        dist.destroy_process_group()
-
-
 class Trainer:
     """Trains a recipe's network in a folder, from its last checkpoint if there is one.
 
@@ -84,8 +69,7 @@ class Trainer:
 
     def __init__(self, recipe, folder, device="cpu", make=MIRNet, dtype=torch.float32):
         self.recipe, self.folder, self.device, self.dtype = recipe, Path(folder), torch.device(device), dtype
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank, self.world = rank_and_world()
         if recipe.batch % (self.world * recipe.accumulate):
             raise TrainingError(
                 f"batch, {recipe.batch}, must be a multiple of processes times accumulate, "
@@ -99,39 +83,35 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
         self.network = network.to(self.device, dtype)
-        self.optimizer = torch.optim.Adam(
-            self.network.parameters(), lr=recipe.learning_rate, betas=recipe.betas
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.judge = copy.deepcopy(self.network).eval()
         self.average = None
         if recipe.ema is not None:
             self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
-        self.step, self.best = 0, -math.inf
-        self._resume()
         if recipe.checkpoint_blocks:
             for module in self.network.modules():
                 if isinstance(module, MSRB):
                     module.forward = partial(checkpoint, module.forward, use_reentrant=False)
         self.parallel = self.network
-        if self.world > 1:
-            # The last column of a block leaves some of its parts without work.
-            self.parallel = DistributedDataParallel(
-                self.network,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                find_unused_parameters=True,
-            )
-
-    @property
-    def best_network(self):
-        """The network whose weights are validated and kept."""
-        return self.network if self.average is None else self.average.module
+        if self.world > 1 and recipe.shard:
+            shard(self.network)
+            if self.average is not None:
+                shard(self.average.module)
+        elif self.world > 1:
+            self.parallel = Replica(self.network)
+        self.optimizer = torch.optim.Adam(
+            self.network.parameters(), lr=recipe.learning_rate, betas=recipe.betas
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.step, self.best, self._stop = 0, -math.inf, False
+        self._resume()
 
     def run(self, progress=True):
         """Train to the last step; the losses of the steps, all processes' mean.
 
-        Ctrl-C saves a checkpoint first.
+        SIGINT (Ctrl-C) and SIGTERM end the step and save a checkpoint first; a second one does not.
 
         Raises:
+            KeyboardInterrupt: after SIGINT or SIGTERM.
             TrainingError: a loss is not finite, or a checkpoint cannot be written.
             ImageError: a photo is damaged, or of another size than its partner.
         """
@@ -146,20 +126,41 @@ class Trainer:
         )
         bar = tqdm(total=recipe.steps, initial=self.step, disable=not progress or self.rank > 0, unit="step")
         self.network.train()
-        try:
-            with bar:
-                for given, target, names in loader:
-                    losses.append(self._update(given, target, names))
-                    self.step += 1
-                    bar.update()
-                    bar.set_postfix(loss=f"{losses[-1]:.4f}")
-                    self._after(losses[-1])
-        except KeyboardInterrupt:
-            self.save()
-            raise
+        with bar, self._stoppable():
+            for given, target, names in loader:
+                loss, stop = self._update(given, target, names)
+                losses.append(loss)
+                self.step += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.4f}")
+                self._after(loss)
+                if stop:
+                    self.save()
+                    raise KeyboardInterrupt
         return losses
 
+    @contextlib.contextmanager
+    def _stoppable(self):
+        """Inside, a signal to stop is noted, for the end of the step."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number, frame):
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self._stop = False
+
     def _update(self, given, target, names):
+        """One step: its loss, and whether a process was told to stop."""
         recipe = self.recipe
         rate = learning_rate(recipe, self.step)
         for group in self.optimizer.param_groups:
@@ -171,20 +172,16 @@ class Trainer:
         for i, (x, y) in enumerate(parts):
             x, y = (t.to(self.device, self.dtype, non_blocking=True) for t in (x, y))
             x, y = self._mixed_up(x, y, i)
-            last = i + 1 == recipe.accumulate
-            wait = contextlib.nullcontext() if last or self.world == 1 else self.parallel.no_sync()
-            with wait:
-                with torch.autocast(
-                    self.device.type, getattr(torch, recipe.precision) if mixed else None, enabled=mixed
-                ):
-                    output = self.parallel(x.contiguous(memory_format=torch.channels_last))
-                loss = charbonnier(output.to(self.dtype), y, recipe.epsilon) / recipe.accumulate
-                self.scaler.scale(loss).backward()
+            if self.world > 1:
+                self.parallel.set_requires_gradient_sync(i + 1 == recipe.accumulate)
+            with torch.autocast(
+                self.device.type, getattr(torch, recipe.precision) if mixed else None, enabled=mixed
+            ):
+                output = self.parallel(x.contiguous(memory_format=torch.channels_last))
+            loss = charbonnier(output.to(self.dtype), y, recipe.epsilon) / recipe.accumulate
+            self.scaler.scale(loss).backward()
             total += loss.detach()
-        if self.world > 1:
-            dist.all_reduce(total)
-            total = total / self.world
-        loss = float(total)
+        loss, stop = mean(torch.stack([total, total.new_tensor(float(self._stop))])).tolist()
         if not math.isfinite(loss):
             raise TrainingError(
                 f"step {self.step}: the loss is {loss}; the photos of this batch: "
@@ -197,7 +194,7 @@ class Trainer:
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.network)
-        return loss
+        return loss, stop > 0
 
     def _mixed_up(self, x, y, part):
         """Patches mixed with their neighbours (Zhang et al., "mixup", ICLR 2018), some of them."""
@@ -213,23 +210,27 @@ class Trainer:
         recipe = self.recipe
         end = self.step == recipe.steps
         psnr = ssim = ""
-        if self.validation and (end or self.step % recipe.validation.every == 0) and self.rank == 0:
-            psnr, ssim = self.validate()
-            if psnr > self.best:
-                self.best = psnr
-                self.save_weights(self.folder / BEST)
+        if self.validation and (end or self.step % recipe.validation.every == 0):
+            kept = self.network if self.average is None else self.average.module
+            weights = whole_state(kept)
+            if self.rank == 0:
+                self.judge.load_state_dict(weights)
+                psnr, ssim = self.validate()
+                if psnr > self.best:
+                    self.best = psnr
+                    self.save_weights(self.folder / BEST)
         if self.rank == 0:
             self._log(loss, psnr, ssim)
         if end or self.step % recipe.save_every == 0:
             self.save()
 
     def validate(self):
-        """(PSNR in dB, SSIM), means over the validation photos, of the weights that are kept."""
-        network, scores = self.best_network.eval(), []
+        """(PSNR in dB, SSIM) of `judge`, means over the validation photos."""
+        scores = []
         for i in range(len(self.validation)):
             given, target = self.validation.pair(i, generator(self.recipe.seed, 2**61 + i))
             x = torch.from_numpy(given.transpose(2, 0, 1)[None].astype(np.float32))
-            restored = inference.restore(network, x.to(self.device, self.dtype))
+            restored = inference.restore(self.judge, x.to(self.device, self.dtype))
             restored = restored[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
             scores.append(
                 (
@@ -237,7 +238,6 @@ class Trainer:
                     skimage.metrics.structural_similarity(target, restored, data_range=1, channel_axis=2),
                 )
             )
-        self.network.train()
         return tuple(float(mean) for mean in np.mean(scores, 0))
 
     def _log(self, loss, psnr, ssim):
@@ -250,42 +250,46 @@ class Trainer:
             writer.writerow((self.step, repr(loss), learning_rate(self.recipe, self.step - 1), psnr, ssim))
 
     def save(self):
-        """Write last.pt, whole or not at all."""
-        if self.rank > 0:
-            return
+        """Write last.pt, whole or not at all. All processes take part."""
         state = {
             "recipe": self.recipe.model_dump_json(),
             "step": self.step,
             "best": self.best,
-            "network": self.network.state_dict(),
-            "average": self.average and self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "network": whole_state(self.network),
+            "optimizer": whole_state(self.network, self.optimizer),
             "scaler": self.scaler.state_dict(),
             "random": (random.getstate(), torch.get_rng_state()),
         }
-        write_whole(self.folder / LAST, lambda file: torch.save(state, file))
+        if self.average is not None:
+            state["average"] = whole_state(self.average.module), self.average.n_averaged
+        if self.rank == 0:
+            write_whole(self.folder / LAST, lambda file: torch.save(state, file))
 
     def save_weights(self, path):
-        """Write the weights that are validated, as safetensors, whole or not at all."""
-        state = {name: t.contiguous().clone() for name, t in self.best_network.state_dict().items()}
-        write_whole(path, lambda file: file.write(safetensors_bytes(state)))
+        """Write the weights of `judge` as safetensors, whole or not at all."""
+        try:
+            save_checkpoint(self.judge, path)
+        except OSError as error:
+            raise TrainingError(f"{path} cannot be written: {error}") from error
 
     def _resume(self):
         path = self.folder / LAST
         if not path.exists():
             return
-        state = torch.load(path, map_location=self.device, weights_only=False)
+        state = torch.load(path, map_location="cpu", weights_only=False)
         if Recipe.model_validate_json(state["recipe"]) != self.recipe:
             raise TrainingError(
                 f"{path} is of another recipe; train in another folder, or remove it to start anew"
             )
-        self.network.load_state_dict(state["network"])
+        load_whole_state(state["network"], self.network)
+        load_whole_state(state["optimizer"], self.network, self.optimizer)
         if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+            weights, count = state["average"]
+            load_whole_state(weights, self.average.module)
+            self.average.n_averaged.copy_(count)
         self.scaler.load_state_dict(state["scaler"])
         random.setstate(state["random"][0])
-        torch.set_rng_state(state["random"][1].cpu())
+        torch.set_rng_state(state["random"][1])
         self.step, self.best = state["step"], state["best"]
         self._forget_later_rows()
 

@@ -104,6 +104,8 @@ class Recipe(Part):
         clip: largest norm of the gradient; None leaves it.
         ema: decay of the averaged weights, which are validated and kept; None for the weights themselves.
         precision: "float32", or the dtype of autocast.
+        shard: give each of several processes a part of weights, gradients and Adam's state (FSDP2)
+            instead of all (DDP).
         checkpoint_blocks: recompute each MSRB in the backward instead of keeping its feature maps.
         save_every: steps between checkpoints.
     """
@@ -126,6 +128,7 @@ class Recipe(Part):
     clip: PositiveFloat | None = None
     ema: float | None = Field(None, gt=0, lt=1)
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    shard: bool = False
     checkpoint_blocks: bool = False
     workers: int = Field(0, ge=0)
     save_every: PositiveInt = 5000
@@ -135,6 +138,8 @@ class Recipe(Part):
         multiple = 2 ** (self.network.height - 1)
         if self.patch % multiple:
             raise ValueError(f"patch must be a multiple of {multiple}; got {self.patch}")
+        if self.shard and self.precision == "float16":
+            raise ValueError("shard needs precision float32 or bfloat16; got float16")
         if self.batch % self.accumulate:
             raise ValueError(f"batch, {self.batch}, must be a multiple of accumulate, {self.accumulate}")
         return self

@@ -1,0 +1,95 @@
+"""Several processes that train one network: what torchrun starts."""
+
+import contextlib
+import os
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@contextlib.contextmanager
+def processes(device):
+    """The device of this process; inside, those that torchrun has started, if it has, know each other."""
+    device = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def rank_and_world():
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def mean(values):
+    """The mean over the processes of a tensor."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+        values = values / dist.get_world_size()
+    return values
+
+
+def shard(network):
+    """Give each process its part of every weight (FSDP2).
+
+    One unit for all: the PReLU that every DAU shares may not lie in two.
+    """
+    device = next(network.parameters()).device.type
+    fully_shard(network, mesh=init_device_mesh(device, (dist.get_world_size(),)))
+
+
+class Replica(DistributedDataParallel):
+    """Every process has all weights, and gets the mean of all gradients."""
+
+    def __init__(self, network):
+        device = next(network.parameters()).device
+        # The last column of a block leaves some of its parts without work.
+        super().__init__(
+            network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
+        )
+
+    def set_requires_gradient_sync(self, wanted):
+        """The name that FSDP2 has for it: whether the next backward exchanges gradients."""
+        self.require_backward_grad_sync = wanted
+
+
+def whole_state(network, optimizer=None):
+    """State of a network, or of its optimizer, as if one process had it all: on the CPU of process 0.
+
+    All processes take part.
+    """
+    if optimizer is None:
+        return get_model_state_dict(network, options=WHOLE)
+    return get_optimizer_state_dict(network, optimizer, options=WHOLE)
+
+
+def load_whole_state(state, network, optimizer=None):
+    """The other way; every process has the whole state."""
+    if optimizer is None:
+        # Under one of their names: torch distributes a weight of several names only once.
+        once = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
+        options = replace(WHOLE, strict=False)
+        set_model_state_dict(network, {name: state[name] for name in once}, options=options)
+    else:
+        set_optimizer_state_dict(network, optimizer, state, options=WHOLE)
