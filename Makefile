@@ -19,6 +19,7 @@ endif
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
+	$(BIN)/mirnet-fast demo --out demo
 
 test: build $(TOOLKIT)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import functools
 from concurrent.futures.process import BrokenProcessPool
 
 import harness
+import peers
 import pytest
 import torch
 
@@ -37,6 +38,10 @@ def fast(network, image):
 
 # {variant: function of the reference network and an image, which returns the call to measure}
 VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
+NO_PEERS = {}
+if harness.DEVICE == "cpu":
+    peers_here, NO_PEERS = peers.installed()
+    VARIANTS |= peers_here
 if harness.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 
@@ -45,7 +50,7 @@ def _sizes():
     if harness.TINY:
         return [(1, 3, 16, 16)]
     if harness.DEVICE == "cpu":
-        return [(1, 3, 256, 256), (1, 3, 128, 128)]
+        return [(1, 3, 512, 512), (1, 3, 256, 256), (4, 3, 128, 128), (1, 3, 128, 128)]
     return [(1, 3, 256, 256), (1, 3, 512, 512), (8, 3, 256, 256)]
 
 
@@ -82,7 +87,7 @@ def peak_mb_of(prepare, *arguments):
 def test_network(benchmark, record, size, dtype):
     arguments = (size, dtype, torch.get_num_threads())
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
-    missing = harness.drop_failing_compilation(variants)
+    missing = NO_PEERS | harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
     seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
     if seconds is None:

@@ -19,6 +19,7 @@ from .modules import (
     ResidualUpSample,
     UpSample,
 )
+from .pretrained import load_pretrained
 
 _root = Path(__file__).resolve().parent.parent
 if (_root / "setup.py").exists() and (_root / "kernels").is_dir():
@@ -40,6 +41,7 @@ __all__ = [
     "accelerate",
     "current_backend",
     "load_checkpoint",
+    "load_pretrained",
     "ops",
     "reference",
     "restore",

@@ -1,4 +1,4 @@
-"""The command `mirnet-fast`: compare, restore, evaluate, train, doctor."""
+"""The command `mirnet-fast`: compare, demo, restore, evaluate, train, patches, doctor."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ import skimage.data
 import torch
 from tqdm import tqdm
 
-from . import _native, backends, comparison, evaluation, inference, measure
+from . import _native, backends, comparison, demonstration, evaluation, inference, measure, pretrained
 from .checkpoints import CheckpointError, infer_config, load_checkpoint, read_state_dict
 from .images import ImageError, Photo, check_format, matching_photos, read_photo, write_photo
 from .modules import MIRNet
@@ -177,9 +177,61 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
 
 
 @main.command()
+@click.argument("image", required=False)
+@click.option("--sigma", type=click.FloatRange(0), default=25, show_default=True, help="Of 255.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
+def demo(image, sigma, out, seed):
+    """Add noise to a clean photo and take it out again, with the denoiser that comes with the package.
+
+    Prints PSNR and SSIM of it, of scikit-image's non-local means and of BM3D (if the package bm3d is
+    installed) and writes the pictures to OUT. Without IMAGE the photo is scikit-image's astronaut,
+    which the denoiser never saw.
+    """
+    try:
+        rgb = _sample_photo() if image is None else read_photo(image).rgb
+        out.mkdir(parents=True, exist_ok=True)
+    except (ImageError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    clean = rgb[0].permute(1, 2, 0).numpy()
+    height, width = clean.shape[:2]
+    click.echo(
+        f"photo: {image or 'scikit-image astronaut'}, {width} x {height} pixels, "
+        f"Gaussian noise of sigma {sigma:g}/255"
+    )
+    results = demonstration.compare(clean, demonstration.add_noise(clean, sigma, seed), sigma)
+    _print_table(
+        [
+            ("", "PSNR", "SSIM", "time"),
+            *(
+                (
+                    name,
+                    f"{result.score.psnr:.2f} dB",
+                    f"{result.score.ssim:.4f}",
+                    f"{result.seconds:.2f} s" if result.seconds else "",
+                )
+                for name, result in results.items()
+            ),
+        ],
+        "  {:<18}{:>10}{:>10}{:>10}",
+    )
+    if "BM3D" not in results:
+        click.echo("  BM3D was not compared: pip install bm3d (its licence is for non-commercial use)")
+    paths = {name: out / f"{name.replace(' ', '_')}.png" for name in results}
+    try:
+        write_photo(out / "clean.png", Photo(rgb))
+        for name, result in results.items():
+            write_photo(paths[name], Photo(torch.from_numpy(result.image).permute(2, 0, 1)[None]))
+    except ImageError as error:
+        raise click.ClickException(str(error)) from error
+    gain = results["mirnet_fast"].score.psnr - results["noisy"].score.psnr
+    click.echo(f"{gain:+.2f} dB; before {paths['noisy']}, after {paths['mirnet_fast']}")
+
+
+@main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
-@click.option("--weights", required=True, help="A checkpoint (.pth, .safetensors).")
+@click.option("--weights", help="A checkpoint (.pth, .safetensors); the denoiser that is here without one.")
 @device_option
 @network_options
 def restore(inputs, output, weights, device, **options):
@@ -189,6 +241,9 @@ def restore(inputs, output, weights, device, **options):
     files of the same names. The network's shape is taken from the checkpoint. The exit status is 1 if an
     image failed; the others are written all the same.
     """
+    if weights is None:
+        weights = pretrained.weights_of()
+        click.echo(f"weights: {weights.stem}, which comes with mirnet-fast and removes noise ({weights})")
     config = network_config(weights, options)
     model = MIRNet(**config).eval()
     try:
@@ -311,6 +366,32 @@ def train(recipe, out, threads, device):
     except KeyboardInterrupt:
         click.echo(f"stopped at step {trainer.step}; the same command goes on from there", err=True)
         sys.exit(130)
+
+
+@main.command()
+@click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--size", type=click.IntRange(1), default=512, show_default=True, help="Side of a window.")
+@click.option("--stride", type=click.IntRange(1), help="From one window to the next; SIZE if not given.")
+@click.option("--workers", type=click.IntRange(1), help="Processes; one a core if not given.")
+def patches(recipe, folder, size, stride, workers):
+    """Cut the pairs that RECIPE trains on into windows, written to FOLDER/input and FOLDER/target.
+
+    For photos of many megapixels, such as those of SIDD: a recipe with `train: {kind: pairs, input:
+    FOLDER/input, target: FOLDER/target}` then trains much faster than one that decodes whole photos.
+    """
+    try:
+        from . import training
+    except ImportError as error:
+        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    try:
+        source = training.read_recipe(recipe).train
+        if source.kind == "clean":
+            raise click.ClickException(f"{recipe}: train has no pairs of photos, but clean ones")
+        count = training.extract_patches(source, folder, size, stride or size, workers)
+    except (training.RecipeError, ImageError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"{count:,} pairs of {size} x {size} pixels in {folder}")
 
 
 @main.command()

@@ -1,14 +1,17 @@
 """The command line, on small networks."""
 
 import re
+import sys
+import types
 
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from click.testing import CliRunner
 
-from mirnet_fast import MIRNet, backends, comparison, reference
+from mirnet_fast import MIRNet, backends, comparison, demonstration, evaluation, reference
 from mirnet_fast.checkpoints import save_checkpoint
 from mirnet_fast.cli import main
 from mirnet_fast.ops import OPS
@@ -232,6 +235,61 @@ def test_restore_output_below_a_file(tmp_path, identity):
     cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
     result = run("restore", tmp_path / "in.png", identity / "out.png", "--weights", identity)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+
+
+def test_restore_without_weights(tmp_path):
+    clean = skimage.data.astronaut()[100:200, 100:180].astype(np.float32) / 255
+    noisy = evaluation.as_file(demonstration.add_noise(clean, 25, seed=0))
+    cv2.imwrite(str(tmp_path / "noisy.png"), np.round(255 * noisy[:, :, ::-1]).astype(np.uint8))
+    result = run("restore", tmp_path / "noisy.png", tmp_path / "out.png")
+    assert result.exit_code == 0, result.output
+    assert "weights: denoise_small, which comes with mirnet-fast" in result.output
+    restored = read(tmp_path / "out.png")[:, :, ::-1].astype(np.float32) / 255
+    assert evaluation.psnr(restored, clean) > evaluation.psnr(noisy, clean) + 6
+
+
+def test_demo(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    photo = tmp_path / "clean.jpg"
+    cv2.imwrite(str(photo), skimage.data.astronaut()[100:164, 100:180, ::-1])
+    result = run("demo", photo, "--sigma", 20, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "80 x 64 pixels, Gaussian noise of sigma 20/255" in result.output
+    table = re.findall(r"^  (noisy|mirnet_fast|non-local means) +([\d.]+) dB +0\.\d{4}", result.output, re.M)
+    assert [name for name, _ in table] == ["noisy", "mirnet_fast", "non-local means"]
+    gain = float(table[1][1]) - float(table[0][1])
+    printed = re.search(
+        r"^([+-][\d.]+) dB; before .*noisy\.png, after .*mirnet_fast\.png$", result.output, re.M
+    )
+    assert float(printed[1]) == pytest.approx(gain, abs=0.011) and gain > 4
+    assert "BM3D was not compared" in result.output
+    names = ["clean.png", "mirnet_fast.png", "noisy.png", "non-local_means.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    assert read(tmp_path / "out" / "mirnet_fast.png").shape == (64, 80, 3)
+
+
+def test_demo_compares_with_bm3d_where_it_is(tmp_path, monkeypatch):
+    seen = []
+
+    def bm3d_rgb(noisy, deviation):
+        seen.append(deviation)
+        return np.full_like(noisy, 0.5)
+
+    monkeypatch.setitem(sys.modules, "bm3d", types.SimpleNamespace(bm3d_rgb=bm3d_rgb))
+    photo = tmp_path / "clean.png"
+    cv2.imwrite(str(photo), np.full((16, 16, 3), 51, np.uint8))
+    result = run("demo", photo, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert seen == [25 / 255]
+    # 0.5, rounded to 8 bits, for 51 / 255.
+    assert re.search(rf"^  BM3D +{-20 * np.log10(128 / 255 - 0.2):.2f} dB", result.output, re.M)
+    assert "not compared" not in result.output
+
+
+def test_demo_errors(tmp_path):
+    result = run("demo", tmp_path / "none.png")
+    assert result.exit_code == 1 and "none.png: there is no such file" in result.output
+    assert run("demo", "--sigma", -1).exit_code == 2
 
 
 def test_doctor():

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from click.testing import CliRunner
 
 from mirnet_fast import reference
+from mirnet_fast.cli import main
 from mirnet_fast.images import ImageError
 from mirnet_fast.training import Recipe, Trainer, matlab
 from mirnet_fast.training.data import Photos
@@ -135,3 +137,40 @@ def test_dnd(tmp_path, model):
     assert np.allclose(cells[1], images[1][8:40, 4:28], atol=1e-6)
     with pytest.raises(ImageError, match=r"info\.mat cannot be read as DND's"):
         matlab.dnd_boxes(tmp_path / "images_srgb")
+
+
+def test_patches(tmp_path):
+    draw = np.random.default_rng(0)
+    photos = {}
+    for kind in ("NOISY", "GT"):
+        for i, shape in enumerate([(40, 56, 3), (32, 33, 3)]):
+            path = tmp_path / "Data" / f"000{i}_S6" / f"000{i}_{kind}_SRGB_010.PNG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            photos[kind, i] = draw.integers(0, 256, shape, np.uint8)
+            cv2.imwrite(str(path), photos[kind, i])
+    (tmp_path / "r.yaml").write_text("train: {kind: sidd, root: .}")
+    command = ["patches", str(tmp_path / "r.yaml"), str(tmp_path / "cut"), "--size", "32", "--stride", "20"]
+    result = CliRunner().invoke(main, [*command, "--workers", "2"])
+    assert result.exit_code == 0, result.output
+    assert "8 pairs of 32 x 32 pixels" in result.output
+    # Of the first photo rows from 0 and 8, columns from 0, 20 and 24; of the second columns from 0 and 1.
+    expected = {f"0_0000_NOISY_SRGB_010_{y}_{x}.png": (0, y, x) for y in (0, 8) for x in (0, 20, 24)}
+    expected |= {f"1_0001_NOISY_SRGB_010_0_{x}.png": (1, 0, x) for x in (0, 1)}
+    pairs = {"kind": "pairs", "input": tmp_path / "cut" / "input", "target": tmp_path / "cut" / "target"}
+    found = source(pairs).pairs()
+    assert sorted(path.name for path, _ in found) == sorted(expected)
+    for paths in found:
+        i, y, x = expected[paths[0].name]
+        for kind, path in zip(("NOISY", "GT"), paths, strict=True):
+            assert np.array_equal(cv2.imread(str(path)), photos[kind, i][y : y + 32, x : x + 32])
+
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1 and "cut is not empty" in result.output
+    command[2] = str(tmp_path / "again")
+    result = CliRunner().invoke(main, [*command[:4], "33"])
+    assert result.exit_code == 1 and "33 x 32 pixels, smaller than a patch of 33" in result.output
+    (tmp_path / "r.yaml").write_text(
+        "train: {kind: clean, photos: ['skimage:cat'], degradations: [{kind: jpeg, quality: [9, 9]}]}"
+    )
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1 and "train has no pairs" in result.output

@@ -295,6 +295,33 @@ def test_fast_and_reference_train_alike(tmp_path):
     assert not torch.equal(weights(fast)[0], next(iter(fast.average.module.state_dict().values())))
 
 
+class Nchw(reference.MIRNet):
+    def forward(self, x):
+        return super().forward(x.contiguous())
+
+
+class ChannelsLast(reference.MIRNet):
+    def forward(self, x):
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+
+def test_in_float32_the_curves_differ_as_two_runs_of_the_reference_do(tmp_path):
+    r = recipe(steps=20, batch=2, patch=32, learning_rate=1e-3)
+    curves = {}
+    for make in (Nchw, ChannelsLast, MIRNet):
+        trainer = Trainer(r, tmp_path / make.__name__, make=make)
+        trainer.network.load_state_dict(reference_state())
+        curves[make] = np.array(trainer.run(progress=False))
+    assert curves[Nchw][-1] < 0.9 * curves[Nchw][0]
+    noise, ours = (np.abs(curves[make] / curves[Nchw] - 1).max() for make in (ChannelsLast, MIRNet))
+    assert ours <= 2 * noise + 4 * torch.finfo(torch.float32).eps
+
+
+def reference_state():
+    torch.manual_seed(5)
+    return reference.MIRNet(**SMALL).state_dict()
+
+
 def test_resumed_is_as_never_stopped(tmp_path):
     validation = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 3}
     r = recipe(mixup=0.5, ema=0.9, clip=0.5, validation=validation)
@@ -495,7 +522,7 @@ def in_two_processes(tmp_path, code):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("way", [{}, {"shard": True}, {"accumulate": 2}, {"shard": True, "accumulate": 2}])
+@pytest.mark.parametrize("way", [{"accumulate": 2}, {"shard": True, "accumulate": 2}])
 def test_two_processes_are_one_with_their_batches_together(tmp_path, way):
     # Stopped after the checkpoint of step 4 and resumed.
     validation = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 3}

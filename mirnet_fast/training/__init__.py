@@ -6,6 +6,7 @@ Needs the extra `train` (pydantic, PyYAML).
 from .ablations import ablated, costs
 from .distributed import processes
 from .loop import Trainer, TrainingError
+from .patches import extract_patches
 from .recipe import Recipe, RecipeError, read_recipe
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "TrainingError",
     "ablated",
     "costs",
+    "extract_patches",
     "processes",
     "read_recipe",
 ]

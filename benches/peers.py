@@ -1,0 +1,56 @@
+"""What else one would run the network with on a CPU: OpenVINO and ONNX Runtime, from the extra `peers`.
+
+Each is a function of the reference network and an image that returns the call to measure, in float32 and
+on torch's number of threads.
+"""
+
+import importlib.util
+import io
+import warnings
+
+import torch
+
+
+def openvino(network, image):
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing
+        model = openvino.convert_model(network, example_input=image, input=list(image.shape))
+    compiled = openvino.compile_model(model, "CPU", settings)
+    array = image.numpy()
+    return lambda: torch.from_numpy(compiled(array)[0])
+
+
+def onnxruntime(network, image):
+    import onnxruntime
+
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (image,), dynamo=True, verbose=False).save(file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file.getvalue(), options, ["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: image.numpy()}
+    return lambda: torch.from_numpy(session.run(None, feed)[0])
+
+
+PEERS = {"OpenVINO": (openvino, ("openvino",)), "ONNX Runtime": (onnxruntime, ("onnxruntime", "onnxscript"))}
+
+
+def installed():
+    """({name: function} of those that are installed, {name: why not} of the others)."""
+    there, missing = {}, {}
+    for name, (function, packages) in PEERS.items():
+        absent = [package for package in packages if importlib.util.find_spec(package) is None]
+        if absent:
+            missing[name] = f"{', '.join(absent)} not installed (pip install 'mirnet-fast[peers]')"
+        else:
+            there[name] = function
+    return there, missing

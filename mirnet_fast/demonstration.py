@@ -1,0 +1,70 @@
+"""A photo with noise, and what the network that comes with the package and others make of it.
+
+All take and give (H, W, 3) float32 from 0 to 1; the noise is white and Gaussian and is not clipped, as
+benchmarks have it. The others are told its strength, the network is not.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import skimage.restoration
+import torch
+
+from . import evaluation, inference
+from .pretrained import load_pretrained
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a method made of the noisy photo, (H, W, 3), in how many seconds, and its evaluation.Score."""
+
+    image: np.ndarray
+    seconds: float
+    score: evaluation.Score
+
+
+def add_noise(clean, sigma, seed):
+    """The photo with white Gaussian noise of standard deviation sigma / 255."""
+    noise = np.random.default_rng(seed).standard_normal(clean.shape, np.float32)
+    return clean + np.float32(sigma / 255) * noise
+
+
+def methods():
+    """{name: function of a noisy photo and sigma}; None for BM3D where its package is not installed."""
+    network = load_pretrained()
+
+    def mirnet_fast(noisy, sigma):
+        x = torch.from_numpy(np.ascontiguousarray(noisy.transpose(2, 0, 1)[None]))
+        return inference.restore(network, x)[0].permute(1, 2, 0).numpy()
+
+    try:
+        from bm3d import bm3d_rgb
+    except ImportError:
+        bm3d = None
+    else:
+
+        def bm3d(noisy, sigma):
+            return bm3d_rgb(noisy, sigma / 255)
+
+    return {"mirnet_fast": mirnet_fast, "non-local means": _non_local_means, "BM3D": bm3d}
+
+
+def _non_local_means(noisy, sigma):
+    deviation = sigma / 255
+    return skimage.restoration.denoise_nl_means(
+        noisy, patch_size=5, patch_distance=6, h=0.6 * deviation, sigma=deviation, channel_axis=2
+    )
+
+
+def compare(clean, noisy, sigma):
+    """{method: Result}, "noisy" first, without those that are not installed."""
+    results = {"noisy": Result(noisy, 0.0, evaluation.score("noisy", noisy, clean))}
+    for name, method in methods().items():
+        if method is None:
+            continue
+        begin = time.perf_counter()
+        image = method(noisy, sigma)
+        seconds = time.perf_counter() - begin
+        results[name] = Result(image, seconds, evaluation.score(name, image, clean))
+    return results

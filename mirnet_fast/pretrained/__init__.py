@@ -1,0 +1,35 @@
+"""Networks that come with the package: of each the weights, and beside them its recipe, log and card."""
+
+from pathlib import Path
+
+from ..checkpoints import infer_config, load_checkpoint, read_state_dict
+from ..modules import MIRNet
+
+DEFAULT = "denoise_small"
+
+
+def weights_of(name=DEFAULT):
+    """The file with the weights of a network that comes with the package.
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    files = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+    if name not in files:
+        raise ValueError(f"name must be one of {', '.join(files)}; got {name!r}")
+    return files[name]
+
+
+def load_pretrained(name=DEFAULT):
+    """A MIRNet in eval mode, float32, on the CPU, that comes with the package.
+
+    Args:
+        name: "denoise_small", for noisy photos (see denoise_small.md beside this file).
+
+    Raises:
+        ValueError: there is no such network.
+    """
+    path = weights_of(name)
+    network = MIRNet(**infer_config(read_state_dict(path))).eval()
+    load_checkpoint(network, path)
+    return network

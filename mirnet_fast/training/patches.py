@@ -1,0 +1,63 @@
+"""Photos of many megapixels cut into windows once, so that training need not decode them whole."""
+
+import dataclasses
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..images import ImageError, read_photo, write_photo
+
+SIDES = ("input", "target")
+
+
+def extract_patches(source, folder, size, stride, workers=None):
+    """Write the pairs of a source as windows: FOLDER/input/*.png and FOLDER/target/*.png.
+
+    Args:
+        source: of a recipe, with pairs.
+        size: side of the square windows in pixels.
+        stride: pixels from one window to the next; the last of each row and column ends with the photo.
+        workers: processes; None for one a core.
+
+    Returns:
+        the number of windows.
+
+    Raises:
+        ImageError: the folder is not empty; a photo is missing, damaged, smaller than a window or of
+            another size than its partner; a window cannot be written.
+    """
+    pairs, folder = source.pairs(), Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ImageError(f"{folder} is not empty")
+    for side in SIDES:
+        (folder / side).mkdir(parents=True)
+    digits = len(str(len(pairs) - 1))
+    names = [f"{i:0{digits}}_{given.stem}" for i, (given, _) in enumerate(pairs)]
+    cut = partial(_cut, folder=folder, size=size, stride=stride)
+    with ProcessPoolExecutor(workers) as pool:
+        counts = pool.map(cut, names, pairs)
+        return sum(tqdm(counts, total=len(pairs), unit="pair", disable=None))
+
+
+def starts(length, size, stride):
+    """Where the windows of one axis begin."""
+    last = length - size
+    return [*range(0, last, stride), last]
+
+
+def _cut(name, pair, folder, size, stride):
+    photos = [read_photo(path) for path in pair]
+    shape = photos[0].rgb.shape
+    if photos[1].rgb.shape != shape:
+        raise ImageError(f"{pair[0]} and {pair[1]} differ in size: a pair must have one size")
+    height, width = shape[2:]
+    if min(height, width) < size:
+        raise ImageError(f"{pair[0]} is {width} x {height} pixels, smaller than a patch of {size}")
+    windows = [(y, x) for y in starts(height, size, stride) for x in starts(width, size, stride)]
+    for y, x in windows:
+        for side, photo in zip(SIDES, photos, strict=True):
+            window = dataclasses.replace(photo, rgb=photo.rgb[:, :, y : y + size, x : x + size], alpha=None)
+            write_photo(folder / side / f"{name}_{y}_{x}.png", window)
+    return len(windows)

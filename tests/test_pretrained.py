@@ -1,0 +1,73 @@
+"""The denoiser that comes with the package: what is said about it is true."""
+
+import csv
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from mirnet_fast import demonstration, evaluation, load_pretrained, reference
+from mirnet_fast.pretrained import weights_of
+from mirnet_fast.training import read_recipe
+
+
+@pytest.fixture(scope="module")
+def network():
+    return load_pretrained()
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return read_recipe(weights_of().with_suffix(".yaml"))
+
+
+def test_is_of_its_recipe(network, recipe):
+    made = reference.MIRNet(**recipe.network.model_dump())
+    assert [p.shape for p in network.parameters()] == [p.shape for p in made.parameters()]
+    assert not network.training
+    assert weights_of().stat().st_size < 1.5e6
+
+
+def test_never_saw_the_photo_of_the_demo(recipe):
+    assert "skimage:astronaut" not in [*recipe.train.photos, *recipe.validation.source.photos]
+    assert not {*recipe.train.photos} & {*recipe.validation.source.photos}
+
+
+def test_log_is_of_the_whole_run(recipe):
+    with weights_of().with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert int(rows[-1]["step"]) == recipe.steps
+    best = max(float(row["psnr"]) for row in rows if row["psnr"])
+    assert f"{best:.2f} dB" in weights_of().with_suffix(".md").read_text()
+
+
+def test_removes_noise_better_than_non_local_means():
+    clean = skimage.data.astronaut()[100:356, 100:356].astype(np.float32) / 255
+    noisy = demonstration.add_noise(clean, 25, seed=3)
+    assert np.std(noisy - clean) * 255 == pytest.approx(25, rel=0.01)
+    results = demonstration.compare(clean, noisy, 25)
+    psnr = {name: result.score.psnr for name, result in results.items()}
+    assert psnr["mirnet_fast"] > psnr["noisy"] + 6
+    assert psnr["mirnet_fast"] > psnr["non-local means"]
+    assert evaluation.psnr(evaluation.as_file(noisy), clean) == psnr["noisy"]
+
+
+@pytest.mark.parametrize("sigma", [0, 10, 40])
+def test_other_noise(network, sigma):
+    clean = skimage.data.astronaut()[100:228, 100:228].astype(np.float32) / 255
+    restored = demonstration.methods()["mirnet_fast"](demonstration.add_noise(clean, sigma, seed=3), sigma)
+    assert evaluation.psnr(restored, clean) > {0: 36, 10: 33, 40: 26}[sigma]
+
+
+def test_reference_gives_the_same(network):
+    published = reference.MIRNet(n_feat=16, n_RRG=1, n_MSRB=1).eval()
+    published.load_state_dict(network.state_dict())
+    x = torch.from_numpy(skimage.data.astronaut()[:64, :64].transpose(2, 0, 1)[None].astype(np.float32) / 255)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x), published(x), rtol=0, atol=1e-5)
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="name must be one of denoise_small; got 'denoise_large'"):
+        load_pretrained("denoise_large")
