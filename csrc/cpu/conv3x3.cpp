@@ -58,11 +58,12 @@ std::vector<float> per_channel(const Tensor& tensor, int64_t channels) {
   return result;
 }
 
-// Few enough tiles that a block stays in the cache, and at least two blocks for two threads. The
-// shape alone decides, so that the statistics do not depend on the number of threads.
+// Blocks of 36 tiles, of fewer where that leaves less than 16 of them for the threads, but of 12
+// still, or reading the weights would take longer than multiplying by them. The shape alone
+// decides, so that the statistics do not depend on the number of threads.
 void set_blocks(ConvArgs& args) {
   const int64_t tiles = ((args.out.h + 3) / 4) * ((args.out.w + 3) / 4);
-  const int64_t most = tiles < 384 ? 12 : 24;
+  const int64_t most = std::clamp<int64_t>(tiles / 16, 12, 36);
   const int64_t blocks = (tiles + most - 1) / most;
   args.block_tiles = (tiles + blocks - 1) / blocks;
   args.blocks = (tiles + args.block_tiles - 1) / args.block_tiles;

@@ -21,16 +21,18 @@ constexpr float kA2 = 0.5f, kB2 = 2.0f;
 
 using V = Vec<float>;
 
-// Six values at the six points.
+// Six values at three of the six points: 0 and +-a, or +-1/a and infinity. No term is common to
+// both halves, and the halves of a tile fit into the registers where all of it does not.
+template <int Half>
 inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
-  const V even_a = x[4] - kB2 * x[2], odd_a = kA * (x[3] - kB2 * x[1]);
-  const V even_b = x[4] - kA2 * x[2], odd_b = kB * (x[3] - kA2 * x[1]);
-  out[0] = (x[0] + x[4]) - (kA2 + kB2) * x[2];
-  out[1] = even_a + odd_a;
-  out[2] = even_a - odd_a;
-  out[3] = even_b + odd_b;
-  out[4] = even_b - odd_b;
-  out[5] = (x[1] + x[5]) - (kA2 + kB2) * x[3];
+  constexpr float kOther = Half == 0 ? kB2 : kA2;
+  const V even = x[4] - kOther * x[2], odd = (Half == 0 ? kA : kB) * (x[3] - kOther * x[1]);
+  out[Half == 0 ? 1 : 0] = even + odd;
+  out[Half == 0 ? 2 : 1] = even - odd;
+  if constexpr (Half == 0)
+    out[0] = (x[0] + x[4]) - (kA2 + kB2) * x[2];
+  else
+    out[2] = (x[1] + x[5]) - (kA2 + kB2) * x[3];
 }
 
 // Four outputs from the six points.
@@ -85,26 +87,36 @@ inline Window window_of(const Map& in, int64_t n, const Tile& tile, float* buffe
   return {buffer, kIn * ld, ld};
 }
 
+// Three rows of points of one vector of channels, from row 3 * Half on.
+template <int Half>
+inline __attribute__((always_inline)) void transform_half(const Window& x, float* points,
+                                                          int64_t step) {
+  V half[kIn][3];  // [column][point]
+#pragma GCC unroll 6
+  for (int j = 0; j < kIn; ++j) {
+    V column[kIn];
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) column[i] = load(x.data + i * x.sh + j * x.sw, Full{});
+    to_points<Half>(column, half[j]);
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < 3; ++i) {
+    V row[kIn], out[kIn];
+#pragma GCC unroll 6
+    for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
+    to_points<0>(row, out);
+    to_points<1>(row, out + 3);
+#pragma GCC unroll 6
+    for (int j = 0; j < kIn; ++j) store(points + ((3 * Half + i) * kIn + j) * step, out[j], Full{});
+  }
+}
+
 // points[p * step + c] for `channels`, whole vectors.
 inline void transform_in(const Window& x, int64_t channels, float* points, int64_t step) {
   for (int64_t c = 0; c < channels; c += kLanes<float>) {
-    V half[kIn][kIn];  // [column][point]
-#pragma GCC unroll 6
-    for (int j = 0; j < kIn; ++j) {
-      V column[kIn];
-      for (int i = 0; i < kIn; ++i) column[i] = load(x.data + i * x.sh + j * x.sw + c, Full{});
-      if (j >= kIn - kOut)
-        for (int i = 0; i < kIn; ++i)
-          __builtin_prefetch(x.data + i * x.sh + (j + kOut) * x.sw + c, 0, 2);
-      to_points(column, half[j]);
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < kIn; ++i) {
-      V row[kIn], out[kIn];
-      for (int j = 0; j < kIn; ++j) row[j] = half[j][i];
-      to_points(row, out);
-      for (int j = 0; j < kIn; ++j) store(points + (i * kIn + j) * step + c, out[j], Full{});
-    }
+    const Window at{x.data + c, x.sh, x.sw};
+    transform_half<0>(at, points + c, step);
+    transform_half<1>(at, points + c, step);
   }
 }
 
@@ -124,12 +136,13 @@ inline __attribute__((always_inline)) void transform_out(const float* points, in
 // What one block works with.
 struct Work {
   const ConvArgs& args;
-  int64_t n, first, count;  // tiles
-  int64_t in_ld;            // channels of a transformed input
+  int64_t n, first, count, tiles;
+  int64_t in_ld;  // channels of a transformed input
   float *in, *products, *window;
-  float *values,
-      *pooled;  // of a tile's 16 pixels: outputs; maximum and sum so far, one pair a tile
+  float* values;  // a tile's 16 pixels
+  float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
   double* sums;
+  const float **next_in, **next_out;
 };
 
 inline void block_in(const Work& work) {
@@ -141,13 +154,91 @@ inline void block_in(const Work& work) {
   }
 }
 
-inline void block_products(const Work& work, int64_t column, int64_t width) {
+// What a product asks for on the way: four pixels of the next block's input, four of this block's
+// output. The arithmetic unit is busy and the memory idle here, and the other way round in between.
+struct Ahead {
+  const float *in, *out;
+  int64_t in_step, out_step;
+};
+
+// out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only.
+template <int R, int N>
+inline void multiply(const float* a, int64_t lda, const float* w, int64_t k_count, float* out,
+                     const Ahead& ahead) {
+  constexpr int64_t kLine = 16, kWidth = N * kLanes<float>;
+  V sum[R][N]{};
+  for (int64_t first = 0; first < k_count; first += kLine) {
+    for (int j = 0; j < kOut; ++j) {
+      __builtin_prefetch(ahead.in + j * ahead.in_step + first, 0, 2);
+      if (first < kWidth) __builtin_prefetch(ahead.out + j * ahead.out_step + first, 1, 2);
+    }
+    const int64_t last = least(first + kLine, k_count);
+    for (int64_t k = first; k < last; ++k) {
+      V row[N];
+      for (int j = 0; j < N; ++j) row[j] = load(w + k * kWidth + j * kLanes<float>, Full{});
+      for (int i = 0; i < R; ++i) {
+        const float x = a[i * lda + k];
+        for (int j = 0; j < N; ++j) sum[i][j] += x * row[j];
+      }
+    }
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < N; ++j) store(out + i * kWidth + j * kLanes<float>, sum[i][j], Full{});
+}
+
+template <int N, int R = kRows>
+inline void multiply_rows(int64_t rows, const float* a, int64_t lda, const float* w, int64_t k,
+                          float* out, const Ahead& ahead) {
+  if constexpr (R > 1)
+    if (rows < R) return multiply_rows<N, R - 1>(rows, a, lda, w, k, out, ahead);
+  multiply<R, N>(a, lda, w, k, out, ahead);
+}
+
+// The rows of four pixels that products ask for, as many as there are products in a block at most.
+inline void look_ahead(const Work& work) {
   const ConvArgs& args = work.args;
-  const float* weight = args.packed + column * args.in.c * kPoints;
-  for (int64_t p = 0; p < kPoints; ++p)
-    gemm<float>(work.in + p * plane(args.block_tiles, work.in_ld), work.in_ld, 1, work.count,
-                weight + p * args.in.c * width, 0, args.in.c, width,
-                work.products + p * plane(args.block_tiles, width), width, false);
+  for (int64_t t = 0; t < work.count; ++t) {
+    const Tile next = tile_at(args.out, least(work.first + work.count + t, work.tiles - 1));
+    for (int64_t i = 0; i < kIn; ++i) {
+      const int64_t h = next.h - 1 + i;
+      const int64_t inside = h < 0 ? 0 : least(h, args.in.h - 1);
+      work.next_in[t * kIn + i] = address<float>(args.in, work.n, inside, next.w + 1);
+    }
+    const Tile own = tile_at(args.out, work.first + t);
+    for (int64_t i = 0; i < kOut; ++i)
+      work.next_out[t * kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
+  }
+}
+
+template <int N>
+inline void block_products(const Work& work, int64_t column) {
+  const ConvArgs& args = work.args;
+  constexpr int64_t kWidth = N * kLanes<float>;
+  const int64_t k = args.in.c;
+  const float* weight = args.packed + column * k * kPoints;
+  int64_t call = 0;
+  for (int64_t p = 0; p < kPoints; ++p) {
+    const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
+    float* out = work.products + p * plane(args.block_tiles, kWidth);
+    for (int64_t t = 0; t < work.count; t += kRows) {
+      const Ahead ahead{work.next_in[least(call, work.count * kIn - 1)],
+                        work.next_out[least(call, work.count * kOut - 1)] + column, args.in.sw,
+                        args.out.sw};
+      ++call;
+      multiply_rows<N>(least(kRows, work.count - t), in + t * work.in_ld, work.in_ld,
+                       weight + p * k * kWidth, k, out + t * kWidth, ahead);
+    }
+  }
+}
+
+// All panels but the last one of the channels are as wide as the registers allow.
+inline void block_products(const Work& work, int64_t column, [[maybe_unused]] int64_t width) {
+#if defined(__AVX512F__)
+  if (width == 1 * kConvGroup) return block_products<1>(work, column);
+  if (width == 2 * kConvGroup) return block_products<2>(work, column);
+  if (width == 3 * kConvGroup) return block_products<3>(work, column);
+#endif
+  block_products<kMaxVectors>(work, column);
 }
 
 // f(i, j) for the pixels of a tile that lie inside the map.
@@ -197,10 +288,7 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
         y[i][j] += load(residual + i * args.residual.sh + j * args.residual.sw, span);
       });
     }
-    pixels(tile, [&](int i, int j) {
-      __builtin_prefetch(out + i * sh + (j + kOut) * sw + c, 1, 2);
-      store(out + i * sh + j * sw + c, y[i][j], span);
-    });
+    pixels(tile, [&](int i, int j) { store(out + i * sh + j * sw + c, y[i][j], span); });
     if (args.pooled == nullptr) return;
     V total{};
     pixels(tile, [&](int i, int j) { total += y[i][j]; });
@@ -247,14 +335,21 @@ void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
   Buffer<float> in(kPoints * plane(args.block_tiles, in_ld));
   Buffer<float> products(kPoints * plane(args.block_tiles, panel));
   Buffer<float> window(kPoints * in_ld), values(kPixels * panel);
+  Buffer<const float*> next_in(args.block_tiles * kIn), next_out(args.block_tiles * kOut);
   Buffer<float> pooled(args.block_tiles * 2 * kPixels);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block % args.blocks * args.block_tiles;
     const int64_t count = least(args.block_tiles, tiles - first);
     double* sums = args.pooled == nullptr ? nullptr : args.sums + block * args.out.c;
-    const Work work{
-        args, block / args.blocks, first, count, in_ld, in, products, window, values, pooled, sums};
+    const Work work{args,    block / args.blocks,
+                    first,   count,
+                    tiles,   in_ld,
+                    in,      products,
+                    window,  values,
+                    pooled,  sums,
+                    next_in, next_out};
     if (args.pooled != nullptr) clear_statistics(work);
+    look_ahead(work);
     block_in(work);
     for (int64_t column = 0; column < columns; column += kPanel) {
       const int64_t width = least(kPanel, columns - column);
