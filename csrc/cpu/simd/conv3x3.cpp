@@ -154,8 +154,9 @@ inline void block_in(const Work& work) {
   }
 }
 
-// What a product asks for on the way: four pixels of the next block's input, four of this block's
-// output. The arithmetic unit is busy and the memory idle here, and the other way round in between.
+// What a product asks for on the way: four pixels of this block's output, and in the last panel
+// four of the next block's input. The arithmetic unit is busy and the memory idle here, and the
+// other way round in between.
 struct Ahead {
   const float *in, *out;
   int64_t in_step, out_step;
@@ -221,9 +222,11 @@ inline void block_products(const Work& work, int64_t column) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
     float* out = work.products + p * plane(args.block_tiles, kWidth);
     for (int64_t t = 0; t < work.count; t += kRows) {
-      const Ahead ahead{work.next_in[least(call, work.count * kIn - 1)],
-                        work.next_out[least(call, work.count * kOut - 1)] + column, args.in.sw,
-                        args.out.sw};
+      const float* result = work.next_out[least(call, work.count * kOut - 1)] + column;
+      const Ahead ahead = column + kWidth < args.out.c
+                              ? Ahead{in + t * work.in_ld, result, work.in_ld, args.out.sw}
+                              : Ahead{work.next_in[least(call, work.count * kIn - 1)], result,
+                                      args.in.sw, args.out.sw};
       ++call;
       multiply_rows<N>(least(kRows, work.count - t), in + t * work.in_ld, work.in_ld,
                        weight + p * k * kWidth, k, out + t * kWidth, ahead);
