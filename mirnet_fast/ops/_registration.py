@@ -58,9 +58,18 @@ def register_in_place(name, arguments):
 
     Networks reach it as `torch.ops.mirnet_fast_cpu.NAME` where that backend was picked.
     """
+    define_for_cpu(f"{name}({', '.join(arguments)}) -> ()")
+
+
+def define_for_cpu(schema, fake=lambda *args: None):
+    """Define an op that the C++ kernels alone have, and only for inference.
+
+    Args:
+        fake: function of the op's arguments that returns an output like the real one.
+    """
     library = _libraries["cpu"]
-    library.define(f"{name}({', '.join(arguments)}) -> ()", tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(f"mirnet_fast_cpu::{name}", lambda *args: None, lib=library)
+    library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.register_fake(f"mirnet_fast_cpu::{schema.partition('(')[0]}", fake, lib=library)
 
 
 def _triton_kernel(name, function):

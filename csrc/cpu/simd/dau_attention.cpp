@@ -7,44 +7,6 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-// max and mean over the channels of `count` pixels; a NaN wins, as in torch.max.
-template <class A>
-inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A* mean) {
-  constexpr int kTogether = kLanes<A>;
-  for (int64_t i = 0; i < count; i += kTogether) {
-    const int64_t valid = least(kTogether, count - i);
-    Vec<A> best[kTogether]{}, sum[kTogether]{};
-    for (int64_t j = 0; j < valid; ++j) {
-      const A* pixel = x.data + (i + j) * x.ld;
-      Vec<A> b = splat<A>(-__builtin_inf()), s{};
-      lanes<A>(channels, [&](int64_t c, auto span) {
-        Vec<A> value = load(pixel + c, span);
-        s += value;
-        if constexpr (__is_same(decltype(span), Part))
-          for (int64_t l = span.count; l < kLanes<A>; ++l) value[l] = -__builtin_inf();
-        b = select<A>(value > b, value, b);
-      });
-      best[j] = b;
-      sum[j] = s;
-    }
-    reduce_each<A>(best, [](Vec<A> a, Vec<A> b) { return select<A>(a > b, a, b); });
-    reduce_each<A>(sum, [](Vec<A> a, Vec<A> b) { return a + b; });
-    sum[0] /= A(channels);
-    if (valid == kTogether) {
-      store(max + i, best[0], Full{});
-      store(mean + i, sum[0], Full{});
-    } else {
-      store(max + i, best[0], Part{valid});
-      store(mean + i, sum[0], Part{valid});
-    }
-  }
-  // The comparisons above pass over a NaN; its pixel's mean is one too, and that is rare.
-  for (int64_t i = 0; i < count; ++i)
-    if (mean[i] != mean[i])
-      for (int64_t c = 0; c < channels; ++c)
-        if (x.data[i * x.ld + c] != x.data[i * x.ld + c]) max[i] = x.data[i * x.ld + c];
-}
-
 template <class A>
 inline int32_t first_index(const A* pixel, int64_t channels, A value) {
   for (int64_t c = 0; c < channels; ++c)
@@ -69,6 +31,7 @@ void dau_stats(const DauArgs& args, int64_t begin, int64_t end) {
       const View<A> x = view_tile<T>(r, rows.n, h, w, count, buffer);
       const int64_t at = h * r.w + w;
       pool_channels(x, r.c, count, max + at, mean + at);
+      for (int64_t i = 0; i < count; ++i) mean[at + i] /= A(r.c);
       if (args.argmax != nullptr)
         for (int64_t i = 0; i < count; ++i)
           args.argmax[rows.n * plane + at + i] = first_index(x.data + i * x.ld, r.c, max[at + i]);

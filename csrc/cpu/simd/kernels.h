@@ -129,6 +129,20 @@ struct UpArgs {
   void* bottom_sums;  // (small chunks, D, padded E)
 };
 
+// A 3x3 convolution's weights come packed: out channels padded to whole groups of this many.
+constexpr int64_t kConvGroup = 16;
+
+struct ConvArgs {
+  Map in, out, residual;  // channels last; residual.data null: none
+  const float* packed;
+  const float* bias;   // (C' in whole groups)
+  const float* slope;  // (C' in whole groups)
+  float* pooled;       // (N, 2, H, W): max, mean; or null
+  double* sums;        // (N * blocks, C'), where pooled is not null
+  int64_t blocks;      // an image; tiles are counted along its rows
+  int64_t block_tiles;
+};
+
 #define MIRNET_DECLARE_KERNELS(isa)                                           \
   namespace isa {                                                             \
   template <class A>                                                          \
@@ -137,6 +151,8 @@ struct UpArgs {
   int64_t panel_columns();                                                    \
   template <class A>                                                          \
   void pack(const PackArgs&, int64_t begin, int64_t end);                     \
+  template <class A>                                                          \
+  void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);           \
   template <class T>                                                          \
   void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);       \
   template <class T>                                                          \

@@ -398,4 +398,41 @@ inline void add_columns(double* total, int64_t channels, int64_t count, F f) {
   });
 }
 
+// Maximum and sum over the channels of `count` pixels; a NaN wins, as in torch.max.
+template <class A>
+inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A* total) {
+  constexpr int kTogether = kLanes<A>;
+  for (int64_t i = 0; i < count; i += kTogether) {
+    const int64_t valid = least(kTogether, count - i);
+    Vec<A> best[kTogether]{}, sum[kTogether]{};
+    for (int64_t j = 0; j < valid; ++j) {
+      const A* pixel = x.data + (i + j) * x.ld;
+      Vec<A> b = splat<A>(-__builtin_inf()), s{};
+      lanes<A>(channels, [&](int64_t c, auto span) {
+        Vec<A> value = load(pixel + c, span);
+        s += value;
+        if constexpr (__is_same(decltype(span), Part))
+          for (int64_t l = span.count; l < kLanes<A>; ++l) value[l] = -__builtin_inf();
+        b = select<A>(value > b, value, b);
+      });
+      best[j] = b;
+      sum[j] = s;
+    }
+    reduce_each<A>(best, [](Vec<A> a, Vec<A> b) { return select<A>(a > b, a, b); });
+    reduce_each<A>(sum, [](Vec<A> a, Vec<A> b) { return a + b; });
+    if (valid == kTogether) {
+      store(max + i, best[0], Full{});
+      store(total + i, sum[0], Full{});
+    } else {
+      store(max + i, best[0], Part{valid});
+      store(total + i, sum[0], Part{valid});
+    }
+  }
+  // The comparisons above pass over a NaN; its pixel's sum is one too, and that is rare.
+  for (int64_t i = 0; i < count; ++i)
+    if (total[i] != total[i])
+      for (int64_t c = 0; c < channels; ++c)
+        if (x.data[i * x.ld + c] != x.data[i * x.ld + c]) max[i] = x.data[i * x.ld + c];
+}
+
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

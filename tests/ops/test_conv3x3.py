@@ -1,0 +1,220 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from .common import Values, needs_kernels
+
+pytestmark = needs_kernels
+
+# n, inputs, outputs, h, w
+SHAPES = {
+    "one value": (1, 1, 1, 1, 1),
+    "ends of the network": (1, 3, 64, 20, 24),
+    "the other end": (2, 64, 3, 9, 11),
+    "one row": (3, 5, 7, 1, 50),
+    "one column": (1, 16, 16, 33, 1),
+    "a panel and a bit": (1, 20, 67, 6, 7),
+    "two panels and 16": (1, 33, 144, 13, 10),
+    "whole tiles": (1, 64, 64, 16, 16),
+    "deep": (1, 256, 32, 12, 12),
+    "many blocks": (2, 8, 9, 81, 86),
+}
+
+
+def conv(name):
+    return getattr(torch.ops.mirnet_fast_cpu, name)
+
+
+class Arguments:
+    """Of the op, and what it has to give, in float64."""
+
+    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1):
+        values = Values(torch.float32, layout)
+        self.x, self.residual = values.map(n, inputs, h, w), values.map(n, outputs, h, w)
+        self.weight = values.weight(outputs, inputs, 3, 3)
+        self.packed = conv("conv3x3_pack")(self.weight)
+        self.bias, self.slope = values.weight(outputs), values.weight(slopes)
+        self.outputs = outputs
+
+    def run(self, bias=None, slope=None, residual=None):
+        return conv("conv3x3")(self.x, self.packed, self.outputs, bias, slope, residual)
+
+    def expected(self, bias=None, slope=None, residual=None):
+        bias = None if bias is None else bias.double()
+        result = F.conv2d(self.x.double(), self.weight.double(), bias, padding=1)
+        if slope is not None:
+            result = F.prelu(result, slope.double())
+        return result if residual is None else result + residual.double()
+
+    def run_with_statistics(self):
+        """[output, maximum and mean over the channels, sums over the pixels]."""
+        n, _, h, w = self.x.shape
+        out = torch.empty(n, self.outputs, h, w).contiguous(memory_format=torch.channels_last)
+        pooled, sums = torch.empty(n, 2, h, w), torch.empty(n, self.outputs, dtype=torch.float64)
+        conv("conv3x3_into")(out, self.x, self.packed, self.bias, self.slope, self.residual, pooled, sums)
+        return [out, pooled, sums]
+
+
+def close(actual, expected, bound=3e-6):
+    assert actual.shape == expected.shape
+    error = (actual.double() - expected).norm() / expected.norm()
+    assert error <= bound, f"relative error {error:.1e}"
+
+
+def statistics(value):
+    return torch.stack([value.amax(1), value.mean(1)], 1), value.sum((2, 3))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contract(shape):
+    a = Arguments(*SHAPES[shape])
+    result = a.run()
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    close(result, a.expected())
+
+
+@pytest.mark.parametrize("channels", [64, 128, 256])
+def test_contract_of_the_network(channels):
+    a = Arguments(1, channels, channels, 32, 24)
+    close(a.run(), a.expected())
+
+
+@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "two panels and 16"])
+@pytest.mark.parametrize("names", [("bias",), ("slope",), ("residual",), ("bias", "slope", "residual")])
+def test_contract_with_epilogue(shape, names):
+    for slopes in (1, SHAPES[shape][2]):
+        a = Arguments(*SHAPES[shape], slopes=slopes)
+        chosen = {name: getattr(a, name) for name in names}
+        close(a.run(**chosen), a.expected(**chosen))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contract_of_statistics(shape):
+    a = Arguments(*SHAPES[shape])
+    out, pooled, sums = a.run_with_statistics()
+    assert torch.equal(out, a.run(a.bias, a.slope, a.residual))
+    # Of the output as it was rounded: the maximum is exact.
+    expected_pooled, expected_sums = statistics(out.double())
+    assert torch.equal(pooled[:, 0].double(), expected_pooled[:, 0])
+    torch.testing.assert_close(pooled.double(), expected_pooled, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-5)
+
+
+def test_sliced_maps():
+    a = Arguments(2, 18, 35, 11, 14, layout="sliced")
+    close(a.run(residual=a.residual), a.expected(residual=a.residual))
+    big = torch.full((2, 40, 13, 16), 7.0).contiguous(memory_format=torch.channels_last)
+    out = big[:, 2:37, 1:12, 1:15]
+    conv("conv3x3_into")(out, a.x, a.packed, None, None, None, None, None)
+    close(out, a.expected())
+    out.fill_(7.0)
+    assert (big == 7.0).all()
+
+
+def test_residual_may_be_the_output():
+    a = Arguments(1, 20, 67, 9, 10)
+    expected = a.expected(residual=a.residual)
+    conv("conv3x3_into")(a.residual, a.x, a.packed, None, None, a.residual, None, None)
+    close(a.residual, expected)
+
+
+def test_empty_batch():
+    a = Arguments(0, 3, 5, 8, 8)
+    assert a.run(a.bias, a.slope, a.residual).shape == (0, 5, 8, 8)
+    assert [value.shape[0] for value in a.run_with_statistics()] == [0, 0, 0]
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(Arguments(3, 20, 67, 70, 66).run_with_statistics())
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(0, 0), (5, 6), (7, 8), (10, 12)])
+def test_special_values_reach_what_they_must(special, place):
+    a = Arguments(1, 5, 18, 11, 13)
+    a.x[0, 2, place[0], place[1]] = special
+    out, pooled, sums = a.run_with_statistics()
+    touched = ~a.expected().isfinite()
+    spread = F.max_pool2d(touched.double(), 5, 1, 2) > 0
+    assert not out[touched].isfinite().any()
+    assert out[~spread].isfinite().all()
+    assert not sums.isfinite().any()
+    if special != special:
+        assert pooled[:, 0][touched.any(1)].isnan().all()
+        assert pooled[:, 1][touched.any(1)].isnan().all()
+
+
+def wrong(name, value):
+    return lambda a: setattr(a, name, value(a))
+
+
+WRONG = {
+    "x must be .N, C, H, W.": wrong("x", lambda a: a.x[0]),
+    "x must be float32": wrong("x", lambda a: a.x.double()),
+    "x must be channels_last": wrong("x", lambda a: a.x.contiguous()),
+    "packed must have shape .36, 6, 16.": wrong("packed", lambda a: a.packed[:, :5]),
+    "packed must be contiguous": wrong(
+        "packed", lambda a: a.packed.transpose(1, 2).contiguous().transpose(1, 2)
+    ),
+    "bias must have shape .7.": wrong("bias", lambda a: a.bias[:1]),
+    "bias must have the dtype": wrong("bias", lambda a: a.bias.double()),
+    "slope must have shape .7.": wrong("slope", lambda a: torch.ones(2)),
+    "residual must have shape": wrong("residual", lambda a: a.residual[:, :, :-1]),
+    "residual must be channels_last": wrong("residual", lambda a: a.residual.contiguous()),
+    "channels must be at least 1": wrong("outputs", lambda a: 0),
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_arguments_are_named(message):
+    a = Arguments(2, 6, 7, 8, 9)
+    WRONG[message](a)
+    with pytest.raises(RuntimeError, match=f"conv3x3: {message}"):
+        a.run(a.bias, a.slope, a.residual)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"out": lambda v: v[:1]}, "out must have shape"),
+        ({"out": lambda v: v.contiguous()}, "out must be channels_last"),
+        ({"pooled": lambda v: v[:, :1]}, "pooled must have shape"),
+        ({"pooled": lambda v: v.transpose(2, 3).contiguous().transpose(2, 3)}, "pooled must be contiguous"),
+        ({"sums": lambda v: v.float()}, "sums must be contiguous float64"),
+        ({"sums": lambda v: None}, "pooled and sums go together"),
+    ],
+)
+def test_wrong_outputs_are_named(change, message):
+    a = Arguments(2, 6, 7, 8, 9)
+    results = dict(zip(("out", "pooled", "sums"), a.run_with_statistics(), strict=True))
+    results |= {name: f(results[name]) for name, f in change.items()}
+    with pytest.raises(RuntimeError, match=f"conv3x3: {message}"):
+        conv("conv3x3_into")(
+            results["out"], a.x, a.packed, None, None, None, results["pooled"], results["sums"]
+        )
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(4, 4, 1, 1), torch.zeros(4, 4, 3), torch.zeros(0, 4, 3, 3)])
+def test_a_wrong_weight_is_named(weight):
+    with pytest.raises(RuntimeError, match="conv3x3_pack: weight must be"):
+        conv("conv3x3_pack")(weight)
+
+
+def test_opcheck():
+    a = Arguments(2, 6, 20, 8, 9)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(conv("conv3x3_pack").default, (a.weight,), test_utils=tests)
+    arguments = (a.x, a.packed, a.outputs, a.bias, a.slope, a.residual)
+    torch.library.opcheck(conv("conv3x3").default, arguments, test_utils=tests)
+    out, pooled, sums = a.run_with_statistics()
+    arguments = (out, a.x, a.packed, a.bias, a.slope, a.residual, pooled, sums)
+    torch.library.opcheck(conv("conv3x3_into").default, arguments, test_utils=tests)
