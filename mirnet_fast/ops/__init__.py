@@ -1,6 +1,7 @@
 """The fused ops: checks, schemas, gradients, and the way to a backend."""
 
 from . import conv3x3 as _conv3x3  # noqa: F401 (defines ops)
+from . import conv_transpose3x3 as _conv_transpose3x3  # noqa: F401 (defines ops)
 from .blur_pool import blur_pool
 from .dau_attention import dau_attention
 from .residual_down_tail import residual_down_tail

@@ -153,6 +153,8 @@ struct ConvArgs {
   void pack(const PackArgs&, int64_t begin, int64_t end);                     \
   template <class A>                                                          \
   void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);           \
+  template <class A>                                                          \
+  void conv_transpose3x3_blocks(const ConvArgs&, int64_t begin, int64_t end); \
   template <class T>                                                          \
   void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);       \
   template <class T>                                                          \

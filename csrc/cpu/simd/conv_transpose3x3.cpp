@@ -1,0 +1,40 @@
+// conv_transpose3x3: the transposed 3x3 convolution of stride 2 (padding 1, output padding 1) as
+// its four sub-pixel phases: an even output row or column has one tap, an odd one two, and these go
+// by F(4, 2). Fused: bias and PReLU. Floor: the products of 16 + 20 + 20 + 25 points for 144
+// multiply-adds of the phases (and 576 with inserted zeros). A tile is 4 x 4 pixels of each phase,
+// from 5 x 5 of the input; the phases of a block follow each other, so its input is in the cache.
+#include "winograd.h"
+
+namespace mirnet_fast::cpu::MIRNET_ISA {
+
+namespace {
+
+template <class Rows, class Cols>
+inline void convolve_phase(ConvArgs& args, int64_t block, const Scratch& scratch) {
+  convolve_block<Rows, Cols>(args, block, scratch);
+  args.packed += kWeights<Rows, Cols> * args.in.c * columns_of(args);
+}
+
+}  // namespace
+
+// Blocks [begin, end) of N * blocks.
+template <class T>
+void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
+  const Scratch scratch(args, panel_of(columns_of(args)));
+  float* out = static_cast<float*>(args.out.data);
+  const int64_t down = args.out.sh / 2, right = args.out.sw / 2;
+  for (int64_t block = begin; block < end; ++block) {
+    ConvArgs phase = args;
+    convolve_phase<OneTap, OneTap>(phase, block, scratch);
+    phase.out.data = out + right;
+    convolve_phase<OneTap, TwoTaps>(phase, block, scratch);
+    phase.out.data = out + down;
+    convolve_phase<TwoTaps, OneTap>(phase, block, scratch);
+    phase.out.data = out + down + right;
+    convolve_phase<TwoTaps, TwoTaps>(phase, block, scratch);
+  }
+}
+
+template void conv_transpose3x3_blocks<float>(const ConvArgs&, int64_t, int64_t);
+
+}  // namespace mirnet_fast::cpu::MIRNET_ISA

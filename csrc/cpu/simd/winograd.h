@@ -1,0 +1,466 @@
+// Convolutions by Winograd's minimal filtering: 4 x 4 outputs of a small filter from the products
+// at a few points, where the plain way would keep the arithmetic unit busy several times as long.
+//
+// A block is about 30 tiles of 4 x 4 outputs. Its transformed input stays in the second-level cache
+// while the products of a panel of output channels are made, and so does a panel's result until it
+// is transformed back: nothing in between goes to memory. Along each axis one of the structs below
+// says how; V is one vector of channels.
+#pragma once
+
+#include "tile.h"
+
+namespace mirnet_fast::cpu::MIRNET_ISA {
+
+namespace {
+
+constexpr int kOut = 4, kPixels = kOut * kOut;
+constexpr int kMostIn = 6, kMostPoints = 36;
+
+using V = Vec<float>;
+
+// Four outputs from the sums and differences of the products at +-a and +-b.
+inline __attribute__((always_inline)) void outputs_of(const V* m, float a, float b, V* out) {
+  const V even_a = m[0] + m[1], odd_a = a * (m[0] - m[1]);
+  const V even_b = m[2] + m[3], odd_b = b * (m[2] - m[3]);
+  out[0] = even_a + even_b;
+  out[1] = odd_a + odd_b;
+  out[2] = a * a * even_a + b * b * even_b;
+  out[3] = a * a * odd_a + b * b * odd_b;
+}
+
+// Three taps, the output in their middle: F(4, 3). A part of the points is what needs no term that
+// another part needs; two parts of a tile fit into the registers one by one, but not together.
+//
+// The points are +-a, 0, +-1/a and infinity with a = sqrt(1/2): against the usual 0, +-1, +-2 they
+// halve the error, and as the product of the squares is 1 they cost no multiplication more.
+struct ThreeTaps {
+  static constexpr int kIn = 6, kFirst = -1, kPoints = 6, kParts = 2, kPart = 3;
+  static constexpr bool kOneWeight = false;
+  static constexpr float kA = 0.70710678118654752f, kB = 1.4142135623730950f;
+  static constexpr float kA2 = 0.5f, kB2 = 2.0f;
+
+  template <int Part>
+  static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
+    constexpr float kOther = Part == 0 ? kB2 : kA2;
+    const V even = x[4] - kOther * x[2], odd = (Part == 0 ? kA : kB) * (x[3] - kOther * x[1]);
+    out[0] = even + odd;
+    out[1] = even - odd;
+    if constexpr (Part == 0)
+      out[2] = (x[0] + x[4]) - (kA2 + kB2) * x[2];
+    else
+      out[2] = (x[1] + x[5]) - (kA2 + kB2) * x[3];
+  }
+
+  static inline __attribute__((always_inline)) void from_points(const V* m, V* out) {
+    const V pairs[4] = {m[0], m[1], m[3], m[4]};
+    outputs_of(pairs, kA, kB, out);
+    out[0] += m[2];
+    out[3] += m[5];
+  }
+};
+
+// Two taps, the output at the first of them: F(4, 2) with the points +-a, infinity, +-b.
+struct TwoTaps {
+  static constexpr int kIn = 5, kFirst = 0, kPoints = 5, kParts = 2, kPart = 3;
+  static constexpr bool kOneWeight = false;
+  static constexpr float kA = 0.5f, kB = 1.25f;
+
+  template <int Part>
+  static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
+    constexpr float kOther = Part == 0 ? kB * kB : kA * kA;
+    const V even = x[3] - kOther * x[1], odd = (Part == 0 ? kA : kB) * (x[2] - kOther * x[0]);
+    out[0] = even + odd;
+    out[1] = even - odd;
+    if constexpr (Part == 0)
+      out[2] = x[4] - (kA * kA + kB * kB) * x[2] + (kA * kA * kB * kB) * x[0];
+  }
+
+  static inline __attribute__((always_inline)) void from_points(const V* m, V* out) {
+    const V pairs[4] = {m[0], m[1], m[3], m[4]};
+    outputs_of(pairs, kA, kB, out);
+    out[3] += m[2];
+  }
+};
+
+// One tap, at the output: the values themselves, all with the same weight.
+struct OneTap {
+  static constexpr int kIn = 4, kFirst = 0, kPoints = 4, kParts = 1, kPart = 4;
+  static constexpr bool kOneWeight = true;
+
+  template <int>
+  static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
+    for (int i = 0; i < kIn; ++i) out[i] = x[i];
+  }
+  static inline __attribute__((always_inline)) void from_points(const V* m, V* out) {
+    for (int i = 0; i < kOut; ++i) out[i] = m[i];
+  }
+};
+
+template <class Axis>
+inline __attribute__((always_inline)) void to_all_points(const V* x, V* out) {
+  Axis::template to_points<0>(x, out);
+  if constexpr (Axis::kParts > 1) Axis::template to_points<1>(x, out + Axis::kPart);
+}
+
+// Planes of one point each, a cache line further apart than their contents: at a power of two all
+// 36 lines of a tile would compete for the same few places of the first-level cache.
+inline int64_t plane(int64_t tiles, int64_t ld) { return tiles * ld + 16; }
+
+struct Tile {
+  int64_t h, w;        // of its first output pixel
+  int64_t rows, cols;  // of its output pixels that lie inside the map
+};
+
+inline Tile tile_at(const Map& out, int64_t index) {
+  const int64_t across = (out.w + kOut - 1) / kOut;
+  const int64_t h = index / across * kOut, w = index % across * kOut;
+  return {h, w, least(kOut, out.h - h), least(kOut, out.w - w)};
+}
+
+// The pixels that a tile reads, whole vectors of channels: pixel (i, j) at data + i * sh + j * sw.
+struct Window {
+  const float* data;
+  int64_t sh, sw;
+};
+
+// Where they lie if that is possible, else copied to `buffer` with zeros around the map.
+template <class Rows, class Cols>
+inline Window window_of(const Map& in, int64_t n, const Tile& tile, float* buffer) {
+  const int64_t top = tile.h + Rows::kFirst, left = tile.w + Cols::kFirst;
+  const bool inside = top >= 0 && left >= 0 && top + Rows::kIn <= in.h && left + Cols::kIn <= in.w;
+  if (inside && in.c % kLanes<float> == 0) return {address<float>(in, n, top, left), in.sh, in.sw};
+  const int64_t ld = pad<float>(in.c);
+  for (int64_t i = 0; i < Rows::kIn; ++i)
+    for (int64_t j = 0; j < Cols::kIn; ++j) {
+      float* to = buffer + (i * Cols::kIn + j) * ld;
+      const int64_t h = top + i, w = left + j;
+      if (h < 0 || w < 0 || h >= in.h || w >= in.w) {
+        zero(to, ld);
+        continue;
+      }
+      const float* from = address<float>(in, n, h, w);
+      lanes<float>(in.c,
+                   [&](int64_t c, auto span) { store(to + c, load(from + c, span), Full{}); });
+    }
+  return {buffer, Cols::kIn * ld, ld};
+}
+
+// One part of the rows of points of one vector of channels: point p goes to points + p * step.
+template <class Rows, class Cols, int Part>
+inline __attribute__((always_inline)) void transform_part(const Window& x, float* points,
+                                                          int64_t step) {
+  constexpr int kFirst = Part * Rows::kPart;
+  constexpr int kCount =
+      Rows::kPoints - kFirst < Rows::kPart ? Rows::kPoints - kFirst : Rows::kPart;
+  V half[Cols::kIn][Rows::kPart];  // [column][point]
+#pragma GCC unroll 6
+  for (int j = 0; j < Cols::kIn; ++j) {
+    V column[Rows::kIn];
+#pragma GCC unroll 6
+    for (int i = 0; i < Rows::kIn; ++i) column[i] = load(x.data + i * x.sh + j * x.sw, Full{});
+    Rows::template to_points<Part>(column, half[j]);
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kCount; ++i) {
+    V row[Cols::kIn], out[Cols::kPoints];
+#pragma GCC unroll 6
+    for (int j = 0; j < Cols::kIn; ++j) row[j] = half[j][i];
+    to_all_points<Cols>(row, out);
+#pragma GCC unroll 6
+    for (int j = 0; j < Cols::kPoints; ++j)
+      store(points + ((kFirst + i) * Cols::kPoints + j) * step, out[j], Full{});
+  }
+}
+
+// points[p * step + c] for `channels`, whole vectors.
+template <class Rows, class Cols>
+inline void transform_in(const Window& x, int64_t channels, float* points, int64_t step) {
+  for (int64_t c = 0; c < channels; c += kLanes<float>) {
+    const Window at{x.data + c, x.sh, x.sw};
+    transform_part<Rows, Cols, 0>(at, points + c, step);
+    if constexpr (Rows::kParts > 1) transform_part<Rows, Cols, 1>(at, points + c, step);
+  }
+}
+
+// One vector of the channels of a tile's 4 x 4 outputs.
+template <class Rows, class Cols>
+inline __attribute__((always_inline)) void transform_out(const float* points, int64_t step,
+                                                         V (*out)[kOut]) {
+  V half[kOut][Cols::kPoints];
+  for (int j = 0; j < Cols::kPoints; ++j) {
+    V column[Rows::kPoints], y[kOut];
+    for (int i = 0; i < Rows::kPoints; ++i)
+      column[i] = load(points + (i * Cols::kPoints + j) * step, Full{});
+    Rows::from_points(column, y);
+    for (int i = 0; i < kOut; ++i) half[i][j] = y[i];
+  }
+  for (int i = 0; i < kOut; ++i) Cols::from_points(half[i], out[i]);
+}
+
+// What one block works with.
+struct Work {
+  const ConvArgs& args;
+  int64_t n, first, count, tiles;
+  int64_t in_ld;  // channels of a transformed input
+  float *in, *products, *window;
+  float* values;  // a tile's 16 pixels
+  float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
+  double* sums;
+  const float **next_in, **next_out;
+};
+
+template <class Rows, class Cols>
+inline void block_in(const Work& work) {
+  const int64_t step = plane(work.args.block_tiles, work.in_ld);
+  for (int64_t t = 0; t < work.count; ++t) {
+    const Tile tile = tile_at(work.args.out, work.first + t);
+    const Window x = window_of<Rows, Cols>(work.args.in, work.n, tile, work.window);
+    transform_in<Rows, Cols>(x, work.in_ld, work.in + t * work.in_ld, step);
+  }
+}
+
+// What a product asks for on the way: four pixels of this block's output, and in the last panel
+// four of the next block's input. The arithmetic unit is busy and the memory idle here, and the
+// other way round in between.
+struct Ahead {
+  const float *in, *out;
+  int64_t in_step, out_step;
+};
+
+// out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only. On its
+// own, or the loop gets its place and its registers from what surrounds it.
+template <int R, int N>
+__attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda, const float* w,
+                                                     int64_t k_count, float* out,
+                                                     const Ahead& ahead) {
+  constexpr int64_t kLine = 16, kWidth = N * kLanes<float>;
+  V sum[R][N]{};
+  for (int64_t first = 0; first < k_count; first += kLine) {
+    for (int j = 0; j < kOut; ++j) {
+      __builtin_prefetch(ahead.in + j * ahead.in_step + first, 0, 2);
+      if (first < kWidth) __builtin_prefetch(ahead.out + j * ahead.out_step + first, 1, 2);
+    }
+    const int64_t last = least(first + kLine, k_count);
+    for (int64_t k = first; k < last; ++k) {
+      V row[N];
+      for (int j = 0; j < N; ++j) row[j] = load(w + k * kWidth + j * kLanes<float>, Full{});
+      for (int i = 0; i < R; ++i) {
+        const float x = a[i * lda + k];
+        for (int j = 0; j < N; ++j) sum[i][j] += x * row[j];
+      }
+    }
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < N; ++j) store(out + i * kWidth + j * kLanes<float>, sum[i][j], Full{});
+}
+
+template <int N, int R = kRows>
+inline void multiply_rows(int64_t rows, const float* a, int64_t lda, const float* w, int64_t k,
+                          float* out, const Ahead& ahead) {
+  if constexpr (R > 1)
+    if (rows < R) return multiply_rows<N, R - 1>(rows, a, lda, w, k, out, ahead);
+  multiply<R, N>(a, lda, w, k, out, ahead);
+}
+
+// The rows of four pixels that products ask for, as many as there are products in a block at most.
+template <class Rows, class Cols>
+inline void look_ahead(const Work& work) {
+  const ConvArgs& args = work.args;
+  for (int64_t t = 0; t < work.count; ++t) {
+    const Tile next = tile_at(args.out, least(work.first + work.count + t, work.tiles - 1));
+    for (int64_t i = 0; i < Rows::kIn; ++i) {
+      const int64_t h = next.h + Rows::kFirst + i;
+      const int64_t inside = h < 0 ? 0 : least(h, args.in.h - 1);
+      work.next_in[t * Rows::kIn + i] =
+          address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - kOut);
+    }
+    const Tile own = tile_at(args.out, work.first + t);
+    for (int64_t i = 0; i < kOut; ++i)
+      work.next_out[t * kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
+  }
+}
+
+// How many weights there are for the points of both axes, and which one belongs to point (i, j).
+template <class Rows, class Cols>
+constexpr int kWeights =
+    (Rows::kOneWeight ? 1 : Rows::kPoints) * (Cols::kOneWeight ? 1 : Cols::kPoints);
+template <class Rows, class Cols>
+inline int64_t weight_of(int64_t i, int64_t j) {
+  const int64_t row = Rows::kOneWeight ? 0 : i, col = Cols::kOneWeight ? 0 : j;
+  return row * (Cols::kOneWeight ? 1 : Cols::kPoints) + col;
+}
+
+template <class Rows, class Cols, int N>
+inline void panel_products(const Work& work, int64_t column) {
+  const ConvArgs& args = work.args;
+  constexpr int64_t kWidth = N * kLanes<float>;
+  const int64_t k = args.in.c;
+  const float* weights = args.packed + column * k * kWeights<Rows, Cols>;
+  int64_t call = 0;
+  for (int64_t p = 0; p < Rows::kPoints * Cols::kPoints; ++p) {
+    const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
+    const float* weight =
+        weights + weight_of<Rows, Cols>(p / Cols::kPoints, p % Cols::kPoints) * k * kWidth;
+    float* out = work.products + p * plane(args.block_tiles, kWidth);
+    for (int64_t t = 0; t < work.count; t += kRows) {
+      const float* result = work.next_out[least(call, work.count * kOut - 1)] + column;
+      const Ahead ahead = column + kWidth < args.out.c
+                              ? Ahead{in + t * work.in_ld, result, work.in_ld, args.out.sw}
+                              : Ahead{work.next_in[least(call, work.count * Rows::kIn - 1)], result,
+                                      args.in.sw, args.out.sw};
+      ++call;
+      multiply_rows<N>(least(kRows, work.count - t), in + t * work.in_ld, work.in_ld, weight, k,
+                       out + t * kWidth, ahead);
+    }
+  }
+}
+
+// All panels but the last one of the channels are as wide as the registers allow.
+template <class Rows, class Cols>
+inline void panel_products(const Work& work, int64_t column, [[maybe_unused]] int64_t width) {
+#if defined(__AVX512F__)
+  if (width == 1 * kConvGroup) return panel_products<Rows, Cols, 1>(work, column);
+  if (width == 2 * kConvGroup) return panel_products<Rows, Cols, 2>(work, column);
+  if (width == 3 * kConvGroup) return panel_products<Rows, Cols, 3>(work, column);
+#endif
+  panel_products<Rows, Cols, kMaxVectors>(work, column);
+}
+
+// f(i, j) for the pixels of a tile that lie inside the map.
+template <class F>
+inline __attribute__((always_inline)) void pixels(const Tile& tile, F f) {
+  if (tile.rows == kOut && tile.cols == kOut) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kOut; ++j) f(i, j);
+  } else {
+    for (int i = 0; i < tile.rows; ++i)
+      for (int j = 0; j < tile.cols; ++j) f(i, j);
+  }
+}
+
+// The tile's statistics with those of its `channels` outputs in work.values, `width` apart.
+inline void add_statistics(const Work& work, int64_t t, int64_t channels, int64_t width) {
+  float max[kPixels], sum[kPixels];
+  pool_channels<float>({work.values, width}, channels, kPixels, max, sum);
+  float* best = work.pooled + t * 2 * kPixels;
+  float* total = best + kPixels;
+  for (int i = 0; i < kPixels; ++i) {
+    best[i] = best[i] > max[i] || best[i] != best[i] ? best[i] : max[i];
+    total[i] += sum[i];
+  }
+}
+
+// Outputs of a tile's channels from `column` on, `width` of them in the products.
+template <class Rows, class Cols>
+inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width) {
+  const ConvArgs& args = work.args;
+  const Tile tile = tile_at(args.out, work.first + t);
+  const float* products = work.products + t * width;
+  const int64_t channels = least(width, args.out.c - column);
+  float* out = address<float>(args.out, work.n, tile.h, tile.w) + column;
+  const int64_t sh = args.out.sh, sw = args.out.sw;
+  lanes<float>(channels, [&](int64_t c, auto span) {
+    V y[kOut][kOut];
+    transform_out<Rows, Cols>(products + c, plane(args.block_tiles, width), y);
+    const V bias = load(args.bias + column + c, Full{});
+    const V slope = load(args.slope + column + c, Full{});
+    for (int i = 0; i < kOut; ++i)
+      for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j] + bias, slope);
+    if (args.residual.data != nullptr) {
+      const float* residual = address<float>(args.residual, work.n, tile.h, tile.w) + column + c;
+      pixels(tile, [&](int i, int j) {
+        y[i][j] += load(residual + i * args.residual.sh + j * args.residual.sw, span);
+      });
+    }
+    pixels(tile, [&](int i, int j) { store(out + i * sh + j * sw + c, y[i][j], span); });
+    if (args.pooled == nullptr) return;
+    V total{};
+    pixels(tile, [&](int i, int j) { total += y[i][j]; });
+    add_to<float>(work.sums + column + c, total, span);
+    for (int i = 0; i < kPixels; ++i)
+      store(work.values + i * width + c, y[i / kOut][i % kOut], Full{});
+  });
+  if (args.pooled != nullptr) add_statistics(work, t, channels, width);
+}
+
+inline void write_pooled(const Work& work) {
+  const Map& map = work.args.out;
+  float* max = work.args.pooled + work.n * 2 * map.h * map.w;
+  float* mean = max + map.h * map.w;
+  for (int64_t t = 0; t < work.count; ++t) {
+    const Tile tile = tile_at(map, work.first + t);
+    const float* best = work.pooled + t * 2 * kPixels;
+    for (int64_t i = 0; i < tile.rows; ++i)
+      for (int64_t j = 0; j < tile.cols; ++j) {
+        const int64_t at = (tile.h + i) * map.w + tile.w + j;
+        max[at] = best[i * kOut + j];
+        mean[at] = best[kPixels + i * kOut + j] / float(map.c);
+      }
+  }
+}
+
+inline void clear_statistics(const Work& work) {
+  zero(work.sums, work.args.out.c);
+  zero(work.pooled, work.count * 2 * kPixels);
+  for (int64_t t = 0; t < work.count; ++t)
+    for (int i = 0; i < kPixels; ++i) work.pooled[t * 2 * kPixels + i] = -__builtin_inff();
+}
+
+// The memory of one thread.
+struct Scratch {
+  Buffer<float> in, products, window, values, pooled;
+  Buffer<const float*> next_in, next_out;
+
+  Scratch(const ConvArgs& args, int64_t panel)
+      : in(kMostPoints * plane(args.block_tiles, pad<float>(args.in.c))),
+        products(kMostPoints * plane(args.block_tiles, panel)),
+        window(kMostIn * kMostIn * pad<float>(args.in.c)),
+        values(kPixels * panel),
+        pooled(args.block_tiles * 2 * kPixels),
+        next_in(args.block_tiles * kMostIn),
+        next_out(args.block_tiles * kOut) {}
+};
+
+inline int64_t panel_of(int64_t columns) { return least(kMaxVectors * kLanes<float>, columns); }
+
+inline int64_t columns_of(const ConvArgs& args) {
+  return (args.out.c + kConvGroup - 1) / kConvGroup * kConvGroup;
+}
+
+template <class Rows, class Cols>
+inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& scratch) {
+  const int64_t columns = columns_of(args);
+  const int64_t tiles = ((args.out.h + kOut - 1) / kOut) * ((args.out.w + kOut - 1) / kOut);
+  const int64_t first = block % args.blocks * args.block_tiles;
+  const int64_t count = least(args.block_tiles, tiles - first);
+  double* sums = args.pooled == nullptr ? nullptr : args.sums + block * args.out.c;
+  const Work work{args,
+                  block / args.blocks,
+                  first,
+                  count,
+                  tiles,
+                  pad<float>(args.in.c),
+                  scratch.in,
+                  scratch.products,
+                  scratch.window,
+                  scratch.values,
+                  scratch.pooled,
+                  sums,
+                  scratch.next_in,
+                  scratch.next_out};
+  if (args.pooled != nullptr) clear_statistics(work);
+  look_ahead<Rows, Cols>(work);
+  block_in<Rows, Cols>(work);
+  for (int64_t column = 0; column < columns; column += panel_of(columns)) {
+    const int64_t width = panel_of(columns - column);
+    panel_products<Rows, Cols>(work, column, width);
+    for (int64_t t = 0; t < count; ++t) tile_out<Rows, Cols>(work, t, column, width);
+  }
+  if (args.pooled != nullptr) write_pooled(work);
+}
+
+}  // namespace
+
+}  // namespace mirnet_fast::cpu::MIRNET_ISA
