@@ -4,7 +4,7 @@ from pathlib import Path
 
 from . import ops, reference
 from .accelerate import accelerate, revert
-from .backends import BackendError, current_backend, use_backend
+from .backends import BackendError, current_backend, use_backend, use_winograd
 from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from .inference import restore
 from .modules import (
@@ -48,4 +48,5 @@ __all__ = [
     "revert",
     "save_checkpoint",
     "use_backend",
+    "use_winograd",
 ]

@@ -90,6 +90,21 @@ inline void check_conv(const char* op, const char* name, const Tensor& weight,
   if (bias) check(op, name, *bias, {rows}, first);
 }
 
+// A producer's statistics of x: each pixel's maximum and mean over the channels, and the sum of
+// each image's channels.
+inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
+                             const OptionalTensor& pooled, const OptionalTensor& sums) {
+  STD_TORCH_CHECK(pooled.has_value() == sums.has_value(), op,
+                  ": pooled and sums go together; only one was given");
+  if (!pooled) return;
+  check(op, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
+  STD_TORCH_CHECK(pooled->is_contiguous(), op, ": pooled must be contiguous");
+  const Shape shape = {x.size(0), channels};
+  STD_TORCH_CHECK(sums->scalar_type() == torch::headeronly::ScalarType::Double && sums->is_cpu() &&
+                      sums->is_contiguous() && shape_of(*sums) == shape,
+                  op, ": sums must be contiguous float64 of shape ", text(shape));
+}
+
 inline Map map_of(const Tensor& t) {
   return {t.data_ptr(), t.size(0),   t.size(1),   t.size(2),  t.size(3),
           t.stride(0),  t.stride(1), t.stride(2), t.stride(3)};

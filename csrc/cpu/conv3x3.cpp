@@ -1,4 +1,6 @@
 // conv3x3 on the CPU: weights packed once for simd/conv3x3.cpp, and the statistics of its blocks.
+#include <cstring>
+
 #include "winograd.h"
 
 namespace mirnet_fast::cpu {
@@ -6,19 +8,6 @@ namespace mirnet_fast::cpu {
 namespace {
 
 constexpr const char* kOp = "conv3x3";
-
-void check_statistics(const Tensor& x, int64_t channels, const OptionalTensor& pooled,
-                      const OptionalTensor& sums) {
-  STD_TORCH_CHECK(pooled.has_value() == sums.has_value(), kOp,
-                  ": pooled and sums go together; only one was given");
-  if (!pooled) return;
-  check(kOp, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
-  STD_TORCH_CHECK(pooled->is_contiguous(), kOp, ": pooled must be contiguous");
-  const Shape shape = {x.size(0), channels};
-  STD_TORCH_CHECK(sums->scalar_type() == torch::headeronly::ScalarType::Double && sums->is_cpu() &&
-                      sums->is_contiguous() && shape_of(*sums) == shape,
-                  kOp, ": sums must be contiguous float64 of shape ", text(shape));
-}
 
 // (N, C) from (N * blocks, C), in order.
 void add_blocks(const std::vector<double>& parts, const ConvArgs& args, double* sums) {
@@ -54,7 +43,7 @@ void conv3x3_into(Tensor out, Tensor x, Tensor packed, OptionalTensor bias, Opti
     check(kOp, "residual", *residual, shape, x);
     check_channels_last(kOp, "residual", *residual);
   }
-  check_statistics(x, C, pooled, sums);
+  check_statistics(kOp, x, C, pooled, sums);
 
   ConvArgs args{};
   args.in = map_of(x);
@@ -84,9 +73,37 @@ Tensor conv3x3(Tensor x, Tensor packed, int64_t channels, OptionalTensor bias, O
   return out;
 }
 
+// 64 bits that change with a weight: each step is a bijection of what it had before.
+int64_t conv3x3_fingerprint(Tensor weight) {
+  check_float("conv3x3_fingerprint", "weight", weight);
+  constexpr size_t kLanes = 8;
+  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
+  const auto step = [](uint64_t lane, uint64_t value) {
+    const uint64_t mixed = lane ^ value;
+    return (mixed << 29 | mixed >> 35) * kOdd;
+  };
+  std::vector<float> copied;
+  const bool in_order = weight.is_contiguous();
+  if (!in_order) copied = values<float>(weight);
+  const float* data = in_order ? static_cast<const float*>(weight.data_ptr()) : copied.data();
+  const size_t count = weight.numel();
+  uint64_t lanes[kLanes] = {count}, words[kLanes];
+  size_t at = 0;
+  for (; at + 2 * kLanes <= count; at += 2 * kLanes) {
+    std::memcpy(words, data + at, sizeof(words));
+    for (size_t i = 0; i < kLanes; ++i) lanes[i] = step(lanes[i], words[i]);
+  }
+  std::fill(words, words + kLanes, 0);
+  std::memcpy(words, data + at, (count - at) * sizeof(float));
+  uint64_t result = 0;
+  for (size_t i = 0; i < kLanes; ++i) result = step(result, step(lanes[i], words[i]));
+  return int64_t(result);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
   m.impl("conv3x3_into", TORCH_BOX(&conv3x3_into));
+  m.impl("conv3x3_fingerprint", TORCH_BOX(&conv3x3_fingerprint));
   m.impl("conv3x3_pack", TORCH_BOX(&conv3x3_pack));
 }
 

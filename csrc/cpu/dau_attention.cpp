@@ -121,15 +121,10 @@ struct Gates {
   ChannelGate channel;
 
   Gates(DauArgs& args, const Weights& w, bool for_backward)
-      : spatial_weight(values<T>(w.spatial)),
-        pooled(args.r.n * 2 * args.r.h * args.r.w),
-        spatial_gate(args.r.n * args.r.h * args.r.w),
-        argmax(for_backward ? spatial_gate.size() : 0) {
+      : Gates(args.r.n * 2 * args.r.h * args.r.w, args, w) {
     const Map& r = args.r;
-    args.taps = w.spatial.size(2);
-    args.spatial_weight = spatial_weight.data();
+    if (for_backward) argmax.resize(spatial_gate.size());
     args.pooled = pooled.data();
-    args.spatial_gate = spatial_gate.data();
     args.argmax = for_backward ? argmax.data() : nullptr;
     args.chunks = chunks_of(r, kChunkPixels);
     const int64_t chunks = r.n * args.chunks.per_image;
@@ -139,14 +134,36 @@ struct Gates {
     channel = ChannelGate::of<T>(w, sums, args.chunks, r);
     run(MIRNET_KERNEL(dau_gate, T), args, r.n * r.h, r.w * 2 * args.taps * args.taps);
   }
+
+  // From statistics that a convolution left: (N, 2, H, W) of A, and (N, C) of double.
+  Gates(DauArgs& args, const Weights& w, const Tensor& given, const Tensor& given_sums)
+      : Gates(0, args, w) {
+    const Map& r = args.r;
+    args.pooled = static_cast<A*>(given.data_ptr());
+    const double* first = static_cast<const double*>(given_sums.data_ptr());
+    channel = ChannelGate::of<T>(w, Doubles(first, first + r.n * r.c), Chunks{1, r.h}, r);
+    run(MIRNET_KERNEL(dau_gate, T), args, r.n * r.h, r.w * 2 * args.taps * args.taps);
+  }
+
+ private:
+  Gates(int64_t pooled_values, DauArgs& args, const Weights& w)
+      : spatial_weight(values<T>(w.spatial)),
+        pooled(pooled_values),
+        spatial_gate(args.r.n * args.r.h * args.r.w) {
+    args.taps = w.spatial.size(2);
+    args.spatial_weight = spatial_weight.data();
+    args.spatial_gate = spatial_gate.data();
+  }
 };
 
 }  // namespace
 
 // out may be r: a tile is read before it is written, and the gates are known before the first.
+// pooled and sums are those of conv3x3_into.
 void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_weight,
                         Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
-                        OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias) {
+                        OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias,
+                        OptionalTensor pooled, OptionalTensor sums) {
   const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
                         excite_bias,    fuse_weight,    fuse_bias};
   check_all(r, weights);
@@ -160,7 +177,9 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     if (x) args.x = map_of(*x);
     args.out = map_of(out);
     const int64_t C = args.r.c;
-    const Gates<T> gates(args, weights, false);
+    check_statistics(kOp, r, C, pooled, sums);
+    const Gates<T> gates =
+        pooled ? Gates<T>(args, weights, *pooled, *sums) : Gates<T>(args, weights, false);
 
     const std::vector<A> fuse = values<T>(fuse_weight);
     const std::vector<A> spatial = packed(fuse.data(), 2 * C, 1, C, C);
@@ -187,7 +206,7 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   check_map(kOp, "r", r);
   Tensor out = empty_like(r, shape_of(r));
   dau_attention_into(out, r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                     excite_bias, fuse_weight, fuse_bias);
+                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt);
   return out;
 }
 

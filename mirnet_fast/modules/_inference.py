@@ -1,7 +1,8 @@
 """What the fused modules do otherwise where no gradient is wanted: less memory, the same numbers.
 
-Convolutions of large maps run in bands of rows. What one convolution hands to the next then
-stays in the cache, and the maps that remain lie in one mapping (`_arena.py`).
+3x3 convolutions in float32 run by Winograd's method, with what follows them in the same pass. Others
+of large maps run in bands of rows: what one convolution hands to the next then stays in the
+cache. The maps that remain lie in one mapping (`_arena.py`).
 """
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
 from ._arena import empty_map
+from ._packed import packed
 
 BAND_BYTES = 2**22  # it stays in the last-level cache
 
@@ -53,10 +55,17 @@ def activated(conv, activation, x):
     return _activate(activation, conv(x), may_overwrite(x, conv, activation))
 
 
-def activated_conv(first, activation, second, x):
-    """second(activation(first(x))) of 1x1 and 3x3 convolutions that keep the resolution."""
+def activated_conv(first, activation, second, x, statistics=None):
+    """second(activation(first(x))) of 1x1 and 3x3 convolutions that keep the resolution.
+
+    statistics: a list; where they cost nothing, the result's that dau_attention_into takes are put there.
+    """
     producers = (first, activation, second)
     plain = may_overwrite(x, *producers) and _is_plain(first) and _is_plain(second)
+    if plain and by_winograd(second, x):
+        fused = by_winograd(first, x) and type(activation) is nn.PReLU
+        between = winograd(first, x, activation.weight) if fused else activated(first, activation, x)
+        return winograd(second, between, statistics=statistics)
     if not plain or len(bands(x)) == 1:
         return second(activated(first, activation, x))
     out = empty_map((x.shape[0], second.out_channels, *x.shape[2:]), x)
@@ -70,13 +79,67 @@ def activated_conv(first, activation, second, x):
 
 def add_conv(conv, x, residual):
     """conv(x) + residual."""
-    if not (may_overwrite(x, conv) and _is_plain(conv)) or len(bands(x)) == 1:
+    plain = may_overwrite(x, conv) and _is_plain(conv)
+    if plain and by_winograd(conv, x):
+        return winograd(conv, x, residual=residual)
+    if not plain or len(bands(x)) == 1:
         return conv(x) + residual
     out = empty_map(residual.shape, residual)
     for begin, end in bands(x):
         rows = _conv_rows(conv, x, begin, end)
         torch.add(rows, residual[:, :, begin:end], out=out[:, :, begin:end])
     return out
+
+
+def transposed_conv(conv, x):
+    """conv(x) of a transposed 3x3 convolution that doubles the resolution."""
+    doubles = (
+        type(conv) is nn.ConvTranspose2d
+        and conv.kernel_size == (3, 3)
+        and conv.stride == (2, 2)
+        and conv.padding == conv.output_padding == conv.dilation == (1, 1)
+    )
+    if not (doubles and may_overwrite(x, conv) and _is_for_engine(conv, x)):
+        return conv(x)
+    n, _, height, width = x.shape
+    out = empty_map((n, conv.out_channels, 2 * height, 2 * width), x)
+    engine = torch.ops.mirnet_fast_cpu
+    weight = packed(conv.weight, engine.conv_transpose3x3_pack)
+    engine.conv_transpose3x3_into(out, x, weight, conv.bias, None)
+    return out
+
+
+def by_winograd(conv, x):
+    """Whether `winograd` may run a convolution that `_is_plain`."""
+    return conv.kernel_size == (3, 3) and _is_for_engine(conv, x)
+
+
+def winograd(conv, x, slope=None, residual=None, statistics=None):
+    """A PReLU of conv(x), + residual; statistics as for `activated_conv`."""
+    n, _, height, width = x.shape
+    out = empty_map((n, conv.out_channels, height, width), x)
+    pooled = sums = None
+    if statistics is not None:
+        pooled = x.new_empty(n, 2, height, width)
+        sums = x.new_empty(n, conv.out_channels, dtype=torch.float64)
+        statistics += pooled, sums
+    engine = torch.ops.mirnet_fast_cpu
+    weight = packed(conv.weight, engine.conv3x3_pack)
+    engine.conv3x3_into(out, x, weight, conv.bias, slope, residual, pooled, sums)
+    return out
+
+
+def _is_for_engine(conv, x):
+    return (
+        backends.winograd()
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and x.dtype == conv.weight.dtype == torch.float32
+        and x.numel() > 0
+        and x.stride(1) == 1
+        and not torch.is_autocast_enabled("cpu")
+        and backends.pick("conv3x3", "cpu", x.dtype) == "cpu"
+    )
 
 
 def bands(x, scale=1):

@@ -39,7 +39,8 @@ class DAU(reference.DAU):
         """(N, C, H, W) -> (N, C, H, W)."""
         first, act, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
-        r = activated_conv(first, act, second, x)
+        statistics = []
+        r = activated_conv(first, act, second, x, statistics)
         weights = (
             self.SA.spatial.conv.weight,
             squeeze.weight,
@@ -52,5 +53,6 @@ class DAU(reference.DAU):
         skip = x if self.SKIP else None
         if not may_write_into("dau_attention", r, second):
             return ops.dau_attention(r, skip, *weights)
-        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights)
+        pooled, sums = statistics or (None, None)
+        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights, pooled, sums)
         return r

@@ -5,7 +5,7 @@ import torch
 from .. import ops, reference
 from ..reference.filters import binomial_filter
 from ._arena import empty_map
-from ._inference import activated, activated_conv, bands, may_write_into
+from ._inference import activated, activated_conv, bands, may_write_into, transposed_conv
 
 
 class Downsample(reference.Downsample):
@@ -69,9 +69,10 @@ class ResidualUpSample(reference.ResidualUpSample):
         out = empty_map((n, project.out_channels, 2 * height, 2 * width), x)
         for begin, end in bands(x, scale=4):
             # An odd row of the large map also reads the next small row.
-            top = conv(activated(expand, act, x[:, :, begin : end + 1]))[:, :, : 2 * (end - begin)]
+            between = activated(expand, act, x[:, :, begin : end + 1])
+            top = transposed_conv(conv, between)[:, :, : 2 * (end - begin)]
             torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * begin)
-            del top
+            del top, between
         return out
 
 

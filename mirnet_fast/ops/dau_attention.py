@@ -103,4 +103,5 @@ register(
     residual=1,
 )
 
-register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS])
+# pooled and sums are the statistics that conv3x3_into gives of r.
+register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor? pooled", "Tensor? sums"])
