@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_flatten, tree_map
 
-from mirnet_fast import backends, measure, ops, reference
+from mirnet_fast import _native, backends, measure, ops, reference
 
 DEVICE = os.environ.get("MIRNET_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
 ROUNDS = int(os.environ.get("MIRNET_BENCH_ROUNDS") or 0)
@@ -133,6 +133,39 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
     if case.direction == FORWARD:
         row |= _bandwidth(seconds, moved * case.dtype.itemsize, gemms)
     record(row)
+
+
+def streams(sizes):
+    """The parameters of a convolution's rows: (1, channels, side, side) of these (channels, side)."""
+    sizes = [(16, 16)] if TINY else sizes
+    return {"argvalues": [(1, channels, side, side) for channels, side in sizes], "ids": shape}
+
+
+def compare_convolution(benchmark, record, name, size, published, epilogue):
+    """Time a 3x3 convolution of the CPU engine, weights packed, against PyTorch's, and record the row.
+
+    Its GFLOP/s are effective: the arithmetic of the plain convolution over the time taken.
+
+    Args:
+        published: function of a map and a weight with as many output channels as inputs.
+        epilogue: what the op takes after the number of output channels.
+    """
+    if DEVICE != "cpu" or _native.cpu_library_error() is not None:
+        pytest.skip(f"{name} is of the C++ kernels for the CPU alone")
+    op = getattr(torch.ops.mirnet_fast_cpu, name)
+    channels = size[1]
+    image, weight = torch.randn(size), torch.randn(channels, channels, 3, 3) * (9 * channels) ** -0.5
+    packed = getattr(torch.ops.mirnet_fast_cpu, f"{name}_pack")(weight)
+    laid_out = {layout: _laid_out((image, weight), layout) for layout in FORMATS}
+    variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
+    variants[FAST] = lambda: op(laid_out[CHANNELS_LAST][0], packed, channels, *epilogue)
+    check_agreement(variants, torch.float32)
+    seconds = timed(benchmark, variants, {}, budget=1.5)
+    if seconds is None:
+        return
+    row = make_row(name, size, torch.float32, FORWARD, seconds, benchmark)
+    flops = 2 * 9 * channels * math.prod(size)
+    record(row | {"layout": CHANNELS_LAST, "gflop_per_s": _digits(flops / seconds[FAST] / 1e9)})
 
 
 def compiled_modes():

@@ -206,7 +206,7 @@ struct Work {
   float* values;  // a tile's 16 pixels
   float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
   double* sums;
-  const float **next_in, **next_out;
+  const float **next_in, **next_out, **next_residual;
 };
 
 template <class Rows, class Cols>
@@ -219,12 +219,12 @@ inline void block_in(const Work& work) {
   }
 }
 
-// What a product asks for on the way: four pixels of this block's output, and in the last panel
-// four of the next block's input. The arithmetic unit is busy and the memory idle here, and the
-// other way round in between.
+// What a product asks for on the way: four pixels of this block's output and of what is added to
+// it, and in the last panel four of the next block's input. The arithmetic unit is busy and the
+// memory idle here, and the other way round in between.
 struct Ahead {
-  const float *in, *out;
-  int64_t in_step, out_step;
+  const float *in, *out, *residual;
+  int64_t in_step, out_step, residual_step;
 };
 
 // out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only. On its
@@ -240,6 +240,9 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
       __builtin_prefetch(ahead.in + j * ahead.in_step + first, 0, 2);
       if (first < kWidth) __builtin_prefetch(ahead.out + j * ahead.out_step + first, 1, 2);
     }
+    if (ahead.residual != nullptr && first < kWidth)
+      for (int j = 0; j < kOut; ++j)
+        __builtin_prefetch(ahead.residual + j * ahead.residual_step + first, 0, 2);
     const int64_t last = least(first + kLine, k_count);
     for (int64_t k = first; k < last; ++k) {
       V row[N];
@@ -275,8 +278,12 @@ inline void look_ahead(const Work& work) {
           address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - kOut);
     }
     const Tile own = tile_at(args.out, work.first + t);
-    for (int64_t i = 0; i < kOut; ++i)
+    for (int64_t i = 0; i < kOut; ++i) {
       work.next_out[t * kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
+      work.next_residual[t * kOut + i] =
+          args.residual.data == nullptr ? nullptr
+                                        : address<float>(args.residual, work.n, own.h + i, own.w);
+    }
   }
 }
 
@@ -303,11 +310,18 @@ inline void panel_products(const Work& work, int64_t column) {
         weights + weight_of<Rows, Cols>(p / Cols::kPoints, p % Cols::kPoints) * k * kWidth;
     float* out = work.products + p * plane(args.block_tiles, kWidth);
     for (int64_t t = 0; t < work.count; t += kRows) {
-      const float* result = work.next_out[least(call, work.count * kOut - 1)] + column;
-      const Ahead ahead = column + kWidth < args.out.c
-                              ? Ahead{in + t * work.in_ld, result, work.in_ld, args.out.sw}
-                              : Ahead{work.next_in[least(call, work.count * Rows::kIn - 1)], result,
-                                      args.in.sw, args.out.sw};
+      const int64_t row = least(call, work.count * kOut - 1);
+      Ahead ahead{in + t * work.in_ld,
+                  work.next_out[row] + column,
+                  work.next_residual[row],
+                  work.in_ld,
+                  args.out.sw,
+                  args.residual.sw};
+      if (ahead.residual != nullptr) ahead.residual += column;
+      if (column + kWidth >= args.out.c) {
+        ahead.in = work.next_in[least(call, work.count * Rows::kIn - 1)];
+        ahead.in_step = args.in.sw;
+      }
       ++call;
       multiply_rows<N>(least(kRows, work.count - t), in + t * work.in_ld, work.in_ld, weight, k,
                        out + t * kWidth, ahead);
@@ -411,7 +425,7 @@ inline void clear_statistics(const Work& work) {
 // The memory of one thread.
 struct Scratch {
   Buffer<float> in, products, window, values, pooled;
-  Buffer<const float*> next_in, next_out;
+  Buffer<const float*> next_in, next_out, next_residual;
 
   Scratch(const ConvArgs& args, int64_t panel)
       : in(kMostPoints * plane(args.block_tiles, pad<float>(args.in.c))),
@@ -420,7 +434,8 @@ struct Scratch {
         values(kPixels * panel),
         pooled(args.block_tiles * 2 * kPixels),
         next_in(args.block_tiles * kMostIn),
-        next_out(args.block_tiles * kOut) {}
+        next_out(args.block_tiles * kOut),
+        next_residual(args.block_tiles * kOut) {}
 };
 
 inline int64_t panel_of(int64_t columns) { return least(kMaxVectors * kLanes<float>, columns); }
@@ -449,7 +464,8 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
                   scratch.pooled,
                   sums,
                   scratch.next_in,
-                  scratch.next_out};
+                  scratch.next_out,
+                  scratch.next_residual};
   if (args.pooled != nullptr) clear_statistics(work);
   look_ahead<Rows, Cols>(work);
   block_in<Rows, Cols>(work);

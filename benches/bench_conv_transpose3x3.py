@@ -1,0 +1,17 @@
+"""conv_transpose3x3 of the CPU engine against PyTorch's, that is oneDNN's, in the network's residual ups."""
+
+import functools
+
+import pytest
+from harness import compare_convolution, streams
+from torch.nn.functional import conv_transpose2d
+
+# The second and third stream at 1x3x256x256, and at 1x3x128x128.
+SIZES = [(128, 128), (256, 64), (128, 64), (256, 32)]
+
+
+@pytest.mark.parametrize("size", **streams(SIZES))
+def test_conv_transpose3x3(benchmark, record, size):
+    published = functools.partial(conv_transpose2d, stride=2, padding=1, output_padding=1)
+    # Without bias and slope.
+    compare_convolution(benchmark, record, "conv_transpose3x3", size, published, (None, None))

@@ -1,0 +1,137 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from .common import Values, needs_kernels
+from .test_conv3x3 import SHAPES, close, conv
+
+pytestmark = needs_kernels
+
+
+class Arguments:
+    """Of the op, and what it has to give, in float64."""
+
+    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1):
+        values = Values(torch.float32, layout)
+        self.x = values.map(n, inputs, h, w)
+        # Of four taps at most: so many meet in an output.
+        self.weight = values.weight(outputs, inputs, 3, 3).transpose(0, 1) * 1.5
+        self.packed = conv("conv_transpose3x3_pack")(self.weight)
+        self.bias, self.slope = values.weight(outputs), values.weight(slopes)
+        self.outputs = outputs
+
+    def run(self, bias=None, slope=None):
+        return conv("conv_transpose3x3")(self.x, self.packed, self.outputs, bias, slope)
+
+    def expected(self, bias=None, slope=None):
+        bias = None if bias is None else bias.double()
+        settings = {"stride": 2, "padding": 1, "output_padding": 1}
+        result = F.conv_transpose2d(self.x.double(), self.weight.double(), bias, **settings)
+        return result if slope is None else F.prelu(result, slope.double())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contract(shape):
+    a = Arguments(*SHAPES[shape])
+    result = a.run()
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    close(result, a.expected())
+
+
+@pytest.mark.parametrize("channels", [128, 256])
+def test_contract_of_the_network(channels):
+    a = Arguments(1, channels, channels, 32, 24)
+    close(a.run(), a.expected())
+
+
+@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "two panels and 16"])
+@pytest.mark.parametrize("names", [("bias",), ("slope",), ("bias", "slope")])
+def test_contract_with_epilogue(shape, names):
+    for slopes in (1, SHAPES[shape][2]):
+        a = Arguments(*SHAPES[shape], slopes=slopes)
+        chosen = {name: getattr(a, name) for name in names}
+        close(a.run(**chosen), a.expected(**chosen))
+
+
+def test_sliced_maps():
+    a = Arguments(2, 18, 35, 11, 14, layout="sliced")
+    big = torch.full((2, 40, 24, 32), 7.0).contiguous(memory_format=torch.channels_last)
+    out = big[:, 2:37, 1:23, 2:30]
+    conv("conv_transpose3x3_into")(out, a.x, a.packed, None, None)
+    close(out, a.expected())
+    out.fill_(7.0)
+    assert (big == 7.0).all()
+
+
+def test_empty_batch():
+    a = Arguments(0, 3, 5, 8, 8)
+    assert a.run(a.bias, a.slope).shape == (0, 5, 16, 16)
+
+
+def test_the_same_bits_with_any_number_of_threads():
+    before = torch.get_num_threads()
+    a, results = Arguments(3, 20, 67, 40, 36), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(a.run(a.bias, a.slope))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("place", [(0, 0), (5, 6), (7, 8), (10, 12)])
+def test_special_values_reach_what_they_must(special, place):
+    a = Arguments(1, 5, 18, 11, 13)
+    a.x[0, 2, place[0], place[1]] = special
+    out = a.run()
+    touched = ~a.expected().isfinite()
+    spread = F.max_pool2d(touched.double(), 13, 1, 6) > 0
+    assert not out[touched].isfinite().any()
+    assert out[~spread].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("x", lambda v: v[0], "x must be .N, C, H, W."),
+        ("x", lambda v: v.double(), "x must be float32"),
+        ("x", lambda v: v.contiguous(), "x must be channels_last"),
+        ("packed", lambda v: v[:, :5], "packed must have shape .36, 6, 16."),
+        ("bias", lambda v: v[:1], "bias must have shape .7."),
+        ("slope", lambda v: torch.ones(2), "slope must have shape .7."),
+        ("outputs", lambda v: 0, "channels must be at least 1"),
+    ],
+)
+def test_wrong_arguments_are_named(name, value, message):
+    a = Arguments(2, 6, 7, 8, 9)
+    setattr(a, name, value(getattr(a, name)))
+    with pytest.raises(RuntimeError, match=f"conv_transpose3x3: {message}"):
+        a.run(a.bias, a.slope)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [(lambda v: v[:, :, 1:], "out must have shape"), (lambda v: v.contiguous(), "out must be channels_last")],
+)
+def test_a_wrong_output_is_named(value, message):
+    a = Arguments(2, 6, 7, 8, 9)
+    with pytest.raises(RuntimeError, match=f"conv_transpose3x3: {message}"):
+        conv("conv_transpose3x3_into")(value(a.run()), a.x, a.packed, None, None)
+
+
+def test_a_wrong_weight_is_named():
+    with pytest.raises(RuntimeError, match="conv_transpose3x3_pack: weight must be"):
+        conv("conv_transpose3x3_pack")(torch.zeros(4, 4, 2, 2))
+
+
+def test_opcheck():
+    a = Arguments(2, 6, 20, 8, 9)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    torch.library.opcheck(conv("conv_transpose3x3_pack").default, (a.weight,), test_utils=tests)
+    arguments = (a.x, a.packed, a.outputs, a.bias, a.slope)
+    torch.library.opcheck(conv("conv_transpose3x3").default, arguments, test_utils=tests)
+    arguments = (a.run(), a.x, a.packed, a.bias, a.slope)
+    torch.library.opcheck(conv("conv_transpose3x3_into").default, arguments, test_utils=tests)
