@@ -142,23 +142,22 @@ def streams(sizes):
 
 
 def compare_convolution(benchmark, record, name, size, published, epilogue):
-    """Time a 3x3 convolution of the CPU engine, weights packed, against PyTorch's, and record the row.
+    """Time a 3x3 convolution of the CPU engine against PyTorch's, and record the row.
 
     Its GFLOP/s are effective: the arithmetic of the plain convolution over the time taken.
 
     Args:
         published: function of a map and a weight with as many output channels as inputs.
-        epilogue: what the op takes after the number of output channels.
+        epilogue: what the op takes after the weight.
     """
     if DEVICE != "cpu" or _native.cpu_library_error() is not None:
         pytest.skip(f"{name} is of the C++ kernels for the CPU alone")
     op = getattr(torch.ops.mirnet_fast_cpu, name)
     channels = size[1]
     image, weight = torch.randn(size), torch.randn(channels, channels, 3, 3) * (9 * channels) ** -0.5
-    packed = getattr(torch.ops.mirnet_fast_cpu, f"{name}_pack")(weight)
     laid_out = {layout: _laid_out((image, weight), layout) for layout in FORMATS}
     variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
-    variants[FAST] = lambda: op(laid_out[CHANNELS_LAST][0], packed, channels, *epilogue)
+    variants[FAST] = lambda: op(laid_out[CHANNELS_LAST][0], weight, *epilogue)
     check_agreement(variants, torch.float32)
     seconds = timed(benchmark, variants, {}, budget=1.5)
     if seconds is None:

@@ -1,6 +1,4 @@
-// conv3x3 on the CPU: weights packed once for simd/conv3x3.cpp, and the statistics of its blocks.
-#include <cstring>
-
+// conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and the statistics of its blocks.
 #include "winograd.h"
 
 namespace mirnet_fast::cpu {
@@ -19,26 +17,14 @@ void add_blocks(const std::vector<double>& parts, const ConvArgs& args, double* 
 
 }  // namespace
 
-Tensor conv3x3_pack(Tensor weight) {
-  check_filter("conv3x3_pack", weight, "(C', C, 3, 3)");
-  const int64_t outputs = weight.size(0), inputs = weight.size(1);
-  const std::vector<double> filters = values<float, double>(weight);
-  Tensor packed = torch::stable::empty({36, inputs, grouped(outputs)}, weight.scalar_type());
-  pack_filters(three_taps(), three_taps(), outputs, inputs, static_cast<float*>(packed.data_ptr()),
-               [&](int64_t o, int64_t c, size_t i, size_t j) {
-                 return filters[((o * inputs + c) * 3 + i) * 3 + j];
-               });
-  return packed;
-}
-
 // residual may be out: a pixel is read before it is written. x may not.
-void conv3x3_into(Tensor out, Tensor x, Tensor packed, OptionalTensor bias, OptionalTensor slope,
+void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
                   OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums) {
   check_input(kOp, x);
   check_map(kOp, "out", out);
-  const int64_t C = out.size(1);
+  const int64_t C = check_weight(kOp, x, weight, 1);
   const Shape shape = {x.size(0), C, x.size(2), x.size(3)};
-  check_convolution(kOp, out, shape, x, packed, bias, slope);
+  check_convolution(kOp, out, shape, x, bias, slope);
   if (residual) {
     check(kOp, "residual", *residual, shape, x);
     check_channels_last(kOp, "residual", *residual);
@@ -50,7 +36,7 @@ void conv3x3_into(Tensor out, Tensor x, Tensor packed, OptionalTensor bias, Opti
   args.out = map_of(out);
   if (residual) args.residual = map_of(*residual);
   const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
-  args.packed = static_cast<const float*>(packed.data_ptr());
+  args.packed = pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true);
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
@@ -64,47 +50,17 @@ void conv3x3_into(Tensor out, Tensor x, Tensor packed, OptionalTensor bias, Opti
   if (sums) add_blocks(parts, args, static_cast<double*>(sums->data_ptr()));
 }
 
-Tensor conv3x3(Tensor x, Tensor packed, int64_t channels, OptionalTensor bias, OptionalTensor slope,
+Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
                OptionalTensor residual) {
   check_input(kOp, x);
-  STD_TORCH_CHECK(channels > 0, kOp, ": channels must be at least 1; got ", channels);
-  Tensor out = channels_last_map(x, channels, x.size(2), x.size(3));
-  conv3x3_into(out, x, packed, bias, slope, residual, std::nullopt, std::nullopt);
+  Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 1), x.size(2), x.size(3));
+  conv3x3_into(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt);
   return out;
-}
-
-// 64 bits that change with a weight: each step is a bijection of what it had before.
-int64_t conv3x3_fingerprint(Tensor weight) {
-  check_float("conv3x3_fingerprint", "weight", weight);
-  constexpr size_t kLanes = 8;
-  constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
-  const auto step = [](uint64_t lane, uint64_t value) {
-    const uint64_t mixed = lane ^ value;
-    return (mixed << 29 | mixed >> 35) * kOdd;
-  };
-  std::vector<float> copied;
-  const bool in_order = weight.is_contiguous();
-  if (!in_order) copied = values<float>(weight);
-  const float* data = in_order ? static_cast<const float*>(weight.data_ptr()) : copied.data();
-  const size_t count = weight.numel();
-  uint64_t lanes[kLanes] = {count}, words[kLanes];
-  size_t at = 0;
-  for (; at + 2 * kLanes <= count; at += 2 * kLanes) {
-    std::memcpy(words, data + at, sizeof(words));
-    for (size_t i = 0; i < kLanes; ++i) lanes[i] = step(lanes[i], words[i]);
-  }
-  std::fill(words, words + kLanes, 0);
-  std::memcpy(words, data + at, (count - at) * sizeof(float));
-  uint64_t result = 0;
-  for (size_t i = 0; i < kLanes; ++i) result = step(result, step(lanes[i], words[i]));
-  return int64_t(result);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("conv3x3", TORCH_BOX(&conv3x3));
   m.impl("conv3x3_into", TORCH_BOX(&conv3x3_into));
-  m.impl("conv3x3_fingerprint", TORCH_BOX(&conv3x3_fingerprint));
-  m.impl("conv3x3_pack", TORCH_BOX(&conv3x3_pack));
 }
 
 }  // namespace mirnet_fast::cpu

@@ -1,8 +1,6 @@
 // What the ops on simd/winograd.h share: packing of weights, blocks, checks.
 #pragma once
 
-#include <cmath>
-
 #include "common.h"
 
 namespace mirnet_fast::cpu {
@@ -28,22 +26,26 @@ inline void check_input(const char* op, const Tensor& x) {
   check_channels_last(op, "x", x);
 }
 
-inline void check_filter(const char* op, const Tensor& weight, const char* wanted) {
+// (channels of the input in dimension `inputs`, those of the output in the other, 3, 3): the
+// latter.
+inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weight, int inputs) {
   const Shape size = shape_of(weight);
-  STD_TORCH_CHECK(size.size() == 4 && size[0] > 0 && size[1] > 0 && size[2] == 3 && size[3] == 3,
-                  op, ": weight must be ", wanted, " with C', C >= 1; got ", text(size));
+  const char* wanted = inputs == 1 ? "(C', C, 3, 3)" : "(C, C', 3, 3)";
+  STD_TORCH_CHECK(size.size() == 4 && size[inputs] == x.size(1) && size[1 - inputs] > 0 &&
+                      size[2] == 3 && size[3] == 3,
+                  op, ": weight must be ", wanted, " with C = ", x.size(1), " and C' >= 1; got ",
+                  text(size));
   check_float(op, "weight", weight);
+  return size[1 - inputs];
 }
 
-// x, packed, bias and slope, and an output of this shape.
+// bias and slope, and an output of this shape.
 inline void check_convolution(const char* op, const Tensor& out, const Shape& shape,
-                              const Tensor& x, const Tensor& packed, const OptionalTensor& bias,
+                              const Tensor& x, const OptionalTensor& bias,
                               const OptionalTensor& slope) {
   const int64_t channels = shape[1];
   check(op, "out", out, shape, x);
   check_channels_last(op, "out", out);
-  check(op, "packed", packed, {36, x.size(1), grouped(channels)}, x);
-  STD_TORCH_CHECK(packed.is_contiguous(), op, ": packed must be contiguous");
   if (bias) check(op, "bias", *bias, {channels}, x);
   if (slope) check(op, "slope", *slope, {slope->numel() == 1 ? 1 : channels}, x);
 }
@@ -77,41 +79,37 @@ inline Tensor channels_last_map(const Tensor& x, int64_t channels, int64_t h, in
   return map;
 }
 
-// One axis of a filter at the points of simd/winograd.h: a row for each weight there, times what
-// the transforms leave out.
-using FilterAxis = std::vector<std::vector<double>>;
-
-inline const FilterAxis& three_taps() {
-  static const double a = std::sqrt(0.5), b = std::sqrt(2.0), at_a = -1.5, at_b = 6;
-  static const FilterAxis axis = {
-      {1 / at_a, a / at_a, a * a / at_a}, {1 / at_a, -a / at_a, a * a / at_a}, {1, 0, 0},
-      {1 / at_b, b / at_b, b * b / at_b}, {1 / at_b, -b / at_b, b * b / at_b}, {0, 0, 1}};
-  return axis;
+// Memory of the calling thread for the packed weights of one convolution, kept for the next: fresh
+// pages would cost more than packing does.
+inline float* packed_weights(int64_t inputs, int64_t outputs) {
+  static thread_local std::vector<float> memory;
+  constexpr size_t kLine = 16;
+  const size_t count = 36 * inputs * grouped(outputs) + kLine;
+  if (memory.size() < count) {
+    memory = {};
+    memory.resize(count);
+  }
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (kLine - address / sizeof(float) % kLine) % kLine;
 }
 
-// Weights (C, panel) for each pair of a row's and a column's point, for each panel of the output
-// channels. tap(o, c, i, j) is the filter's.
-template <class F>
-void pack_filters(const FilterAxis& rows, const FilterAxis& cols, int64_t outputs, int64_t inputs,
-                  float* data, F tap) {
-  const int64_t columns = grouped(outputs), points = int64_t(rows.size() * cols.size());
-  const int64_t most = MIRNET_KERNEL(panel_columns, float)();
-  torch::stable::parallel_for(0, columns, kConvGroup, [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {
-      const int64_t column = o / most * most, width = std::min(most, columns - column);
-      for (int64_t c = 0; c < inputs; ++c) {
-        float* to = data + column * inputs * points + c * width + (o - column);
-        for (const auto& row : rows)
-          for (const auto& col : cols) {
-            double sum = 0;
-            for (size_t i = 0; o < outputs && i < row.size(); ++i)
-              for (size_t j = 0; j < col.size(); ++j) sum += row[i] * col[j] * tap(o, c, i, j);
-            *to = float(sum);
-            to += inputs * width;
-          }
-      }
-    }
-  });
+// Packs a weight (outputs, inputs, 3, 3), or with these two in the other order. Packing takes less
+// than a hundredth of the smallest convolution of the network; packed weights that were kept would
+// take four times the memory, be read from there each time, and could be stale.
+inline const float* pack_for(void (*kernel)(const ConvPackArgs&, int64_t, int64_t),
+                             const Tensor& weight, bool outputs_first) {
+  ConvPackArgs args{};
+  args.outputs = weight.size(outputs_first ? 0 : 1);
+  args.inputs = weight.size(outputs_first ? 1 : 0);
+  args.output_stride = 9 * (outputs_first ? args.inputs : 1);
+  args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
+  std::vector<float> copied;
+  const bool in_order = weight.is_contiguous();
+  if (!in_order) copied = values<float>(weight);
+  args.weight = in_order ? static_cast<const float*>(weight.data_ptr()) : copied.data();
+  args.packed = packed_weights(args.inputs, args.outputs);
+  run(kernel, args, grouped(args.outputs) / kConvGroup, 36 * kConvGroup * args.inputs);
+  return args.packed;
 }
 
 }  // namespace mirnet_fast::cpu

@@ -12,7 +12,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
 from ._arena import empty_map
-from ._packed import packed
 
 BAND_BYTES = 2**22  # it stays in the last-level cache
 
@@ -99,13 +98,15 @@ def transposed_conv(conv, x):
         and conv.stride == (2, 2)
         and conv.padding == conv.output_padding == conv.dilation == (1, 1)
     )
-    if not (doubles and may_overwrite(x, conv) and _is_for_engine(conv, x)):
-        return conv(x)
+    if doubles and may_overwrite(x, conv) and _is_for_engine(conv, x):
+        return transposed_by_winograd(conv, x)
+    return conv(x)
+
+
+def transposed_by_winograd(conv, x):
     n, _, height, width = x.shape
     out = empty_map((n, conv.out_channels, 2 * height, 2 * width), x)
-    engine = torch.ops.mirnet_fast_cpu
-    weight = packed(conv.weight, engine.conv_transpose3x3_pack)
-    engine.conv_transpose3x3_into(out, x, weight, conv.bias, None)
+    torch.ops.mirnet_fast_cpu.conv_transpose3x3_into(out, x, conv.weight, conv.bias, None)
     return out
 
 
@@ -123,9 +124,7 @@ def winograd(conv, x, slope=None, residual=None, statistics=None):
         pooled = x.new_empty(n, 2, height, width)
         sums = x.new_empty(n, conv.out_channels, dtype=torch.float64)
         statistics += pooled, sums
-    engine = torch.ops.mirnet_fast_cpu
-    weight = packed(conv.weight, engine.conv3x3_pack)
-    engine.conv3x3_into(out, x, weight, conv.bias, slope, residual, pooled, sums)
+    torch.ops.mirnet_fast_cpu.conv3x3_into(out, x, conv.weight, conv.bias, slope, residual, pooled, sums)
     return out
 
 

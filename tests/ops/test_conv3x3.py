@@ -32,12 +32,11 @@ class Arguments:
         values = Values(torch.float32, layout)
         self.x, self.residual = values.map(n, inputs, h, w), values.map(n, outputs, h, w)
         self.weight = values.weight(outputs, inputs, 3, 3)
-        self.packed = conv("conv3x3_pack")(self.weight)
         self.bias, self.slope = values.weight(outputs), values.weight(slopes)
         self.outputs = outputs
 
     def run(self, bias=None, slope=None, residual=None):
-        return conv("conv3x3")(self.x, self.packed, self.outputs, bias, slope, residual)
+        return conv("conv3x3")(self.x, self.weight, bias, slope, residual)
 
     def expected(self, bias=None, slope=None, residual=None):
         bias = None if bias is None else bias.double()
@@ -51,7 +50,7 @@ class Arguments:
         n, _, h, w = self.x.shape
         out = torch.empty(n, self.outputs, h, w).contiguous(memory_format=torch.channels_last)
         pooled, sums = torch.empty(n, 2, h, w), torch.empty(n, self.outputs, dtype=torch.float64)
-        conv("conv3x3_into")(out, self.x, self.packed, self.bias, self.slope, self.residual, pooled, sums)
+        conv("conv3x3_into")(out, self.x, self.weight, self.bias, self.slope, self.residual, pooled, sums)
         return [out, pooled, sums]
 
 
@@ -105,7 +104,7 @@ def test_sliced_maps():
     close(a.run(residual=a.residual), a.expected(residual=a.residual))
     big = torch.full((2, 40, 13, 16), 7.0).contiguous(memory_format=torch.channels_last)
     out = big[:, 2:37, 1:12, 1:15]
-    conv("conv3x3_into")(out, a.x, a.packed, None, None, None, None, None)
+    conv("conv3x3_into")(out, a.x, a.weight, None, None, None, None, None)
     close(out, a.expected())
     out.fill_(7.0)
     assert (big == 7.0).all()
@@ -114,7 +113,7 @@ def test_sliced_maps():
 def test_residual_may_be_the_output():
     a = Arguments(1, 20, 67, 9, 10)
     expected = a.expected(residual=a.residual)
-    conv("conv3x3_into")(a.residual, a.x, a.packed, None, None, a.residual, None, None)
+    conv("conv3x3_into")(a.residual, a.x, a.weight, None, None, a.residual, None, None)
     close(a.residual, expected)
 
 
@@ -161,16 +160,18 @@ WRONG = {
     "x must be .N, C, H, W.": wrong("x", lambda a: a.x[0]),
     "x must be float32": wrong("x", lambda a: a.x.double()),
     "x must be channels_last": wrong("x", lambda a: a.x.contiguous()),
-    "packed must have shape .36, 6, 16.": wrong("packed", lambda a: a.packed[:, :5]),
-    "packed must be contiguous": wrong(
-        "packed", lambda a: a.packed.transpose(1, 2).contiguous().transpose(1, 2)
-    ),
     "bias must have shape .7.": wrong("bias", lambda a: a.bias[:1]),
     "bias must have the dtype": wrong("bias", lambda a: a.bias.double()),
     "slope must have shape .7.": wrong("slope", lambda a: torch.ones(2)),
     "residual must have shape": wrong("residual", lambda a: a.residual[:, :, :-1]),
     "residual must be channels_last": wrong("residual", lambda a: a.residual.contiguous()),
-    "channels must be at least 1": wrong("outputs", lambda a: 0),
+    "weight must be .C', C, 3, 3. with C = 6 .*; got .7, 5, 3, 3.": wrong(
+        "weight", lambda a: a.weight[:, 1:]
+    ),
+    "weight must be .* C' >= 1; got .0, 6, 3, 3.": wrong("weight", lambda a: a.weight[:0]),
+    "weight must be .*; got .7, 6, 1, 1.": wrong("weight", lambda a: a.weight[:, :, 1:2, 1:2]),
+    "weight must be .*; got .7, 6, 3.": wrong("weight", lambda a: a.weight[..., 0]),
+    "weight must be float32": wrong("weight", lambda a: a.weight.double()),
 }
 
 
@@ -199,22 +200,23 @@ def test_wrong_outputs_are_named(change, message):
     results |= {name: f(results[name]) for name, f in change.items()}
     with pytest.raises(RuntimeError, match=f"conv3x3: {message}"):
         conv("conv3x3_into")(
-            results["out"], a.x, a.packed, None, None, None, results["pooled"], results["sums"]
+            results["out"], a.x, a.weight, None, None, None, results["pooled"], results["sums"]
         )
 
 
-@pytest.mark.parametrize("weight", [torch.zeros(4, 4, 1, 1), torch.zeros(4, 4, 3), torch.zeros(0, 4, 3, 3)])
-def test_a_wrong_weight_is_named(weight):
-    with pytest.raises(RuntimeError, match="conv3x3_pack: weight must be"):
-        conv("conv3x3_pack")(weight)
+def test_weights_in_another_order():
+    a = Arguments(1, 20, 67, 9, 10)
+    expected = a.run()
+    a.weight = a.weight.contiguous(memory_format=torch.channels_last)
+    assert not a.weight.is_contiguous()
+    assert torch.equal(a.run(), expected)
 
 
 def test_opcheck():
     a = Arguments(2, 6, 20, 8, 9)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(conv("conv3x3_pack").default, (a.weight,), test_utils=tests)
-    arguments = (a.x, a.packed, a.outputs, a.bias, a.slope, a.residual)
+    arguments = (a.x, a.weight, a.bias, a.slope, a.residual)
     torch.library.opcheck(conv("conv3x3").default, arguments, test_utils=tests)
     out, pooled, sums = a.run_with_statistics()
-    arguments = (out, a.x, a.packed, a.bias, a.slope, a.residual, pooled, sums)
+    arguments = (out, a.x, a.weight, a.bias, a.slope, a.residual, pooled, sums)
     torch.library.opcheck(conv("conv3x3_into").default, arguments, test_utils=tests)

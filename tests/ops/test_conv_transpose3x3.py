@@ -16,12 +16,11 @@ class Arguments:
         self.x = values.map(n, inputs, h, w)
         # Of four taps at most: so many meet in an output.
         self.weight = values.weight(outputs, inputs, 3, 3).transpose(0, 1) * 1.5
-        self.packed = conv("conv_transpose3x3_pack")(self.weight)
         self.bias, self.slope = values.weight(outputs), values.weight(slopes)
         self.outputs = outputs
 
     def run(self, bias=None, slope=None):
-        return conv("conv_transpose3x3")(self.x, self.packed, self.outputs, bias, slope)
+        return conv("conv_transpose3x3")(self.x, self.weight, bias, slope)
 
     def expected(self, bias=None, slope=None):
         bias = None if bias is None else bias.double()
@@ -57,7 +56,7 @@ def test_sliced_maps():
     a = Arguments(2, 18, 35, 11, 14, layout="sliced")
     big = torch.full((2, 40, 24, 32), 7.0).contiguous(memory_format=torch.channels_last)
     out = big[:, 2:37, 1:23, 2:30]
-    conv("conv_transpose3x3_into")(out, a.x, a.packed, None, None)
+    conv("conv_transpose3x3_into")(out, a.x, a.weight, None, None)
     close(out, a.expected())
     out.fill_(7.0)
     assert (big == 7.0).all()
@@ -99,10 +98,11 @@ def test_special_values_reach_what_they_must(special, place):
         ("x", lambda v: v[0], "x must be .N, C, H, W."),
         ("x", lambda v: v.double(), "x must be float32"),
         ("x", lambda v: v.contiguous(), "x must be channels_last"),
-        ("packed", lambda v: v[:, :5], "packed must have shape .36, 6, 16."),
+        ("weight", lambda v: v[1:], "weight must be .C, C', 3, 3. with C = 6 .*; got .5, 7, 3, 3."),
+        ("weight", lambda v: v[:, :0], "weight must be .* C' >= 1; got .6, 0, 3, 3."),
+        ("weight", lambda v: v.double(), "weight must be float32"),
         ("bias", lambda v: v[:1], "bias must have shape .7."),
         ("slope", lambda v: torch.ones(2), "slope must have shape .7."),
-        ("outputs", lambda v: 0, "channels must be at least 1"),
     ],
 )
 def test_wrong_arguments_are_named(name, value, message):
@@ -119,19 +119,13 @@ def test_wrong_arguments_are_named(name, value, message):
 def test_a_wrong_output_is_named(value, message):
     a = Arguments(2, 6, 7, 8, 9)
     with pytest.raises(RuntimeError, match=f"conv_transpose3x3: {message}"):
-        conv("conv_transpose3x3_into")(value(a.run()), a.x, a.packed, None, None)
-
-
-def test_a_wrong_weight_is_named():
-    with pytest.raises(RuntimeError, match="conv_transpose3x3_pack: weight must be"):
-        conv("conv_transpose3x3_pack")(torch.zeros(4, 4, 2, 2))
+        conv("conv_transpose3x3_into")(value(a.run()), a.x, a.weight, None, None)
 
 
 def test_opcheck():
     a = Arguments(2, 6, 20, 8, 9)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(conv("conv_transpose3x3_pack").default, (a.weight,), test_utils=tests)
-    arguments = (a.x, a.packed, a.outputs, a.bias, a.slope)
+    arguments = (a.x, a.weight, a.bias, a.slope)
     torch.library.opcheck(conv("conv_transpose3x3").default, arguments, test_utils=tests)
-    arguments = (a.run(), a.x, a.packed, a.bias, a.slope)
+    arguments = (a.run(), a.x, a.weight, a.bias, a.slope)
     torch.library.opcheck(conv("conv_transpose3x3_into").default, arguments, test_utils=tests)

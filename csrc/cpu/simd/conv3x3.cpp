@@ -6,6 +6,13 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
+// Groups [begin, end) of output channels.
+template <class T>
+void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
+  for (int64_t group = begin; group < end; ++group)
+    pack_weights<ThreeTaps, ThreeTaps>(args, group, args.packed);
+}
+
 // Blocks [begin, end) of N * blocks.
 template <class T>
 void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
@@ -14,6 +21,7 @@ void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
     convolve_block<ThreeTaps, ThreeTaps>(args, block, scratch);
 }
 
+template void conv3x3_pack<float>(const ConvPackArgs&, int64_t, int64_t);
 template void conv3x3_blocks<float>(const ConvArgs&, int64_t, int64_t);
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

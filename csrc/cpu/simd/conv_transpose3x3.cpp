@@ -17,6 +17,20 @@ inline void convolve_phase(ConvArgs& args, int64_t block, const Scratch& scratch
 
 }  // namespace
 
+// Groups [begin, end) of output channels.
+template <class T>
+void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
+  const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
+  const int64_t each = args.inputs * columns;
+  for (int64_t group = begin; group < end; ++group) {
+    float* packed = args.packed;
+    pack_weights<OneTap, OneTap>(args, group, packed);
+    pack_weights<OneTap, TwoTaps>(args, group, packed += kWeights<OneTap, OneTap> * each);
+    pack_weights<TwoTaps, OneTap>(args, group, packed += kWeights<OneTap, TwoTaps> * each);
+    pack_weights<TwoTaps, TwoTaps>(args, group, packed += kWeights<TwoTaps, OneTap> * each);
+  }
+}
+
 // Blocks [begin, end) of N * blocks.
 template <class T>
 void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
@@ -35,6 +49,7 @@ void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) 
   }
 }
 
+template void conv_transpose3x3_pack<float>(const ConvPackArgs&, int64_t, int64_t);
 template void conv_transpose3x3_blocks<float>(const ConvArgs&, int64_t, int64_t);
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

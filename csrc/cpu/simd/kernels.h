@@ -129,8 +129,14 @@ struct UpArgs {
   void* bottom_sums;  // (small chunks, D, padded E)
 };
 
-// A 3x3 convolution's weights come packed: out channels padded to whole groups of this many.
+// A 3x3 convolution's weights are packed with the output channels in whole groups of this many.
 constexpr int64_t kConvGroup = 16;
+
+struct ConvPackArgs {
+  const float* weight;  // filters of 9
+  int64_t outputs, inputs, output_stride, input_stride;
+  float* packed;
+};
 
 struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
@@ -143,54 +149,58 @@ struct ConvArgs {
   int64_t block_tiles;
 };
 
-#define MIRNET_DECLARE_KERNELS(isa)                                           \
-  namespace isa {                                                             \
-  template <class A>                                                          \
-  int64_t padded(int64_t count);                                              \
-  template <class A>                                                          \
-  int64_t panel_columns();                                                    \
-  template <class A>                                                          \
-  void pack(const PackArgs&, int64_t begin, int64_t end);                     \
-  template <class A>                                                          \
-  void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);           \
-  template <class A>                                                          \
-  void conv_transpose3x3_blocks(const ConvArgs&, int64_t begin, int64_t end); \
-  template <class T>                                                          \
-  void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);       \
-  template <class T>                                                          \
-  void skff_pool(const SkffArgs&, int64_t begin, int64_t end);                \
-  template <class T>                                                          \
-  void skff_combine(const SkffArgs&, int64_t begin, int64_t end);             \
-  template <class T>                                                          \
-  void skff_pool_backward(const SkffArgs&, int64_t begin, int64_t end);       \
-  template <class T>                                                          \
-  void skff_combine_backward(const SkffArgs&, int64_t begin, int64_t end);    \
-  template <class T>                                                          \
-  void dau_stats(const DauArgs&, int64_t begin, int64_t end);                 \
-  template <class T>                                                          \
-  void dau_gate(const DauArgs&, int64_t begin, int64_t end);                  \
-  template <class T>                                                          \
-  void dau_apply(const DauArgs&, int64_t begin, int64_t end);                 \
-  template <class T>                                                          \
-  void dau_apply_backward(const DauArgs&, int64_t begin, int64_t end);        \
-  template <class T>                                                          \
-  void dau_gate_backward(const DauArgs&, int64_t begin, int64_t end);         \
-  template <class T>                                                          \
-  void dau_stats_backward(const DauArgs&, int64_t begin, int64_t end);        \
-  template <class T>                                                          \
-  void down_tail(const DownArgs&, int64_t begin, int64_t end);                \
-  template <class T>                                                          \
-  void down_tail_backward_small(const DownArgs&, int64_t begin, int64_t end); \
-  template <class T>                                                          \
-  void down_tail_backward_large(const DownArgs&, int64_t begin, int64_t end); \
-  template <class T>                                                          \
-  void up_project(const UpArgs&, int64_t begin, int64_t end);                 \
-  template <class T>                                                          \
-  void up_tail(const UpArgs&, int64_t begin, int64_t end);                    \
-  template <class T>                                                          \
-  void up_tail_backward_large(const UpArgs&, int64_t begin, int64_t end);     \
-  template <class T>                                                          \
-  void up_tail_backward_small(const UpArgs&, int64_t begin, int64_t end);     \
+#define MIRNET_DECLARE_KERNELS(isa)                                             \
+  namespace isa {                                                               \
+  template <class A>                                                            \
+  int64_t padded(int64_t count);                                                \
+  template <class A>                                                            \
+  int64_t panel_columns();                                                      \
+  template <class A>                                                            \
+  void pack(const PackArgs&, int64_t begin, int64_t end);                       \
+  template <class A>                                                            \
+  void conv3x3_pack(const ConvPackArgs&, int64_t begin, int64_t end);           \
+  template <class A>                                                            \
+  void conv_transpose3x3_pack(const ConvPackArgs&, int64_t begin, int64_t end); \
+  template <class A>                                                            \
+  void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);             \
+  template <class A>                                                            \
+  void conv_transpose3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);   \
+  template <class T>                                                            \
+  void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);         \
+  template <class T>                                                            \
+  void skff_pool(const SkffArgs&, int64_t begin, int64_t end);                  \
+  template <class T>                                                            \
+  void skff_combine(const SkffArgs&, int64_t begin, int64_t end);               \
+  template <class T>                                                            \
+  void skff_pool_backward(const SkffArgs&, int64_t begin, int64_t end);         \
+  template <class T>                                                            \
+  void skff_combine_backward(const SkffArgs&, int64_t begin, int64_t end);      \
+  template <class T>                                                            \
+  void dau_stats(const DauArgs&, int64_t begin, int64_t end);                   \
+  template <class T>                                                            \
+  void dau_gate(const DauArgs&, int64_t begin, int64_t end);                    \
+  template <class T>                                                            \
+  void dau_apply(const DauArgs&, int64_t begin, int64_t end);                   \
+  template <class T>                                                            \
+  void dau_apply_backward(const DauArgs&, int64_t begin, int64_t end);          \
+  template <class T>                                                            \
+  void dau_gate_backward(const DauArgs&, int64_t begin, int64_t end);           \
+  template <class T>                                                            \
+  void dau_stats_backward(const DauArgs&, int64_t begin, int64_t end);          \
+  template <class T>                                                            \
+  void down_tail(const DownArgs&, int64_t begin, int64_t end);                  \
+  template <class T>                                                            \
+  void down_tail_backward_small(const DownArgs&, int64_t begin, int64_t end);   \
+  template <class T>                                                            \
+  void down_tail_backward_large(const DownArgs&, int64_t begin, int64_t end);   \
+  template <class T>                                                            \
+  void up_project(const UpArgs&, int64_t begin, int64_t end);                   \
+  template <class T>                                                            \
+  void up_tail(const UpArgs&, int64_t begin, int64_t end);                      \
+  template <class T>                                                            \
+  void up_tail_backward_large(const UpArgs&, int64_t begin, int64_t end);       \
+  template <class T>                                                            \
+  void up_tail_backward_small(const UpArgs&, int64_t begin, int64_t end);       \
   }
 
 MIRNET_DECLARE_KERNELS(base)

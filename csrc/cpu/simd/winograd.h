@@ -38,6 +38,11 @@ struct ThreeTaps {
   static constexpr bool kOneWeight = false;
   static constexpr float kA = 0.70710678118654752f, kB = 1.4142135623730950f;
   static constexpr float kA2 = 0.5f, kB2 = 2.0f;
+  // The filter at the points, times what the transforms of the tiles leave out.
+  static constexpr int kTaps = 3, kTap[] = {0, 1, 2};
+  static constexpr float kFilter[][kTaps] = {
+      {-1 / 1.5f, -kA / 1.5f, -kA2 / 1.5f}, {-1 / 1.5f, kA / 1.5f, -kA2 / 1.5f}, {1, 0, 0},
+      {1 / 6.f, kB / 6, kB2 / 6},           {1 / 6.f, -kB / 6, kB2 / 6},         {0, 0, 1}};
 
   template <int Part>
   static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
@@ -64,6 +69,14 @@ struct TwoTaps {
   static constexpr int kIn = 5, kFirst = 0, kPoints = 5, kParts = 2, kPart = 3;
   static constexpr bool kOneWeight = false;
   static constexpr float kA = 0.5f, kB = 1.25f;
+  // An odd output reads this input by the filter's last tap and the next by its first.
+  static constexpr int kTaps = 2, kTap[] = {2, 0};
+  static constexpr float kAtA = 2 * kA * (kA * kA - kB * kB), kAtB = 2 * kB * (kB * kB - kA * kA);
+  static constexpr float kFilter[][kTaps] = {{1 / kAtA, kA / kAtA},
+                                             {-1 / kAtA, kA / kAtA},
+                                             {0, 1},
+                                             {1 / kAtB, kB / kAtB},
+                                             {-1 / kAtB, kB / kAtB}};
 
   template <int Part>
   static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
@@ -86,6 +99,8 @@ struct TwoTaps {
 struct OneTap {
   static constexpr int kIn = 4, kFirst = 0, kPoints = 4, kParts = 1, kPart = 4;
   static constexpr bool kOneWeight = true;
+  static constexpr int kTaps = 1, kTap[] = {1};
+  static constexpr float kFilter[][kTaps] = {{1}};
 
   template <int>
   static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
@@ -295,6 +310,48 @@ template <class Rows, class Cols>
 inline int64_t weight_of(int64_t i, int64_t j) {
   const int64_t row = Rows::kOneWeight ? 0 : i, col = Cols::kOneWeight ? 0 : j;
   return row * (Cols::kOneWeight ? 1 : Cols::kPoints) + col;
+}
+
+// A group's filters at the points of both axes: (C, panel) for each pair, the panels one by one.
+// As long as a tile's own transforms, and only once for all tiles.
+template <class Rows, class Cols>
+inline void pack_weights(const ConvPackArgs& args, int64_t group, float* packed) {
+  constexpr int64_t kAtOnce = 16;
+  constexpr int kRowPoints = Rows::kOneWeight ? 1 : Rows::kPoints;
+  constexpr int kColPoints = Cols::kOneWeight ? 1 : Cols::kPoints;
+  const int64_t first = group * kConvGroup, filters = least(kConvGroup, args.outputs - first);
+  const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
+  const int64_t panel = kMaxVectors * kLanes<float>, column = first / panel * panel;
+  const int64_t width = least(panel, columns - column), step = args.inputs * width;
+  float* to = packed + column * args.inputs * kWeights<Rows, Cols> + (first - column);
+  float taps[kAtOnce][9][kConvGroup] = {};
+  for (int64_t begin = 0; begin < args.inputs; begin += kAtOnce) {
+    const int64_t count = least(kAtOnce, args.inputs - begin);
+    for (int64_t o = 0; o < filters; ++o)
+      for (int64_t c = 0; c < count; ++c) {
+        const float* filter =
+            args.weight + (first + o) * args.output_stride + (begin + c) * args.input_stride;
+        for (int i = 0; i < 9; ++i) taps[c][i][o] = filter[i];
+      }
+    for (int64_t c = 0; c < count; ++c)
+      for (int64_t v = 0; v < kConvGroup; v += kLanes<float>) {
+        float* at = to + (begin + c) * width + v;
+        for (int p = 0; p < kRowPoints; ++p) {
+          V half[Cols::kTaps];
+          for (int j = 0; j < Cols::kTaps; ++j) {
+            half[j] = V{};
+            for (int i = 0; i < Rows::kTaps; ++i)
+              half[j] += Rows::kFilter[p][i] *
+                         load(&taps[c][Rows::kTap[i] * 3 + Cols::kTap[j]][v], Full{});
+          }
+          for (int q = 0; q < kColPoints; ++q, at += step) {
+            V value{};
+            for (int j = 0; j < Cols::kTaps; ++j) value += Cols::kFilter[q][j] * half[j];
+            store(at, value, Full{});
+          }
+        }
+      }
+  }
 }
 
 template <class Rows, class Cols, int N>

@@ -1,0 +1,213 @@
+"""Inference of the network by Winograd's convolutions: reached, exact to its bound, never stale."""
+
+import copy
+import io
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import mirnet_fast
+from mirnet_fast import MIRNet, reference
+from mirnet_fast.modules import _inference
+
+from .ops.common import needs_kernels
+
+pytestmark = needs_kernels
+
+CONFIG = {"n_feat": 16, "n_RRG": 2, "n_MSRB": 1}
+BOUND = 3e-6
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return MIRNet(**CONFIG).eval()
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The convolutions that ran by Winograd's method."""
+    seen = []
+    for name in ("winograd", "transposed_by_winograd"):
+        original = getattr(_inference, name)
+
+        def counted(conv, *args, original=original, **kwargs):
+            seen.append(conv)
+            return original(conv, *args, **kwargs)
+
+        monkeypatch.setattr(_inference, name, counted)
+    return seen
+
+
+def run(network, image):
+    with torch.inference_mode():
+        return network(image).clone()
+
+
+def residual_error(network, image, output):
+    """Relative to what the network adds to its input, in float64."""
+    exact = reference.MIRNet(**CONFIG).double().eval()
+    exact.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        added = exact(image.double()) - image.double()
+    return ((output.double() - image.double() - added).norm() / added.norm()).item()
+
+
+def unit_gain(network):
+    """Weights that keep the size of what goes through them."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+                inputs = module.weight[0].numel()
+                module.weight.normal_(0, inputs**-0.5, generator=torch.Generator().manual_seed(2))
+    return network
+
+
+@pytest.mark.parametrize("size", [(8, 8), (40, 52), (64, 12)])
+def test_error_against_float64(network, calls, size):
+    network = unit_gain(network)
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    assert residual_error(network, image, run(network, image)) < BOUND
+    assert {type(conv) for conv in calls} == {torch.nn.Conv2d, torch.nn.ConvTranspose2d}
+    # Two blocks of three streams; in each group its last convolution, too.
+    units = [m for m in network.modules() if isinstance(m, mirnet_fast.DAU)]
+    assert {id(conv) for conv in calls} >= {id(u.body[i]) for u in units for i in (0, 2)}
+
+
+def test_with_biases_and_other_streams(image, calls):
+    torch.manual_seed(3)
+    for config in ({"height": 2, "bias": True}, {"height": 1, "n_feat": 10}, {"n_feat": 12, "width": 1}):
+        arguments = CONFIG | config
+        network, plain = MIRNet(**arguments).eval(), reference.MIRNet(**arguments).eval()
+        plain.load_state_dict(network.state_dict())
+        with torch.inference_mode():
+            expected = plain.double()(image.double())
+        assert (run(network, image) - expected).norm() / expected.norm() < BOUND
+    assert calls
+
+
+def test_can_be_switched_off(network, image, calls):
+    on = run(network, image)
+    assert calls
+    calls.clear()
+    with mirnet_fast.use_winograd(False):
+        off = run(network, image)
+    assert not calls and not torch.equal(on, off)
+    assert torch.equal(run(network, image), on)
+    assert residual_error(network, image, off) < BOUND
+
+
+def test_environment_variable():
+    code = "from mirnet_fast import backends; print(backends.winograd())"
+    for value, expected in (("0", "False"), ("1", "True")):
+        environment = os.environ | {"MIRNET_FAST_WINOGRAD": value}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_follows_the_backend(network, image, calls, backend):
+    with mirnet_fast.use_backend(backend):
+        run(network, image)
+    assert bool(calls) == (backend == "cpu")
+
+
+def test_not_where_a_gradient_is_wanted_or_something_else_listens(network, image, calls):
+    network(image).sum().backward()
+    assert not calls
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        network(image)
+    assert not calls
+    run(network.double(), image.double())
+    assert not calls
+    network.float()
+    unit = network.body[0].body[0].blocks[0][0]
+    unit.body[0].register_forward_hook(lambda *_: None)
+    run(network, image)
+    assert unit.body[0] not in calls and network.body[1].body[0].blocks[0][0].body[0] in calls
+
+
+def last_of_a_group(network):
+    return network.body[0].body[1].weight
+
+
+CHANGES = {
+    "in place": lambda n: last_of_a_group(n).mul_(2),
+    "its data in place": lambda n: last_of_a_group(n).data.neg_(),
+    "new data": lambda n: setattr(last_of_a_group(n), "data", last_of_a_group(n).data.flip(0)),
+    "the same values in another order": lambda n: last_of_a_group(n).data.copy_(last_of_a_group(n).roll(1)),
+    "state_dict": lambda n: n.load_state_dict(
+        {k: v if k.endswith("filt") else -v for k, v in n.state_dict().items()}
+    ),
+    "to float64 and back": lambda n: last_of_a_group(n.double().float()).data.mul_(3),
+    "channels_last": lambda n: last_of_a_group(n.to(memory_format=torch.channels_last)).data.neg_(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_stale_weight_is_used(network, image, change):
+    before = run(network, image)
+    with torch.no_grad():
+        CHANGES[change](network)
+    after = run(network, image)
+    assert not torch.allclose(before, after)
+    fresh = MIRNet(**CONFIG).eval()
+    fresh.load_state_dict(network.state_dict())
+    assert torch.equal(after, run(fresh, image))
+
+
+def test_copies_and_pickles(network, image):
+    expected = run(network, image)
+    file = io.BytesIO()
+    torch.save(network, file)
+    file.seek(0)
+    copies = [copy.deepcopy(network), torch.load(file, weights_only=False)]
+    with torch.no_grad():
+        for p in network.parameters():
+            p.neg_()
+    for other in copies:
+        assert torch.equal(run(other, image), expected)
+
+
+def test_two_networks_in_four_threads(image):
+    torch.manual_seed(4)
+    networks = [MIRNet(**CONFIG).eval(), MIRNet(**CONFIG | {"n_feat": 24}).eval()]
+    expected = [run(n, image) for n in networks]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda i: run(networks[i % 2], image), range(16)))
+    assert all(torch.equal(result, expected[i % 2]) for i, result in enumerate(results))
+
+
+def test_an_accelerated_network_runs_so_too(image, calls):
+    torch.manual_seed(5)
+    plain = reference.MIRNet(**CONFIG).eval()
+    expected = run(plain, image)
+    mirnet_fast.accelerate(plain)
+    torch.testing.assert_close(run(plain, image), expected, rtol=1e-5, atol=1e-5)
+    assert calls
+
+
+@pytest.mark.parametrize("scale", [1, 30, 1000])
+def test_conditioning(scale):
+    """Where the sums cancel, F(4x4)'s larger intermediate values show; the bound is of the largest value."""
+    draw = torch.Generator().manual_seed(6)
+    x = torch.randn(1, 32, 24, 24, generator=draw) + scale
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, 32, 3, 3, generator=draw)
+    weight -= weight.mean((1, 2, 3), keepdim=True)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    # Of what is added up, not of what is left.
+    size = torch.nn.functional.conv2d(x.double().abs(), weight.double().abs(), padding=1).max()
+    ours = torch.ops.mirnet_fast_cpu.conv3x3(x, weight, None, None, None)
+    plain = torch.nn.functional.conv2d(x, weight, padding=1)
+    errors = [((y - exact).abs().max() / size).item() for y in (ours, plain)]
+    assert errors[0] < BOUND / 3 and errors[0] < 30 * errors[1]
