@@ -1,8 +1,8 @@
-"""What the fused modules do otherwise where no gradient is wanted: less memory, the same numbers.
+"""What the fused modules do with convolutions on the CPU: less arithmetic, and without gradients less memory.
 
-3x3 convolutions in float32 run by Winograd's method, with what follows them in the same pass. Others
-of large maps run in bands of rows: what one convolution hands to the next then stays in the
-cache. The maps that remain lie in one mapping (`_arena.py`).
+3x3 convolutions in float32 run by Winograd's method; where no gradient is wanted, with what follows them
+in the same pass. Others of large maps then run in bands of rows: what one convolution hands to the next
+stays in the cache. The maps that remain lie in one mapping (`_arena.py`).
 """
 
 import torch
@@ -13,7 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from .. import backends
 from ._arena import empty_map
 
-BAND_BYTES = 2**22  # it stays in the last-level cache
+BAND_BYTES = 2**24  # it stays in the last-level cache
+TILE = 4
 
 
 def slope_of(activation, like):
@@ -27,10 +28,14 @@ def slope_of(activation, like):
 
 def may_overwrite(x, *producers):
     """Whether tensors that these modules make from x on the CPU are nobody else's."""
+    return not torch.is_grad_enabled() and _may_replace(x, *producers)
+
+
+def _may_replace(x, *producers):
+    """Whether anything else may run on the CPU in place of these modules."""
     return (
         type(x) is torch.Tensor
         and x.device.type == "cpu"
-        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         # A hook may have kept what its module returned.
@@ -51,7 +56,14 @@ def may_write_into(op, x, *producers):
 
 def activated(conv, activation, x):
     """activation(conv(x)), in place where that is safe."""
-    return _activate(activation, conv(x), may_overwrite(x, conv, activation))
+    return _activate(activation, convolved(conv, x), may_overwrite(x, conv, activation))
+
+
+def convolved(conv, x):
+    """conv(x) of a convolution that keeps the resolution; it has gradients."""
+    if _may_replace(x, conv) and _is_plain(conv) and by_winograd(conv, x):
+        return torch.ops.mirnet_fast_cpu.conv3x3(x, conv.weight, conv.bias, None, None)
+    return conv(x)
 
 
 def activated_conv(first, activation, second, x, statistics=None):
@@ -66,7 +78,7 @@ def activated_conv(first, activation, second, x, statistics=None):
         between = winograd(first, x, activation.weight) if fused else activated(first, activation, x)
         return winograd(second, between, statistics=statistics)
     if not plain or len(bands(x)) == 1:
-        return second(activated(first, activation, x))
+        return convolved(second, activated(first, activation, x))
     out = empty_map((x.shape[0], second.out_channels, *x.shape[2:]), x)
     halo = second.padding[0]
     for begin, end in bands(x):
@@ -82,7 +94,7 @@ def add_conv(conv, x, residual):
     if plain and by_winograd(conv, x):
         return winograd(conv, x, residual=residual)
     if not plain or len(bands(x)) == 1:
-        return conv(x) + residual
+        return convolved(conv, x) + residual
     out = empty_map(residual.shape, residual)
     for begin, end in bands(x):
         rows = _conv_rows(conv, x, begin, end)
@@ -98,9 +110,11 @@ def transposed_conv(conv, x):
         and conv.stride == (2, 2)
         and conv.padding == conv.output_padding == conv.dilation == (1, 1)
     )
-    if doubles and may_overwrite(x, conv) and _is_for_engine(conv, x):
+    if not (doubles and _may_replace(x, conv) and _is_for_engine(conv, x)):
+        return conv(x)
+    if may_overwrite(x, conv):
         return transposed_by_winograd(conv, x)
-    return conv(x)
+    return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, conv.weight, conv.bias, None)
 
 
 def transposed_by_winograd(conv, x):
@@ -141,10 +155,14 @@ def _is_for_engine(conv, x):
     )
 
 
-def bands(x, scale=1):
-    """[(first row, last row + 1)] of x in bands of about BAND_BYTES, `scale` bytes for each of x."""
+def bands(x, scale=1, beyond=0):
+    """[(first row, last row + 1)] of x in bands of about BAND_BYTES, `scale` bytes for each of x.
+
+    With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's convolutions.
+    """
     height = x.shape[2]
-    rows = max(BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1), 1)
+    rows = BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1)
+    rows = max((rows + beyond) // TILE * TILE - beyond, TILE - beyond)
     return [(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
 
 

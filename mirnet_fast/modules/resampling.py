@@ -64,10 +64,10 @@ class ResidualUpSample(reference.ResidualUpSample):
         expand, act, conv, tail_act, project = self.top
         weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
         if x.numel() == 0 or not may_write_into("residual_up_tail", x, expand, act, conv):
-            return ops.residual_up_tail(conv(activated(expand, act, x)), x, *weights)
+            return ops.residual_up_tail(transposed_conv(conv, activated(expand, act, x)), x, *weights)
         n, _, height, width = x.shape
         out = empty_map((n, project.out_channels, 2 * height, 2 * width), x)
-        for begin, end in bands(x, scale=4):
+        for begin, end in bands(x, scale=4, beyond=1):
             # An odd row of the large map also reads the next small row.
             between = activated(expand, act, x[:, :, begin : end + 1])
             top = transposed_conv(conv, between)[:, :, : 2 * (end - begin)]

@@ -62,7 +62,7 @@ def register_in_place(name, arguments):
 
 
 def define_for_cpu(schema, fake=lambda *args: None):
-    """Define an op that the C++ kernels alone have, and only for inference.
+    """Define an op that the C++ kernels alone have.
 
     Args:
         fake: function of the op's arguments that returns an output like the real one.
@@ -70,6 +70,13 @@ def define_for_cpu(schema, fake=lambda *args: None):
     library = _libraries["cpu"]
     library.define(schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.register_fake(f"mirnet_fast_cpu::{schema.partition('(')[0]}", fake, lib=library)
+
+
+def register_cpu_gradient(name, backward, setup_context):
+    """Give such an op a gradient; the functions are as torch.library.register_autograd takes them."""
+    torch.library.register_autograd(
+        f"mirnet_fast_cpu::{name}", backward, setup_context=setup_context, lib=_libraries["cpu"]
+    )
 
 
 def _triton_kernel(name, function):

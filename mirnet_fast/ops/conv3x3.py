@@ -1,16 +1,17 @@
-"""The schemas of the CPU engine's 3x3 convolutions, for inference: torch.ops.mirnet_fast_cpu.conv3x3...
+"""The CPU engine's 3x3 convolutions: torch.ops.mirnet_fast_cpu.conv3x3 and conv3x3_into.
 
 `conv3x3(x, weight, bias, slope, residual)` is conv2d with zero padding 1, then a PReLU by `slope` (1 or
 C' values), then `+ residual`; `conv3x3_into` writes into `out` (which may be `residual`, not `x`) and
 gives `pooled` (N, 2, H, W), the maximum and mean over the channels, and `sums` (N, C'), float64.
 
-All maps are float32 and channels_last. The error is below 3e-6 of the output's norm. Where an input is
-NaN or infinite, outputs up to two pixels beyond its reach may be NaN too.
+All maps are float32 and channels_last. `conv3x3` has gradients where neither slope nor residual is given;
+x's is such a convolution itself, the weight's is PyTorch's. The error is below 3e-6 of the output's norm.
+Where an input is NaN or infinite, outputs up to two pixels beyond its reach may be NaN too.
 """
 
 import torch
 
-from ._registration import define_for_cpu
+from ._registration import define_for_cpu, register_cpu_gradient
 
 EPILOGUE = "Tensor? bias, Tensor? slope, Tensor? residual"
 
@@ -21,6 +22,31 @@ def _output(x, weight, bias, slope, residual):
 
 
 define_for_cpu(f"conv3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", _output)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, bias, slope, residual = inputs
+    if slope is not None or residual is not None:
+        raise NotImplementedError("conv3x3: there are gradients only without slope and residual")
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _gradient(ctx, grad):
+    x, weight = ctx.saved_tensors
+    x_grad = None
+    if ctx.needs_input_grad[0]:
+        turned = weight.flip(2, 3).transpose(0, 1).contiguous()
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        x_grad = torch.ops.mirnet_fast_cpu.conv3x3(grad, turned, None, None, None)
+    sizes = [weight.shape[0]] if ctx.has_bias else None
+    wanted = [False, ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
+    geometry = sizes, [1, 1], [1, 1], [1, 1], False, [0, 0], 1
+    _, *others = torch.ops.aten.convolution_backward(grad, x, weight, *geometry, wanted)
+    return x_grad, *others, None, None
+
+
+register_cpu_gradient("conv3x3", _gradient, _keep)
 define_for_cpu(
     f"conv3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, "
     "Tensor(b!)? pooled, Tensor(c!)? sums) -> ()"

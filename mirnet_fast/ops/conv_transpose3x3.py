@@ -1,13 +1,14 @@
-"""The schemas of the CPU engine's transposed 3x3 convolutions of stride 2, for inference.
+"""The CPU engine's transposed 3x3 convolutions of stride 2.
 
 `conv_transpose3x3(x, weight, bias, slope)` is conv_transpose2d with stride 2, padding 1 and output padding
 1, then a PReLU by `slope` (1 or C' values); `conv_transpose3x3_into` writes into `out`, not `x`. Layout,
-accuracy and special values are as conv3x3's.
+accuracy and special values are as conv3x3's. `conv_transpose3x3` has gradients, PyTorch's, where no slope
+is given.
 """
 
 import torch
 
-from ._registration import define_for_cpu
+from ._registration import define_for_cpu, register_cpu_gradient
 
 EPILOGUE = "Tensor? bias, Tensor? slope"
 
@@ -19,4 +20,23 @@ def _output(x, weight, bias, slope):
 
 
 define_for_cpu(f"conv_transpose3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", _output)
+
+
+def _keep(ctx, inputs, output):
+    x, weight, bias, slope = inputs
+    if slope is not None:
+        raise NotImplementedError("conv_transpose3x3: there are gradients only without slope")
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _gradient(ctx, grad):
+    x, weight = ctx.saved_tensors
+    sizes = [weight.shape[1]] if ctx.has_bias else None
+    geometry = sizes, [2, 2], [1, 1], [1, 1], True, [1, 1], 1
+    wanted = list(ctx.needs_input_grad[:3])
+    return *torch.ops.aten.convolution_backward(grad, x, weight, *geometry, wanted), None
+
+
+register_cpu_gradient("conv_transpose3x3", _gradient, _keep)
 define_for_cpu(f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}) -> ()")

@@ -212,6 +212,33 @@ def test_weights_in_another_order():
     assert torch.equal(a.run(), expected)
 
 
+@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "one row"])
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "expanded"])
+def test_gradients(shape, layout):
+    a = Arguments(*SHAPES[shape])
+    leaves = [t.requires_grad_() for t in (a.x, a.weight.detach(), a.bias)]
+    a.x, a.weight, a.bias = leaves
+    result, expected = a.run(a.bias), a.expected(a.bias)
+    grad = torch.randn_like(result.detach())
+    if layout != "channels_last":
+        grad = grad.contiguous() if layout == "contiguous" else grad[:, :1, :1, :1].expand(result.shape)
+    actual = torch.autograd.grad(result, leaves, grad)
+    for one, exact in zip(actual, torch.autograd.grad(expected, leaves, grad.double()), strict=True):
+        close(one, exact.double())
+    # Some of them alone.
+    [alone] = torch.autograd.grad(
+        conv("conv3x3")(a.x.detach(), a.weight, a.bias, None, None).sum(), [a.weight]
+    )
+    assert alone.shape == a.weight.shape
+
+
+def test_no_gradient_with_epilogue():
+    a = Arguments(*SHAPES["one row"])
+    a.x.requires_grad_()
+    with pytest.raises(NotImplementedError, match="conv3x3: there are gradients only without slope"):
+        a.run(slope=a.slope)
+
+
 def test_opcheck():
     a = Arguments(2, 6, 20, 8, 9)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
