@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
       const int w = step % a.walk.per_row * me.slots * Ahead + me.slot;
       const auto inside = [&](int u) { return w + u * me.slots < a.walk.width; };
       Pack<T, V> raw[Ahead][B ? B : 1], given[Ahead];
-      if constexpr (WithGrad) {
+      const bool multiplied = WithGrad && (B > 0 || first > 0);
+      if (multiplied) {
 #pragma unroll
         for (int u = 0; u < Ahead; ++u)
           if (inside(u)) given[u] = fetch<V>(a.grad.at(me.n, h, w + u * me.slots) + me.c);
@@ -122,13 +123,7 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
           for (int j = 0; j < V; ++j) {
             const float value = to_float(raw[u][place].value[j]);
             if (first == 0) total[0][j] += value;
-            if constexpr (WithGrad) {
-              const float product = value * to_float(given[u].value[j]);
-              if constexpr (B > 0)
-                total[1 + b][j] += product;
-              else if (1 + b == first)
-                total[0][j] += product;
-            }
+            if (multiplied) total[B ? 1 + b : 0][j] += value * to_float(given[u].value[j]);
           }
         }
       };
@@ -138,7 +133,9 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
 #pragma unroll
         for (int b = 0; b < B; ++b) add(b, b);
       } else {
-        for (int b = 0; b < branches; ++b) {
+        // Row 0 is of all branches, another of one.
+        const int begin = first > 0 ? first - 1 : 0, end = first > 0 ? first : branches;
+        for (int b = begin; b < end; ++b) {
           ask(b, 0);
           add(b, 0);
         }
