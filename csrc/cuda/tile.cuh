@@ -173,7 +173,8 @@ struct WarpTile {
 
 // use(buffer) for every chunk in turn, buffer being 0 or 1, while the next one's copies, which
 // ask(chunk, buffer) starts, are on their way. mine(chunk, buffer) sees only what this thread has
-// copied; use sees all. meanwhile() has the time that the first chunk takes to come.
+// copied; use sees all. meanwhile() has the time that the first chunk takes to come. The sums that
+// use adds to are the caller's, who clears them before.
 template <class Ask, class Mine, class Use, class Meanwhile>
 MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use, Meanwhile meanwhile) {
   ask(0, 0);
@@ -224,13 +225,18 @@ template <int TH, int TW>
 struct PixelTile {
   int n, h, w, height, width;  // h, w: of its first pixel
 
-  // Tile number i of all images', TH x TW pixels each.
-  MIRNET_DEVICE PixelTile(int64_t i, int height_, int width_) : height(height_), width(width_) {
-    const int across = (width + TW - 1) / TW, down = (height + TH - 1) / TH;
-    n = int(i / (int64_t(across) * down));
-    const int rest = int(i % (int64_t(across) * down));
-    h = rest / across * TH;
-    w = rest % across * TW;
+  // Tile number i of image n_, or of all images'.
+  MIRNET_DEVICE PixelTile(int n_, int i, int height_, int width_)
+      : n(n_), height(height_), width(width_) {
+    h = i / across(width) * TH;
+    w = i % across(width) * TW;
+  }
+  MIRNET_DEVICE PixelTile(int i, int height_, int width_)
+      : PixelTile(i / of_image(height_, width_), i % of_image(height_, width_), height_, width_) {}
+
+  static MIRNET_DEVICE int across(int width) { return (width + TW - 1) / TW; }
+  static MIRNET_DEVICE int of_image(int height, int width) {
+    return (height + TH - 1) / TH * across(width);
   }
 
   MIRNET_DEVICE int row(int pixel) const { return h + pixel / TW; }
