@@ -184,7 +184,7 @@ constexpr int kFuseSide = 64, kFuseThreads = 128;
 template <class T, bool Aligned>
 __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) {
   constexpr int kLd = kRow<T, kFuseSide>, kTile = kFusePixels * kLd, kStage = 3 * kTile;
-  constexpr int V = kWide<T>, kPieces = kFuseSide / V;
+  constexpr int V = kWide<T>;
   T* const staged = reinterpret_cast<T*>(shared_memory());
   const int C = a.channels, side = (C + kFuseSide - 1) / kFuseSide, parts = side * side;
   const int part = blockIdx.x % parts, program = blockIdx.x / parts % a.programs;
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) 
             },
             [&](int chunk, int buffer) {
               const auto tile = tile_of(chunk);
-              for (int i = threadIdx.x; i < kFusePixels * kPieces; i += kFuseThreads) {
-                const int pixel = i / kPieces, at = pixel * kLd + i % kPieces * V;
+              each_piece<kFuseSide / V>(kFusePixels, kFuseThreads, [&](int pixel, int piece) {
+                const int at = pixel * kLd + piece * V;
                 float value[V];
                 load<V>(value, bare(buffer) + at);
                 const float share =
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) 
 #pragma unroll
                 for (int j = 0; j < V; ++j) value[j] *= share;
                 store<V>(gated(buffer) + at, value);
-              }
+              });
             },
             [&](int buffer) {
               // Short sums of their own: one long sum would round more.

@@ -28,8 +28,10 @@ MIRNET_DEVICE void add_programs(const float* at, int programs, int64_t distance,
   for (int begin = 0; begin < channels; begin += kSmallThreads) {
     const int c = begin + threadIdx.x % across;
     F sum = 0;
-    if (place < side && c < channels)
+    if (place < side && c < channels) {
+#pragma unroll 8
       for (int p = place; p < programs; p += side) sum += at[p * distance + c];
+    }
     room[threadIdx.x] = sum;
     sync_threads();
     if (place == 0 && c < channels) {

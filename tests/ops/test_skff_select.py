@@ -110,3 +110,9 @@ class TestSkffSelectCuda(CudaTests):
         # Their partial sums are more than one block adds.
         "many sums": case(1, 136, 528, 1),
     }
+
+    def test_more_channels_than_fit(self):
+        # As wide a reduce layer as no network has: its outputs are in shared memory.
+        args = case(1, 1, 2, 3, squeezed=30000)(self.values())
+        with pytest.raises(RuntimeError, match=r"skff_select on \(1, 1, 2, 3\): .* bytes of shared memory"):
+            self.fast(*args)
