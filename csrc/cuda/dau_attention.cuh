@@ -45,7 +45,8 @@ template <class T, int V, int Vectors>
 __global__ void __launch_bounds__(kStatsThreads, 2) stats_kernel(StatsArgs<T> a) {
   constexpr int kKept = Vectors ? Vectors : 1;
   float* const kept = reinterpret_cast<float*>(shared_memory());  // (groups, C) or (warps, C)
-  const int group = Vectors ? a.group : 32, groups = a.groups, threads = group * groups;
+  const int group = Vectors ? a.group : 32;
+  const int groups = Vectors ? kStatsThreads / group : a.groups, threads = groups * group;
   const int mine = threadIdx.x / group, piece = threadIdx.x % group;
   const int pieces = (a.channels + V - 1) / V;
   const int n = blockIdx.x / a.programs, program = blockIdx.x % a.programs;

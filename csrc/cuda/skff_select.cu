@@ -68,6 +68,11 @@ struct Walker {
   }
 };
 
+template <class T>
+MIRNET_DEVICE void points_to_global(const Map<T>& map) {
+  points_to_global(map.data);
+}
+
 // What a kernel takes for each branch, of any number of them: up to kListed among its arguments,
 // more in a table on the device.
 template <class Item>
@@ -76,8 +81,9 @@ struct List {
   const Item* table;  // null where `few` has all
 
   MIRNET_DEVICE Item operator[](int i) const {
-    if (table) return table[i];
-    return few[i];
+    const Item item = table ? Item(table[i]) : Item(few[i]);
+    points_to_global(item);
+    return item;
   }
 };
 
@@ -220,6 +226,12 @@ template <class T>
 struct Select {
   const T *weight, *bias;  // bias: or null
 };
+
+template <class T>
+MIRNET_DEVICE void points_to_global(const Select<T>& layer) {
+  points_to_global(layer.weight);
+  if (layer.bias) points_to_global(layer.bias);
+}
 
 template <class T>
 struct AttendArgs {
