@@ -110,7 +110,8 @@ Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stri
     const auto go = [&](auto width) {
       constexpr int V = decltype(width)::value;
       const int channels = int(x.size(1));
-      const int64_t chunks = ceil_div(cols.outputs * (channels / V), kThreads);
+      const int64_t chunks =
+          row_blocks(told(kOp, x), int64_t(cols.outputs) * (channels / V), kThreads);
       const int64_t blocks = x.size(0) * ceil_div(rows.outputs, kStrip) * chunks;
       const Blur3Args<T> args{map_of<const T>(in), map_of<T>(out), rows, cols, channels,
                               int(chunks)};

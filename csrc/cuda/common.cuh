@@ -181,7 +181,17 @@ inline bool wide(std::initializer_list<const Tensor*> maps) {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Blocks of `threads` for a row of so many values, which kernels number in 32 bits.
+inline int64_t row_blocks(const std::string& what, int64_t values, int threads) {
+  STD_TORCH_CHECK(values < (int64_t(1) << 31) - threads, what, ": a row of ", values,
+                  " accesses, 2**31 or more");
+  return ceil_div(values, threads);
+}
+
 // ---- launches --------------------------------------------------------------------------------
+
+// Shared memory that a block may have on every GPU: of sm_86 and sm_89, the smallest.
+constexpr size_t kSharedLimit = 99 * 1024;
 
 // The device of a tensor and the current stream of that device, while it lives.
 class Place {
@@ -202,9 +212,10 @@ class Place {
   void launch(const std::string& what, void (*kernel)(Params...), int64_t blocks, int threads,
               size_t shared, const Args&... args) const {
     STD_TORCH_CHECK(blocks < int64_t(1) << 31, what, ": needs ", blocks, " blocks, 2**31 or more");
+    STD_TORCH_CHECK(shared <= kSharedLimit, what, ": so many channels need ", shared,
+                    " bytes of shared memory a block, and there are ", kSharedLimit);
+    if (blocks == 0) return;
 #if defined(MIRNET_EMULATED)
-    constexpr size_t kSharedLimit =
-        99 * 1024;  // of sm_86 and sm_89, the smallest that we build for
     emulation::run_grid(unsigned(blocks), threads, shared, kSharedLimit, [&] { kernel(args...); });
 #else
     cudaError_t error = cudaSuccess;

@@ -70,10 +70,6 @@ constexpr int kWarpsDown = 4, kWarpChannels = 32;
 template <int N>
 constexpr int kThreads = 32 * kWarpsDown * N / kWarpChannels;
 
-// What a block may have on every GPU; the halo of a large window takes more than the wide tile
-// leaves.
-constexpr size_t kShared = 99 * 1024;
-
 template <class T, int N>
 struct ApplyShared {
   static constexpr int kLd = kRow<T, kDeep<T>>;
@@ -227,7 +223,9 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
     };
     if (!aligned)
       go(Width<64>{}, apply_kernel<T, 64, false>);
-    else if (sizeof(T) == 4 || channels <= 64 || ApplyShared<T, 128>::bytes(args.taps) > kShared)
+    else if (sizeof(T) == 4 || channels <= 64 ||
+             // The halo of a large window takes more than the wide tile leaves.
+             ApplyShared<T, 128>::bytes(args.taps) > kSharedLimit)
       go(Width<64>{}, apply_kernel<T, 64, true>);
     else if constexpr (sizeof(T) == 2)
       go(Width<128>{}, apply_kernel<T, 128, true>);
@@ -313,16 +311,18 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                      int(H),
                                      int(W),
                                      int(taps),
-                                     int(std::min<int64_t>(n * H, 16))};
+                                     int(std::min(n * H, std::max(kTapPrograms, n * H * W >> 17)))};
       tap_sums = scratch(r, {small_maps.programs, 2 * taps * taps});
-      place.launch(told(kOp, r), taps_kernel<T>, tap_sums.numel(), kMapThreads,
-                   kMapThreads * sizeof(float), small_maps, floats(tap_sums));
-      const int map_chunks = int(ceil_div(W, kMapThreads));
+      place.launch(told(kOp, r), taps_kernel<T>,
+                   small_maps.programs * 2 * taps * ceil_div(taps, kTapsAtOnce), kMapThreads,
+                   kMapThreads / 32 * kTapsAtOnce * sizeof(float), small_maps, floats(tap_sums));
+      const int map_chunks = int(row_blocks(told(kOp, r), W, kMapThreads));
       place.launch(told(kOp, r), pooled_kernel<T>, n * H * map_chunks, kMapThreads, 0, small_maps,
                    w.spatial<T>(), floats(pooled_grads), map_chunks);
 
+      const Tensor few_gate_sums = few_sums(told(kOp, r), place, gate_sums);
       const SmallBackwardArgs<T> small{floats(seen.sums),
-                                       floats(gate_sums),
+                                       floats(few_gate_sums),
                                        w.squeeze<T>(),
                                        w.squeeze_bias<T>(),
                                        w.excite<T>(),
@@ -335,13 +335,14 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                        int(C),
                                        int(D),
                                        int(seen.sums.size(1)),
-                                       int(tiles),
+                                       int(few_gate_sums.size(1)),
                                        double(H * W)};
       place.launch(told(kOp, r), small_kernel<T>, n, kSmallThreads,
                    (kSmallThreads + C) * sizeof(double), small);
 
       const auto spread = [&](auto width, auto kernel) {
-        const int chunks = int(ceil_div(W * (C / decltype(width)::value), kMapThreads));
+        const int chunks =
+            int(row_blocks(told(kOp, r), W * (C / decltype(width)::value), kMapThreads));
         const SpreadArgs<T> args{map_of<T>(r_grad),
                                  floats(pooled_grads),
                                  floats(shift),
@@ -358,14 +359,11 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
         spread(Width<1>{}, spread_kernel<T, 1>);
     });
   }
-  const auto product = [](const Tensor& left, const Tensor& right) {
-    return torch::stable::matmul(torch::stable::transpose(left, 0, 1), right);
-  };
   std::vector<Tensor> gradients{laid_out_like(r_grad, r),
                                 gradient_of(spatial_weight, summed(tap_sums, {0})),
-                                gradient_of(squeeze_weight, product(before_grad, means))};
+                                products(kOp, place, before_grad, 0, means, squeeze_weight)};
   if (squeeze_bias) gradients.push_back(gradient_of(*squeeze_bias, summed(before_grad, {0})));
-  gradients.push_back(gradient_of(excite_weight, product(logit_grad, hidden)));
+  gradients.push_back(products(kOp, place, logit_grad, 0, hidden, excite_weight));
   if (excite_bias) gradients.push_back(gradient_of(*excite_bias, summed(logit_grad, {0})));
   gradients.push_back(gradient_of(fuse_weight, summed(fuse_sums, {0}, ScalarType::Float)));
   if (fuse_bias)

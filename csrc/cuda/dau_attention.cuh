@@ -26,7 +26,7 @@ struct StatsArgs {
   float* pooled;  // (N, 2, H, W): maximum and mean over the channels
   int* index;     // (N, H, W) of the maximum, or null
   float* sums;    // (N, programs, C)
-  int channels, height, width, group, per_row, programs;
+  int channels, height, width, group, groups, per_row, programs;
 };
 
 // The larger of two values and its index; a NaN is the largest, of equals the first.
@@ -45,7 +45,8 @@ template <class T, int V, int Vectors>
 __global__ void __launch_bounds__(kStatsThreads, 2) stats_kernel(StatsArgs<T> a) {
   constexpr int kKept = Vectors ? Vectors : 1;
   float* const kept = reinterpret_cast<float*>(shared_memory());  // (groups, C) or (warps, C)
-  const int group = Vectors ? a.group : 32, groups = kStatsThreads / group;
+  const int group = Vectors ? a.group : 32;
+  const int groups = Vectors ? kStatsThreads / group : a.groups, threads = groups * group;
   const int mine = threadIdx.x / group, piece = threadIdx.x % group;
   const int pieces = (a.channels + V - 1) / V;
   const int n = blockIdx.x / a.programs, program = blockIdx.x % a.programs;
@@ -53,7 +54,7 @@ __global__ void __launch_bounds__(kStatsThreads, 2) stats_kernel(StatsArgs<T> a)
   const int64_t plane = int64_t(a.height) * a.width;
   float total[kKept][V] = {};
   if constexpr (Vectors == 0) {
-    for (int i = threadIdx.x; i < groups * a.channels; i += kStatsThreads) kept[i] = 0;
+    for (int i = threadIdx.x; i < groups * a.channels; i += threads) kept[i] = 0;
     sync_threads();
   }
   for (int step = program; step < steps; step += a.programs) {
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kStatsThreads, 2) stats_kernel(StatsArgs<T> a)
           kept[mine * a.channels + (piece + v * group) * V + j] = total[v][j];
   }
   sync_threads();
-  for (int c = threadIdx.x; c < a.channels; c += kStatsThreads) {
+  for (int c = threadIdx.x; c < a.channels; c += threads) {
     float sum = 0;
     for (int g = 0; g < groups; ++g) sum += kept[g * a.channels + c];
     a.sums[int64_t(blockIdx.x) * a.channels + c] = sum;
@@ -136,7 +137,9 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
   const bool in_registers = aligned && pieces <= 64;
   int group = 32;
   while (in_registers && group / 2 >= pieces) group /= 2;
-  const int groups = kStatsThreads / group;
+  // Of thousands of channels as many warps as shared memory has room for their sums.
+  const int groups =
+      int(std::clamp<int64_t>(kSharedLimit / sizeof(float) / channels, 1, kStatsThreads / group));
   const int64_t per_row = ceil_div(width, groups * kAhead);
   STD_TORCH_CHECK(height * per_row < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
   const int64_t programs = std::min(height * per_row, std::max<int64_t>(1, kPrograms / n));
@@ -151,10 +154,11 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
                           int(height),
                           int(width),
                           group,
+                          groups,
                           int(per_row),
                           int(programs)};
   const auto go = [&](auto kernel) {
-    place.launch(told(kOp, r), kernel, n * programs, kStatsThreads,
+    place.launch(told(kOp, r), kernel, n * programs, group * groups,
                  groups * channels * sizeof(float), args);
   };
   if (!aligned)
@@ -165,6 +169,7 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
     go(stats_kernel<T, kWide<T>, 1>);
   else
     go(stats_kernel<T, kWide<T>, 2>);
+  result.sums = few_sums(told(kOp, r), place, result.sums);
   return result;
 }
 

@@ -184,7 +184,7 @@ constexpr int kFuseSide = 64, kFuseThreads = 128;
 template <class T, bool Aligned>
 __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) {
   constexpr int kLd = kRow<T, kFuseSide>, kTile = kFusePixels * kLd, kStage = 3 * kTile;
-  constexpr int V = kWide<T>, kPieces = kFuseSide / V;
+  constexpr int V = kWide<T>;
   T* const staged = reinterpret_cast<T*>(shared_memory());
   const int C = a.channels, side = (C + kFuseSide - 1) / kFuseSide, parts = side * side;
   const int part = blockIdx.x % parts, program = blockIdx.x / parts % a.programs;
@@ -193,9 +193,7 @@ __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) 
   const int warp_o = warp() / 2 * 32, warp_c = warp() % 2 * 32;
   const float* const gates = a.gates + int64_t(n) * 2 * a.height * a.width;
   const auto tile_of = [&](int chunk) {
-    // Tile numbers count the images' tiles one after another.
-    const int64_t number = int64_t(n) * a.tiles + program + int64_t(chunk) * a.programs;
-    return PixelTile<kFuseDown, kFuseAcross>(number, a.height, a.width);
+    return PixelTile<kFuseDown, kFuseAcross>(n, program + chunk * a.programs, a.height, a.width);
   };
   const auto grads = [&](int buffer) { return staged + buffer * kStage; };
   const auto bare = [&](int buffer) { return grads(buffer) + kTile; };
@@ -219,8 +217,8 @@ __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) 
             },
             [&](int chunk, int buffer) {
               const auto tile = tile_of(chunk);
-              for (int i = threadIdx.x; i < kFusePixels * kPieces; i += kFuseThreads) {
-                const int pixel = i / kPieces, at = pixel * kLd + i % kPieces * V;
+              each_piece<kFuseSide / V>(kFusePixels, kFuseThreads, [&](int pixel, int piece) {
+                const int at = pixel * kLd + piece * V;
                 float value[V];
                 load<V>(value, bare(buffer) + at);
                 const float share =
@@ -230,7 +228,7 @@ __global__ void __launch_bounds__(kFuseThreads, 2) weight_kernel(FuseArgs<T> a) 
 #pragma unroll
                 for (int j = 0; j < V; ++j) value[j] *= share;
                 store<V>(gated(buffer) + at, value);
-              }
+              });
             },
             [&](int buffer) {
               // Short sums of their own: one long sum would round more.
@@ -268,34 +266,51 @@ struct SmallMapsArgs {
   int images, height, width, taps, programs;
 };
 
-constexpr int kMapThreads = 256;
+constexpr int kMapThreads = 256, kTapsAtOnce = 8;
+// Rows of taps by programs are the blocks of taps_kernel: enough for a large GPU.
+constexpr int64_t kTapPrograms = 32;
 
-// sums (programs, 2 taps taps): the gradient of each tap, a block each, over every so many rows.
+// sums (programs, 2 taps taps): the gradients of the taps; of one map's row of taps kTapsAtOnce a
+// block, over every so many rows of pixels.
 template <class T>
 __global__ void __launch_bounds__(kMapThreads) taps_kernel(SmallMapsArgs a, float* sums) {
-  float* const kept = reinterpret_cast<float*>(shared_memory());
-  const int count = 2 * a.taps * a.taps, tap = blockIdx.x % count, program = blockIdx.x / count;
-  const int dy = tap / a.taps % a.taps - a.taps / 2, dx = tap % a.taps - a.taps / 2;
+  float* const kept = reinterpret_cast<float*>(shared_memory());  // (warps, kTapsAtOnce)
+  const int parts = (a.taps + kTapsAtOnce - 1) / kTapsAtOnce, blocks = 2 * a.taps * parts;
+  const int program = blockIdx.x / blocks, row_of_taps = blockIdx.x % blocks / parts;
+  const int first = blockIdx.x % parts * kTapsAtOnce;
+  const int dy = row_of_taps % a.taps - a.taps / 2, dx = first - a.taps / 2;
   const int64_t plane = int64_t(a.height) * a.width;
-  float sum = 0;
+  float sum[kTapsAtOnce] = {};
   for (int row = program; row < a.images * a.height; row += a.programs) {
     const int n = row / a.height, h = row % a.height;
     if (h + dy < 0 || h + dy >= a.height) continue;
     const float* const grad = a.gates + (2 * n + 1) * plane + int64_t(h) * a.width;
     const float* const from =
-        a.pooled + (2 * n + tap / (a.taps * a.taps)) * plane + int64_t(h + dy) * a.width;
-    float of_row = 0;  // a short sum of its own
-    for (int w = threadIdx.x; w < a.width; w += kMapThreads)
-      if (w + dx >= 0 && w + dx < a.width) of_row += grad[w] * from[w + dx];
-    sum += of_row;
+        a.pooled + (2 * n + row_of_taps / a.taps) * plane + int64_t(h + dy) * a.width;
+    float of_row[kTapsAtOnce] = {};  // short sums of their own
+    for (int w = threadIdx.x; w < a.width; w += kMapThreads) {
+      const float here = grad[w];
+#pragma unroll
+      for (int j = 0; j < kTapsAtOnce; ++j) {
+        const int x = w + dx + j;
+        if (x >= 0 && x < a.width) of_row[j] += here * from[x];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTapsAtOnce; ++j) sum[j] += of_row[j];
   }
-  kept[threadIdx.x] = sum;
+#pragma unroll
+  for (int j = 0; j < kTapsAtOnce; ++j) {
+    sum[j] = sum_of_warp(sum[j]);
+    if (lane() == 0) kept[warp() * kTapsAtOnce + j] = sum[j];
+  }
   sync_threads();
-  for (int half = kMapThreads / 2; half >= 1; half /= 2) {
-    if (int(threadIdx.x) < half) kept[threadIdx.x] += kept[threadIdx.x + half];
-    sync_threads();
+  const int tap = threadIdx.x;
+  if (tap < kTapsAtOnce && first + tap < a.taps) {
+    float total = 0;
+    for (int w = 0; w < kMapThreads / 32; ++w) total += kept[w * kTapsAtOnce + tap];
+    sums[(int64_t(program) * 2 * a.taps + row_of_taps) * a.taps + first + tap] = total;
   }
-  if (threadIdx.x == 0) sums[blockIdx.x] = kept[0];
 }
 
 // grads (N, 2, H, W): the gradients of the pooled maps, a thread a pixel.
@@ -327,11 +342,11 @@ __global__ void __launch_bounds__(kMapThreads)
 
 template <class T>
 struct SmallBackwardArgs {
-  const float *sums, *gate_sums;  // (N, programs, C), (N, tiles, C)
+  const float *sums, *gate_sums;  // (N, programs, C), (N, gate_programs, C)
   const T *squeeze, *squeeze_bias, *excite, *excite_bias;
   double *means, *logit_grad, *hidden, *before_grad;  // (N, C) twice, (N, d) twice
   float* shift;                                       // (N, C): what every pixel gets
-  int channels, squeezed, programs, tiles;
+  int channels, squeezed, programs, gate_programs;
   double pixels;
 };
 
@@ -345,7 +360,8 @@ __global__ void __launch_bounds__(kSmallThreads, 1) small_kernel(SmallBackwardAr
   double* const hidden = a.hidden + int64_t(n) * D;
   double* const before_grad = a.before_grad + int64_t(n) * D;
   add_programs(a.sums + int64_t(n) * a.programs * C, a.programs, C, C, room, means, 1 / a.pixels);
-  add_programs(a.gate_sums + int64_t(n) * a.tiles * C, a.tiles, C, C, room, grads, 1.0);
+  add_programs(a.gate_sums + int64_t(n) * a.gate_programs * C, a.gate_programs, C, C, room, grads,
+               1.0);
   small_layer(a.squeeze, a.squeeze_bias, means, D, C, before_grad);  // before the ReLU, so far
   for (int d = threadIdx.x; d < D; d += kSmallThreads)
     hidden[d] = before_grad[d] <= 0 ? 0 : before_grad[d];

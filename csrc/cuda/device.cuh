@@ -96,6 +96,9 @@ MIRNET_DEVICE T shuffle_xor(T value, int mask) {
 // The block's dynamic shared memory, the only kind that the kernels use; 16-byte aligned.
 MIRNET_DEVICE char* shared_memory() { return emulation::shared_memory(); }
 
+// Of an address that was itself read from memory: else its loads look for the kind of memory.
+MIRNET_DEVICE void points_to_global(const void*) {}
+
 // 16 bytes to shared memory, zeros instead where `inside` is false; there after copies_arrived
 // and a barrier.
 MIRNET_DEVICE void copy_async(void* shared, const void* global, bool inside) {
@@ -123,6 +126,9 @@ MIRNET_DEVICE char* shared_memory() {
   extern __shared__ __align__(16) char mirnet_shared[];
   return mirnet_shared;
 }
+
+// Of an address that was itself read from memory: else its loads look for the kind of memory.
+MIRNET_DEVICE void points_to_global(const void* address) { __builtin_assume(__isGlobal(address)); }
 
 // 16 bytes to shared memory, zeros instead where `inside` is false; there after copies_arrived
 // and a barrier.

@@ -182,6 +182,7 @@ struct WeightGradientArgs {
   Map<const T> grad, x;
   const T* slope;  // of a PReLU on x; none where `slopes` is 0
   float* sums;     // (programs, outputs, channels)
+  // 2**31 tiles of 32 pixels would fit no memory.
   int slopes, channels, outputs, height, width, tiles, programs;
 };
 
@@ -207,8 +208,8 @@ __global__ void __launch_bounds__(kGradientThreads)
   product.clear();
   pipelined((a.tiles - program + a.programs - 1) / a.programs,
             [&](int chunk, int buffer) {
-              const PixelTile<kGradientDown, kGradientAcross> tile(
-                  program + int64_t(chunk) * a.programs, a.height, a.width);
+              const PixelTile<kGradientDown, kGradientAcross> tile(program + chunk * a.programs,
+                                                                   a.height, a.width);
               const auto row_of = [&](const Map<const T>& map) {
                 return [&tile, &map](int i) -> const T* {
                   return tile.inside(i) ? map.at(tile.n, tile.row(i), tile.column(i)) : nullptr;

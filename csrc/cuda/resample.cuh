@@ -120,11 +120,11 @@ __global__ void __launch_bounds__(kResampleThreads, 2)
 }
 
 // Blocks of a resampling with V channels a thread.
-inline int64_t resample_chunks(const Tensor& out, int V) {
-  return ceil_div(out.size(3) * (out.size(1) / V), kResampleThreads);
+inline int64_t resample_chunks(const char* op, const Tensor& out, int V) {
+  return row_blocks(told(op, out), out.size(3) * (out.size(1) / V), kResampleThreads);
 }
-inline int64_t resample_blocks(const Tensor& out, int V) {
-  return out.size(0) * ceil_div(out.size(2), kResampleStrip) * resample_chunks(out, V);
+inline int64_t resample_blocks(const char* op, const Tensor& out, int V) {
+  return out.size(0) * ceil_div(out.size(2), kResampleStrip) * resample_chunks(op, out, V);
 }
 
 // out = the resampled in, both with consecutive channels; V: kWide<Out> where all maps are wide,
@@ -142,9 +142,9 @@ void resample_by(const char* op, const Place& place, const Tensor& in, const Ten
                                          int(out.size(2)),
                                          int(out.size(3)),
                                          int(out.size(1)),
-                                         int(resample_chunks(out, V))};
+                                         int(resample_chunks(op, out, V))};
   place.launch(told(op, in), resample_kernel<V, Transposed, In, Out, Axis, Before, After>,
-               resample_blocks(out, V), kResampleThreads,
+               resample_blocks(op, out, V), kResampleThreads,
                After::kSums ? kResampleThreads * V * sizeof(float) : 0, args, before, after);
 }
 
@@ -164,7 +164,7 @@ Tensor resample_through(const char* op, const Place& place, const Tensor& in, co
                         const Axis& rows, const Axis& cols, const Tensor& top,
                         const Tensor& slope) {
   const int V = wide({&in, &out, &top}) ? kWide<T> : 1;
-  const Tensor sums = scratch(out, {resample_blocks(out, V), out.size(1)});
+  const Tensor sums = scratch(out, {resample_blocks(op, out, V), out.size(1)});
   const PreluGradient<T> after{map_of<const T>(top), static_cast<const T*>(slope.data_ptr()),
                                static_cast<float*>(sums.data_ptr()), int(slope.numel())};
   if (V == 1)

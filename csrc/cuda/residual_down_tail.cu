@@ -44,7 +44,10 @@ template <class T>
 MIRNET_DEVICE void blur_inputs(const T* inputs, T* blurred, int threads) {
   constexpr int V = kWide<T>, K = kDeep<T>, kLd = kRow<T, K>, kPieces = K / V;
   for (int i = threadIdx.x; i < kPixels * kPieces; i += threads) {
-    const int pixel = i / kPieces, c = i % kPieces * V;
+    // Eight threads access shared memory at once: of these inputs, two outputs' that are two apart
+    // lie in different banks, neighbours' would not.
+    const int number = i / kPieces, c = i % kPieces * V;
+    const int pixel = number / 4 * 4 + number % 2 * 2 + number / 2 % 2;
     const T* corner = inputs + (2 * (pixel / kSide) * kInputSide + 2 * (pixel % kSide)) * kLd + c;
     float total[V] = {};
 #pragma unroll

@@ -4,8 +4,9 @@
 // pool_kernel reads all branches once and leaves partial sums, in a fixed order; attend_kernel, one
 // block an image, adds them and does the small layers: of a few hundred kilobytes, not worth a
 // map's launch; combine_kernel reads the branches again. A thread keeps its 16 bytes of channels,
-// and with them its shares of the branches in registers, and walks along a row: of every branch the
-// loads of kAhead pixels are asked for before the first is used.
+// and with them its shares of the branches in registers, and walks along a row: of up to four
+// branches, several pixels of each, as `ahead` says, are asked for before the first is used; of
+// more, of one branch after the other.
 #include "../shared/softmax.h"
 #include "common.cuh"
 #include "small_layers.cuh"
@@ -16,7 +17,7 @@ namespace {
 
 constexpr const char* kOp = "skff_select";
 constexpr int kThreads = 256;
-constexpr int kBranches = 16;  // at most
+constexpr int kListed = 16;  // branches among a kernel's arguments
 // Blocks of all images together that walk over pixels: four on each multiprocessor of a large GPU.
 constexpr int64_t kPrograms = 528;
 
@@ -67,30 +68,89 @@ struct Walker {
   }
 };
 
-// The branches of a call; B of them, or if B is 0, `count`.
-template <class T, int B>
-struct Branches {
-  Map<const T> maps[B ? B : kBranches];
-  int count;
+template <class T>
+MIRNET_DEVICE void told_global(const Map<T>& map) {
+  points_to_global(map.data);
+}
 
-  MIRNET_DEVICE int size() const { return B ? B : count; }
+// What a kernel takes for each branch, of any number of them: up to kListed among its arguments,
+// more in a table on the device.
+template <class Item>
+struct List {
+  Item few[kListed];
+  const Item* table;  // null where `few` has all
+
+  MIRNET_DEVICE Item operator[](int i) const {
+    const Item item = table ? Item(table[i]) : Item(few[i]);
+    told_global(item);
+    return item;
+  }
+};
+
+template <class Item, int B>
+using ForEach = std::conditional_t<B == 0, List<Item>, Item[B ? B : 1]>;
+
+template <class Item>
+struct TablePart {
+  Item items[kListed];
+  Item* to;
+  int count;
+};
+
+template <class Item>
+__global__ void __launch_bounds__(32) table_kernel(TablePart<Item> a) {
+  if (int(threadIdx.x) < a.count) a.to[threadIdx.x] = a.items[threadIdx.x];
+}
+
+// Fills a kernel's arguments with what it takes for each branch; lives until the kernel is
+// launched.
+class Tables {
+ public:
+  Tables(const Place& place, const Tensor& first) : place_(place), first_(first) {}
+
+  template <class Item, size_t B>
+  void list(Item (&to)[B], const std::vector<Item>& items) {
+    std::copy(items.begin(), items.end(), to);
+  }
+
+  template <class Item>
+  void list(List<Item>& to, const std::vector<Item>& items) {
+    const int count = int(items.size());
+    to.table = nullptr;
+    if (count <= kListed) return list(to.few, items);
+    kept_.push_back(scratch(first_, {int64_t(count * sizeof(Item))}, ScalarType::Byte));
+    Item* const table = static_cast<Item*>(kept_.back().data_ptr());
+    for (int begin = 0; begin < count; begin += kListed) {
+      TablePart<Item> part{};
+      part.to = table + begin;
+      part.count = std::min(kListed, count - begin);
+      std::copy_n(items.begin() + begin, part.count, part.items);
+      place_.launch(told(kOp, first_), table_kernel<Item>, 1, 32, 0, part);
+    }
+    to.table = table;
+  }
+
+ private:
+  const Place& place_;
+  const Tensor& first_;
+  std::vector<Tensor> kept_;
 };
 
 // ---- the sums over the pixels -----------------------------------------------------------------
 
 template <class T, int B>
 struct PoolArgs {
-  Branches<T, B> branches;
+  ForEach<Map<const T>, B> maps;
   Map<const T> grad;
   float* sums;  // (N, programs, 1, C), with a gradient (N, programs, 1 + B, C)
   Walk walk;
-  int channels;
+  int channels, branches;
 };
 
 template <class T, int V, int B, bool WithGrad, int Ahead>
 __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
   const Walker<V> me(a.walk, a.channels);
-  const int branches = a.branches.size();
+  const int branches = B ? B : a.branches;
   float* const kept = reinterpret_cast<float*>(shared_memory());  // (slots, vectors V)
   const int row = a.walk.vectors * V;
   // A row of sums at a time where the number of branches is not known: they stay in registers.
@@ -103,7 +163,8 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
       const int w = step % a.walk.per_row * me.slots * Ahead + me.slot;
       const auto inside = [&](int u) { return w + u * me.slots < a.walk.width; };
       Pack<T, V> raw[Ahead][B ? B : 1], given[Ahead];
-      if constexpr (WithGrad) {
+      const bool multiplied = WithGrad && (B > 0 || first > 0);
+      if (multiplied) {
 #pragma unroll
         for (int u = 0; u < Ahead; ++u)
           if (inside(u)) given[u] = fetch<V>(a.grad.at(me.n, h, w + u * me.slots) + me.c);
@@ -111,8 +172,7 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
       const auto ask = [&](int b, int place) {
 #pragma unroll
         for (int u = 0; u < Ahead; ++u)
-          if (inside(u))
-            raw[u][place] = fetch<V>(a.branches.maps[b].at(me.n, h, w + u * me.slots) + me.c);
+          if (inside(u)) raw[u][place] = fetch<V>(a.maps[b].at(me.n, h, w + u * me.slots) + me.c);
       };
       const auto add = [&](int b, int place) {
 #pragma unroll
@@ -122,13 +182,7 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
           for (int j = 0; j < V; ++j) {
             const float value = to_float(raw[u][place].value[j]);
             if (first == 0) total[0][j] += value;
-            if constexpr (WithGrad) {
-              const float product = value * to_float(given[u].value[j]);
-              if constexpr (B > 0)
-                total[1 + b][j] += product;
-              else if (1 + b == first)
-                total[0][j] += product;
-            }
+            if (multiplied) total[B ? 1 + b : 0][j] += value * to_float(given[u].value[j]);
           }
         }
       };
@@ -138,7 +192,9 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
 #pragma unroll
         for (int b = 0; b < B; ++b) add(b, b);
       } else {
-        for (int b = 0; b < branches; ++b) {
+        // Row 0 is of all branches, another of one.
+        const int begin = first > 0 ? first - 1 : 0, end = first > 0 ? first : branches;
+        for (int b = begin; b < end; ++b) {
           ask(b, 0);
           add(b, 0);
         }
@@ -167,13 +223,23 @@ __global__ void __launch_bounds__(kThreads, 2) pool_kernel(PoolArgs<T, B> a) {
 // ---- the small layers ------------------------------------------------------------------------
 
 template <class T>
+struct Select {
+  const T *weight, *bias;  // bias: or null
+};
+
+template <class T>
+MIRNET_DEVICE void told_global(const Select<T>& layer) {
+  points_to_global(layer.weight);
+  if (layer.bias) points_to_global(layer.bias);
+}
+
+template <class T>
 struct AttendArgs {
   const float* sums;
   const T *reduce_weight, *reduce_bias, *slope;
-  const T *select_weights[kBranches], *select_biases[kBranches];
+  List<Select<T>> select;
   float* attention;  // (N, B, C)
   int branches, channels, squeezed, slopes, programs;
-  bool biases;
   float pixels;
 };
 
@@ -193,9 +259,10 @@ MIRNET_DEVICE F slope_of(const AttendArgs<T>& a, int d) {
 template <class T, class F>
 MIRNET_DEVICE void select_layers(const AttendArgs<T>& a, const F* after, int c, F* shares) {
   for (int b = 0; b < a.branches; ++b) {
-    F logit = a.biases ? F(to_float(a.select_biases[b][c])) : F(0);
+    const Select<T> layer = a.select[b];
+    F logit = layer.bias ? F(to_float(layer.bias[c])) : F(0);
     for (int d = 0; d < a.squeezed; ++d)
-      logit += F(to_float(a.select_weights[b][int64_t(c) * a.squeezed + d])) * after[d];
+      logit += F(to_float(layer.weight[int64_t(c) * a.squeezed + d])) * after[d];
     shares[int64_t(b) * a.channels] = logit;
   }
   softmax(shares, a.branches, a.channels);
@@ -262,9 +329,11 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   sync_threads();
   for (int d = warp(); d < D; d += kSmallThreads / 32) {
     double sum = 0;
-    for (int i = 0; i < a.branches; ++i)
+    for (int i = 0; i < a.branches; ++i) {
+      const T* const weight = a.select[i].weight;
       for (int c = lane(); c < C; c += 32)
-        sum += grads[int64_t(i) * C + c] * to_float(a.select_weights[i][int64_t(c) * D + d]);
+        sum += grads[int64_t(i) * C + c] * to_float(weight[int64_t(c) * D + d]);
+    }
     sum = sum_of_warp(sum);
     if (lane() == 0) {
       const bool relu = a.slope == nullptr;
@@ -287,18 +356,18 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
 
 template <class T, int B>
 struct CombineArgs {
-  Branches<T, B> branches;
+  ForEach<Map<const T>, B> maps;
   Map<T> out;
   const float* attention;
   Walk walk;
-  int channels;
+  int channels, branches;
 };
 
 template <class T, int V, int B, int Ahead>
 __global__ void __launch_bounds__(kThreads, B == 4 ? 1 : 2) combine_kernel(CombineArgs<T, B> a) {
   const Walker<V> me(a.walk, a.channels);
   if (!me.active) return;
-  const int branches = a.branches.size();
+  const int branches = B ? B : a.branches;
   const float* const shares = a.attention + int64_t(me.n) * branches * a.channels + me.c;
   float share[B ? B : 1][V];
   const auto take_share = [&](int b, int place) {
@@ -313,9 +382,7 @@ __global__ void __launch_bounds__(kThreads, B == 4 ? 1 : 2) combine_kernel(Combi
     const int h = step / a.walk.per_row;
     const int w = step % a.walk.per_row * me.slots * Ahead + me.slot;
     const auto inside = [&](int u) { return w + u * me.slots < a.walk.width; };
-    const auto at = [&](int b, int u) {
-      return a.branches.maps[b].at(me.n, h, w + u * me.slots) + me.c;
-    };
+    const auto at = [&](int b, int u) { return a.maps[b].at(me.n, h, w + u * me.slots) + me.c; };
     if constexpr (B > 0) {
       Pack<T, V> raw[Ahead][B];
 #pragma unroll
@@ -350,17 +417,17 @@ __global__ void __launch_bounds__(kThreads, B == 4 ? 1 : 2) combine_kernel(Combi
 template <class T, int B>
 struct SpreadArgs {
   Map<const T> grad;
-  Map<T> outs[B ? B : kBranches];
+  ForEach<Map<T>, B> outs;
   const float *attention, *shift;
   Walk walk;
-  int channels, count;
+  int channels, branches;
 };
 
 template <class T, int V, int B, int Ahead>
 __global__ void __launch_bounds__(kThreads, 2) spread_kernel(SpreadArgs<T, B> a) {
   const Walker<V> me(a.walk, a.channels);
   if (!me.active) return;
-  const int branches = B ? B : a.count;
+  const int branches = B ? B : a.branches;
   const float* const shares = a.attention + int64_t(me.n) * branches * a.channels + me.c;
   float share[B ? B : 1][V], shift[V];
   const auto take_share = [&](int b, int place) {
@@ -414,8 +481,7 @@ struct Weights {
 
 void check_all(const std::vector<Tensor>& branches, const Weights& w) {
   const size_t count = branches.size();
-  STD_TORCH_CHECK(count >= 1 && count <= kBranches, kOp, ": branches must hold 1 to ", kBranches,
-                  " tensors; got ", count);
+  STD_TORCH_CHECK(count >= 1, kOp, ": branches must hold at least one tensor; got none");
   const Tensor& first = branches[0];
   check_map(kOp, "branches[0]", first);
   for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
@@ -445,18 +511,18 @@ struct DenseWeights {
   }
 
   template <class T>
-  AttendArgs<T> args(const Weights& w, const Tensor& first, const Tensor& sums) {
+  AttendArgs<T> args(const Weights& w, const Tensor& first, const Tensor& sums, Tables& tables) {
     AttendArgs<T> a{};
     a.sums = static_cast<const float*>(sums.data_ptr());
     a.reduce_weight = data<T>(w.reduce);
     a.reduce_bias = w.reduce_bias ? data<T>(*w.reduce_bias) : nullptr;
     a.slope = w.slope ? data<T>(*w.slope) : nullptr;
     a.slopes = w.slope ? int(w.slope->numel()) : 0;
-    a.biases = !w.select_biases.empty();
-    for (size_t b = 0; b < w.select.size(); ++b) {
-      a.select_weights[b] = data<T>(w.select[b]);
-      if (a.biases) a.select_biases[b] = data<T>(w.select_biases[b]);
-    }
+    std::vector<Select<T>> select;
+    for (size_t b = 0; b < w.select.size(); ++b)
+      select.push_back(
+          {data<T>(w.select[b]), w.select_biases.empty() ? nullptr : data<T>(w.select_biases[b])});
+    tables.list(a.select, select);
     a.branches = int(w.select.size());
     a.channels = int(first.size(1));
     a.squeezed = int(w.reduce.size(0));
@@ -501,17 +567,17 @@ void by_width(bool aligned, size_t branches, F f) {
     f(Width<1>{}, Width<0>{});
 }
 
-template <class T, int B>
-Branches<T, B> branches_of(const std::vector<Tensor>& maps) {
-  Branches<T, B> result{};
-  result.count = int(maps.size());
-  for (size_t b = 0; b < maps.size(); ++b) result.maps[b] = map_of<const T>(maps[b]);
-  return result;
+template <class T>
+std::vector<Map<T>> maps_of(const std::vector<Tensor>& tensors) {
+  std::vector<Map<T>> maps;
+  for (const Tensor& tensor : tensors) maps.push_back(map_of<T>(tensor));
+  return maps;
 }
 
-// (N, programs, 1, C) sums over the pixels; with a gradient (N, programs, 1 + B, C).
+// (N, programs, C) sums over the pixels; with a gradient (N, programs, (1 + B) C).
 template <class T, bool WithGrad>
-Tensor pool(const Place& place, const std::vector<Tensor>& maps, const Tensor* grad) {
+Tensor pool(const Place& place, Tables& tables, const std::vector<Tensor>& maps,
+            const Tensor* grad) {
   const Tensor& first = maps[0];
   const int64_t n = first.size(0), channels = first.size(1);
   OptionalTensor sums;
@@ -520,17 +586,18 @@ Tensor pool(const Place& place, const std::vector<Tensor>& maps, const Tensor* g
                 constexpr int V = decltype(width)::value, B = decltype(count)::value;
                 constexpr int kAhead = ahead(B, WithGrad);
                 PoolArgs<T, B> args{};
-                args.branches = branches_of<T, B>(maps);
+                tables.list(args.maps, maps_of<const T>(maps));
                 if (WithGrad) args.grad = map_of<const T>(*grad);
                 args.walk = walk_over<kAhead>(first, V);
                 args.channels = int(channels);
+                args.branches = int(maps.size());
                 const int64_t rows = WithGrad ? 1 + int64_t(maps.size()) : 1;
-                sums = scratch(first, {n, args.walk.programs, rows, channels});
+                sums = scratch(first, {n, args.walk.programs, rows * channels});
                 args.sums = static_cast<float*>(sums->data_ptr());
                 place.launch(told(kOp, first), pool_kernel<T, V, B, WithGrad, kAhead>,
                              blocks_of(args.walk, n), kThreads, kThreads * V * sizeof(float), args);
               });
-  return *sums;
+  return few_sums(told(kOp, first), place, *sums);
 }
 
 }  // namespace
@@ -548,9 +615,10 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
   const Tensor attention = scratch(first, {first.size(0), int64_t(maps.size()), first.size(1)});
   by_dtype(kOp, first, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Tensor sums = pool<T, false>(place, maps, nullptr);
+    Tables tables(place, first);
+    const Tensor sums = pool<T, false>(place, tables, maps, nullptr);
     DenseWeights weights;
-    AttendArgs<T> attend = weights.args<T>(w, first, sums);
+    AttendArgs<T> attend = weights.args<T>(w, first, sums, tables);
     attend.attention = static_cast<float*>(attention.data_ptr());
     const size_t shared = (kSmallThreads + attend.channels + attend.squeezed) * sizeof(float);
     place.launch(told(kOp, first), attend_kernel<T>, first.size(0), kSmallThreads, shared, attend);
@@ -558,8 +626,13 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
       constexpr int V = decltype(width)::value, B = decltype(count)::value;
       constexpr int kAhead = ahead(B, false);
       const Walk walk = walk_over<kAhead>(first, V);
-      const CombineArgs<T, B> args{branches_of<T, B>(maps), map_of<T>(out), attend.attention, walk,
-                                   attend.channels};
+      CombineArgs<T, B> args{};
+      tables.list(args.maps, maps_of<const T>(maps));
+      args.out = map_of<T>(out);
+      args.attention = attend.attention;
+      args.walk = walk;
+      args.channels = attend.channels;
+      args.branches = attend.branches;
       place.launch(told(kOp, first), combine_kernel<T, V, B, kAhead>,
                    blocks_of(walk, first.size(0)), kThreads, 0, args);
     });
@@ -592,16 +665,14 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
     const Tensor given = map_in(grad);
     by_dtype(kOp, first, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      const Tensor sums = pool<T, true>(place, maps, &given);
+      Tables tables(place, first);
+      const Tensor sums = pool<T, true>(place, tables, maps, &given);
       DenseWeights weights;
-      AttendBackwardArgs<T> small{weights.args<T>(w, first, sums),
-                                  static_cast<double*>(means.data_ptr()),
-                                  static_cast<double*>(after.data_ptr()),
-                                  static_cast<double*>(before_grad.data_ptr()),
-                                  static_cast<double*>(slope_grad.data_ptr()),
-                                  static_cast<double*>(logit_grad.data_ptr()),
-                                  static_cast<double*>(shares.data_ptr()),
-                                  static_cast<float*>(shift.data_ptr())};
+      AttendBackwardArgs<T> small{
+          weights.args<T>(w, first, sums, tables),     static_cast<double*>(means.data_ptr()),
+          static_cast<double*>(after.data_ptr()),      static_cast<double*>(before_grad.data_ptr()),
+          static_cast<double*>(slope_grad.data_ptr()), static_cast<double*>(logit_grad.data_ptr()),
+          static_cast<double*>(shares.data_ptr()),     static_cast<float*>(shift.data_ptr())};
       small.forward.attention = static_cast<float*>(attention.data_ptr());
       place.launch(told(kOp, first), attend_backward_kernel<T>, n, kSmallThreads,
                    (kSmallThreads + D) * sizeof(double), small);
@@ -609,36 +680,31 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
         constexpr int V = decltype(width)::value, kCount = decltype(count)::value, kAhead = 4;
         SpreadArgs<T, kCount> args{};
         args.grad = map_of<const T>(given);
-        for (int64_t b = 0; b < B; ++b) args.outs[b] = map_of<T>(outs[b]);
+        tables.list(args.outs, maps_of<T>(outs));
         args.attention = small.forward.attention;
         args.shift = small.shift;
         args.walk = walk_over<kAhead>(first, V);
         args.channels = int(C);
-        args.count = int(B);
+        args.branches = int(B);
         place.launch(told(kOp, first), spread_kernel<T, V, kCount, kAhead>, blocks_of(args.walk, n),
                      kThreads, 0, args);
       });
     });
   }
-  // The weights' gradients, sums over the images.
-  const auto product = [](const Tensor& left, const Tensor& right) {
-    return torch::stable::matmul(torch::stable::transpose(left, 0, 1), right);
-  };
   std::vector<Tensor> gradients;
   for (int64_t b = 0; b < B; ++b) gradients.push_back(laid_out_like(outs[b], branches[b]));
-  gradients.push_back(gradient_of(reduce_weight, product(before_grad, means)));
+  gradients.push_back(products(kOp, place, before_grad, 0, means, reduce_weight));
   if (reduce_bias) gradients.push_back(gradient_of(*reduce_bias, summed(before_grad, {0})));
   if (slope)
     gradients.push_back(gradient_of(
         *slope, slope->numel() == 1 ? summed(slope_grad, {0, 1}) : summed(slope_grad, {0})));
-  const auto of_branch = [&](int64_t b) {
-    Tensor part = logit_grad;
-    return torch::stable::narrow(part, 1, b * C, C);
-  };
   for (int64_t b = 0; b < B; ++b)
-    gradients.push_back(gradient_of(select_weights[b], product(of_branch(b), after)));
-  for (size_t b = 0; b < select_biases.size(); ++b)
-    gradients.push_back(gradient_of(select_biases[b], summed(of_branch(int64_t(b)), {0})));
+    gradients.push_back(products(kOp, place, logit_grad, b * C, after, select_weights[b]));
+  for (int64_t b = 0; b < int64_t(select_biases.size()); ++b) {
+    Tensor whole = logit_grad;
+    gradients.push_back(
+        gradient_of(select_biases[b], summed(torch::stable::narrow(whole, 1, b * C, C), {0})));
+  }
   return gradients;
 }
 

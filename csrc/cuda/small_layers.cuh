@@ -1,9 +1,10 @@
 // The layers on global means, a few thousand numbers an image: one block an image, in F (float64
 // where gradients cancel). All threads of the block call; what is written is there for all of them
-// after it.
+// after it. Before them, many partial sums become few, and after them, the weights' gradients are
+// sums over the images: small kernels of their own.
 #pragma once
 
-#include "device.cuh"
+#include "common.cuh"
 
 namespace mirnet_fast::cuda {
 
@@ -27,8 +28,10 @@ MIRNET_DEVICE void add_programs(const float* at, int programs, int64_t distance,
   for (int begin = 0; begin < channels; begin += kSmallThreads) {
     const int c = begin + threadIdx.x % across;
     F sum = 0;
-    if (place < side && c < channels)
+    if (place < side && c < channels) {
+#pragma unroll 8
       for (int p = place; p < programs; p += side) sum += at[p * distance + c];
+    }
     room[threadIdx.x] = sum;
     sync_threads();
     if (place == 0 && c < channels) {
@@ -51,6 +54,93 @@ MIRNET_DEVICE void small_layer(const T* weight, const T* bias, const F* x, int r
     if (lane() == 0) result[d] = sum + (bias ? F(to_float(bias[d])) : F(0));
   }
   sync_threads();
+}
+
+// ---- partial sums ----------------------------------------------------------------------------
+
+constexpr int kFoldThreads = 256;
+// Values of an image that one block adds: a megabyte.
+constexpr int64_t kSumsAtOnce = int64_t(1) << 18;
+
+template <class F>
+struct FoldArgs {
+  const F* from;  // (N, programs, columns)
+  F* to;          // (N, kept, columns)
+  int programs, kept, columns, chunks;
+};
+
+// to: row k is the sum of the rows k, k + kept, ...
+template <class F>
+__global__ void __launch_bounds__(kFoldThreads) fold_kernel(FoldArgs<F> a) {
+  const int n = blockIdx.x / a.chunks;
+  const int i = blockIdx.x % a.chunks * kFoldThreads + threadIdx.x;
+  if (i >= a.kept * a.columns) return;
+  const F* const from = a.from + int64_t(n) * a.programs * a.columns + i % a.columns;
+  double sum = 0;
+#pragma unroll 4
+  for (int p = i / a.columns; p < a.programs; p += a.kept) sum += from[int64_t(p) * a.columns];
+  a.to[int64_t(n) * a.kept * a.columns + i] = F(sum);
+}
+
+// sums (N, programs, ...), or where one block would take long to add an image's, fewer of them.
+inline Tensor few_sums(const std::string& what, const Place& place, const Tensor& sums) {
+  const int64_t n = sums.size(0), programs = sums.size(1), columns = sums.numel() / (n * programs);
+  if (programs == 1 || programs * columns <= kSumsAtOnce) return sums;
+  const int64_t kept = std::clamp<int64_t>(kSumsAtOnce / 4 / columns, 1, 512);
+  const Tensor few = scratch(sums, {n, kept, columns});
+  const int64_t chunks = row_blocks(what, kept * columns, kFoldThreads);
+  const FoldArgs<float> args{static_cast<const float*>(sums.data_ptr()),
+                             static_cast<float*>(few.data_ptr()),
+                             int(programs),
+                             int(kept),
+                             int(columns),
+                             int(chunks)};
+  place.launch(what, fold_kernel<float>, n * chunks, kFoldThreads, 0, args);
+  return few;
+}
+
+// ---- the weights' gradients ------------------------------------------------------------------
+
+template <class T>
+struct ProductsArgs {
+  const double *left, *right;  // (images, left_columns), (images, columns)
+  T* out;                      // (rows, columns)
+  int images, left_columns, first, rows, columns;
+};
+
+// out[r, c] = the sum over the images of left[first + r] right[c], in their order.
+template <class T>
+__global__ void __launch_bounds__(kFoldThreads) products_kernel(ProductsArgs<T> a) {
+  const int i = blockIdx.x * kFoldThreads + threadIdx.x;
+  if (i >= a.rows * a.columns) return;
+  const int row = a.first + i / a.columns, column = i % a.columns;
+  double sum = 0;
+  for (int n = 0; n < a.images; ++n)
+    sum += a.left[int64_t(n) * a.left_columns + row] * a.right[int64_t(n) * a.columns + column];
+  a.out[i] = rounded<T>(float(sum));
+}
+
+// The gradient of a weight from float64 (N, any) and (N, columns); of `left` the columns
+// [first, first + rows).
+inline Tensor products(const char* op, const Place& place, const Tensor& left, int64_t first,
+                       const Tensor& right, const Tensor& weight) {
+  const int64_t rows = weight.size(0), columns = weight.size(1);
+  const Tensor out = scratch(weight, {rows, columns}, weight.scalar_type());
+  by_dtype(op, weight, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const ProductsArgs<T> args{static_cast<const double*>(left.data_ptr()),
+                               static_cast<const double*>(right.data_ptr()),
+                               static_cast<T*>(out.data_ptr()),
+                               int(left.size(0)),
+                               int(left.size(1)),
+                               int(first),
+                               int(rows),
+                               int(columns)};
+    const std::string what = told(op, weight);
+    place.launch(what, products_kernel<T>, row_blocks(what, rows * columns, kFoldThreads),
+                 kFoldThreads, 0, args);
+  });
+  return gradient_of(weight, out);
 }
 
 }  // namespace mirnet_fast::cuda

@@ -97,17 +97,17 @@ inline std::vector<Tensor> tail_gradients(const Tensor& top_grad, const Tensor& 
 template <class T, int K>
 MIRNET_DEVICE void prelu_rows(T* rows, int count, int threads, int first, int channels,
                               const T* slope, int slopes) {
-  constexpr int V = kWide<T>, kPieces = K / V;
-  for (int i = threadIdx.x; i < count * kPieces; i += threads) {
-    const int c = first + i % kPieces * V;
-    T* place = rows + i / kPieces * kRow<T, K> + i % kPieces * V;
+  constexpr int V = kWide<T>;
+  each_piece<K / V>(count, threads, [&](int row, int piece) {
+    const int c = first + piece * V;
+    T* place = rows + row * kRow<T, K> + piece * V;
     float value[V];
     load<V>(value, place);
 #pragma unroll
     for (int j = 0; j < V; ++j)
       value[j] = prelu(value[j], c + j < channels ? to_float(slope[slopes > 1 ? c + j : 0]) : 0.f);
     store<V>(place, value);
-  }
+  });
 }
 
 // The sum of both biases, each perhaps absent, of output d.

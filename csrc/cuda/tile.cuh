@@ -13,18 +13,29 @@ namespace mirnet_fast::cuda {
 template <class T, int K>
 constexpr int kRow = K + 16 / int(sizeof(T));
 
+// f(row, piece) by one of `threads` for every 16-byte piece of `rows` rows in shared memory. Eight
+// threads access it at once: pieces of one row, or where rows have only four, the same piece of
+// eight rows, for the pieces of two rows 16 bytes apart would share banks.
+template <int Pieces, class F>
+MIRNET_DEVICE void each_piece(int rows, int threads, F f) {
+  // The accesses do not wait for one another; unrolled, their addresses would fill the registers.
+#pragma unroll 1
+  for (int i = threadIdx.x; i < (rows + 7) / 8 * 8 * Pieces; i += threads) {
+    const int row = Pieces == 4 ? i / 32 * 8 + i % 8 : i / Pieces;
+    if (row < rows) f(row, Pieces == 4 ? i % 32 / 8 : i % Pieces);
+  }
+}
+
 // Rows of K values from global to shared memory, kRow apart: the values [first, first + K) of what
 // row_at(i) points to, zeros past `count` values and where row_at is null. By copy_async where
 // `Aligned` (then V divides `count` and all addresses are multiples of 16 bytes).
 template <class T, int K, bool Aligned, class RowAt>
 MIRNET_DEVICE void copy_rows(T* to, int rows, int threads, int first, int count, RowAt row_at) {
-  constexpr int V = kWide<T>, kPieces = K / V;
-  // The copies do not wait for one another; unrolled, their addresses would fill the registers.
-#pragma unroll 1
-  for (int i = threadIdx.x; i < rows * kPieces; i += threads) {
-    const int c = first + i % kPieces * V;
-    const T* from = row_at(i / kPieces);
-    T* place = to + i / kPieces * kRow<T, K> + i % kPieces * V;
+  constexpr int V = kWide<T>;
+  each_piece<K / V>(rows, threads, [&](int row, int piece) {
+    const int c = first + piece * V;
+    const T* from = row_at(row);
+    T* place = to + row * kRow<T, K> + piece * V;
     if constexpr (Aligned) {
       const bool inside = from != nullptr && c < count;
       copy_async(place, inside ? from + c : nullptr, inside);
@@ -33,7 +44,7 @@ MIRNET_DEVICE void copy_rows(T* to, int rows, int threads, int first, int count,
       for (int j = 0; j < V; ++j)
         place[j] = from != nullptr && c + j < count ? from[c + j] : rounded<T>(0);
     }
-  }
+  });
 }
 
 // One warp's (16 MT, 8 NT) part of a product, spread over its lanes as mma spreads it.
@@ -173,7 +184,8 @@ struct WarpTile {
 
 // use(buffer) for every chunk in turn, buffer being 0 or 1, while the next one's copies, which
 // ask(chunk, buffer) starts, are on their way. mine(chunk, buffer) sees only what this thread has
-// copied; use sees all. meanwhile() has the time that the first chunk takes to come.
+// copied; use sees all. meanwhile() has the time that the first chunk takes to come. The sums that
+// use adds to are the caller's, who clears them before.
 template <class Ask, class Mine, class Use, class Meanwhile>
 MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use, Meanwhile meanwhile) {
   ask(0, 0);
@@ -224,13 +236,18 @@ template <int TH, int TW>
 struct PixelTile {
   int n, h, w, height, width;  // h, w: of its first pixel
 
-  // Tile number i of all images', TH x TW pixels each.
-  MIRNET_DEVICE PixelTile(int64_t i, int height_, int width_) : height(height_), width(width_) {
-    const int across = (width + TW - 1) / TW, down = (height + TH - 1) / TH;
-    n = int(i / (int64_t(across) * down));
-    const int rest = int(i % (int64_t(across) * down));
-    h = rest / across * TH;
-    w = rest % across * TW;
+  // Tile number i of image n_, or of all images'.
+  MIRNET_DEVICE PixelTile(int n_, int i, int height_, int width_)
+      : n(n_), height(height_), width(width_) {
+    h = i / across(width) * TH;
+    w = i % across(width) * TW;
+  }
+  MIRNET_DEVICE PixelTile(int i, int height_, int width_)
+      : PixelTile(i / of_image(height_, width_), i % of_image(height_, width_), height_, width_) {}
+
+  static MIRNET_DEVICE int across(int width) { return (width + TW - 1) / TW; }
+  static MIRNET_DEVICE int of_image(int height, int width) {
+    return (height + TH - 1) / TH * across(width);
   }
 
   MIRNET_DEVICE int row(int pixel) const { return h + pixel / TW; }

@@ -569,6 +569,17 @@ class CudaTests(DeviceTests):
             with emulation.emulated_gpu():
                 yield
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_contract_over_many_pixels(self, dtype):
+        def fewer(value):
+            height, width = value.shape[2] // 4, value.shape[3] // 4
+            return value[:, :, :height, :width]
+
+        args = self.cases["pixels"](self.values(dtype))
+        if DEVICE != "cuda":  # the emulated one takes minutes for all of them
+            args = on_tensors(lambda t: fewer(t) if t.dim() == 4 and t.shape[3] >= 64 else t, args)
+        self.check_contract(args, gradient_maker("dense", dtype), draws=1)
+
     @pytest.mark.parametrize("order", ["backward", "1", "2"])
     def test_threads_in_another_order(self, order, monkeypatch):
         # Of the emulated GPU: a result that depends on it lacks a barrier.

@@ -76,7 +76,12 @@ class TestBlurPoolTriton(TritonTests):
 
 class TestBlurPoolCuda(CudaTests):
     op = "blur_pool"
-    cases = TestBlurPool.cases
+    cases = {
+        **TestBlurPool.cases,
+        # A pixel of more accesses than a block has threads.
+        "many channels": case(1, 2056, 3, 4, 3, "reflect", 2, 0),
+        "many channels of another filter": case(1, 515, 3, 4, 2, "reflect", 2, 0),
+    }
 
     def test_every_setting(self):
         settings = itertools.product(range(1, 8), ["reflect", "replicate", "zero"], (1, 2, 3, 5), (0, 1))

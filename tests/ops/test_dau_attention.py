@@ -205,6 +205,13 @@ class TestDauAttentionCuda(CudaTests):
         args = case(1, 128, 3, 18, taps=taps)(self.values(dtype))
         self.check_contract(args, gradient_maker("dense", dtype), draws=1)
 
+    def test_thousands_of_channels(self):
+        # More than shared memory has room for in a sum for each warp; the output only, for the
+        # emulated backward of so many weights takes minutes.
+        args = case(1, 4096, 1, 2, squeezed=4)(self.values())
+        expected = reference.dau_attention(*on_tensors(torch.Tensor.double, args))
+        torch.testing.assert_close(ops.dau_attention(*args).double(), expected, rtol=1e-4, atol=1e-4)
+
     def test_no_residual(self):
         r, _, *weights = self.cases["plain"](self.values())
         fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)

@@ -73,4 +73,9 @@ class TestResidualDownTailTriton(TritonTests):
 
 class TestResidualDownTailCuda(CudaTests):
     op = "residual_down_tail"
-    cases = TestResidualDownTail.cases
+    cases = {
+        **TestResidualDownTail.cases,
+        # A pixel of more accesses than a block has threads.
+        "many channels": case(1, 2056, 3, 4, 8),
+        "many channels out": case(1, 8, 3, 4, 4096, slope=8, bias=True),
+    }

@@ -80,5 +80,9 @@ class TestResidualUpTailTriton(TritonTests):
 
 class TestResidualUpTailCuda(CudaTests):
     op = "residual_up_tail"
-    cases = TestResidualUpTail.cases
+    cases = {
+        **TestResidualUpTail.cases,
+        "many channels": case(1, 4096, 1, 2, 2048, 8, slope=4096),
+        "many channels out": case(1, 8, 1, 2, 8, 4096, bias=True),
+    }
     orders_infinities = False

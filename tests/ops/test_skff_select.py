@@ -101,4 +101,18 @@ class TestSkffSelectTriton(TritonTests):
 
 class TestSkffSelectCuda(CudaTests):
     op = "skff_select"
-    cases = TestSkffSelect.cases
+    cases = {
+        **TestSkffSelect.cases,
+        # More branches than a kernel's arguments hold, with and without accesses of 16 bytes.
+        "listed branches": case(1, 8, 3, 5, branches=17, bias=True),
+        "many branches": case(2, 3, 2, 3, branches=40),
+        "many channels": case(1, 4096, 2, 3, branches=2),
+        # Their partial sums are more than one block adds.
+        "many sums": case(1, 136, 528, 1),
+    }
+
+    def test_more_channels_than_fit(self):
+        # As wide a reduce layer as no network has: its outputs are in shared memory.
+        args = case(1, 1, 2, 3, squeezed=30000)(self.values())
+        with pytest.raises(RuntimeError, match=r"skff_select on \(1, 1, 2, 3\): .* bytes of shared memory"):
+            self.fast(*args)
