@@ -46,7 +46,8 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
     args.pooled = static_cast<float*>(pooled->data_ptr());
     args.sums = parts.data();
   }
-  run(MIRNET_KERNEL(conv3x3_blocks, float), args, blocks, args.block_tiles * 16 * C);
+  run(MIRNET_KERNEL(conv3x3_blocks, float), args, blocks,
+      args.block_tiles * 16 * std::max(args.in.c, C));
   if (sums) add_blocks(parts, args, static_cast<double*>(sums->data_ptr()));
 }
 

@@ -31,7 +31,7 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
   args.slope = slopes.data();
   set_blocks(args);
   run(MIRNET_KERNEL(conv_transpose3x3_blocks, float), args, args.out.n * args.blocks,
-      args.block_tiles * 64 * C);
+      args.block_tiles * 64 * std::max(args.in.c, C));
 }
 
 Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
