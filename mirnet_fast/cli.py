@@ -373,7 +373,7 @@ def train(recipe, out, threads, device):
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--size", type=click.IntRange(1), default=512, show_default=True, help="Side of a window.")
 @click.option("--stride", type=click.IntRange(1), help="From one window to the next; SIZE if not given.")
-@click.option("--workers", type=click.IntRange(1), help="Processes; one a core if not given.")
+@click.option("--workers", type=click.IntRange(1), help="Threads; one a core if not given.")
 def patches(recipe, folder, size, stride, workers):
     """Cut the pairs that RECIPE trains on into windows, written to FOLDER/input and FOLDER/target.
 

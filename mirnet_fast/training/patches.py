@@ -1,7 +1,8 @@
 """Photos of many megapixels cut into windows once, so that training need not decode them whole."""
 
 import dataclasses
-from concurrent.futures import ProcessPoolExecutor
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def extract_patches(source, folder, size, stride, workers=None):
         source: of a recipe, with pairs.
         size: side of the square windows in pixels.
         stride: pixels from one window to the next; the last of each row and column ends with the photo.
-        workers: processes; None for one a core.
+        workers: threads; None for one a core.
 
     Returns:
         the number of windows.
@@ -36,7 +37,7 @@ def extract_patches(source, folder, size, stride, workers=None):
     digits = len(str(len(pairs) - 1))
     names = [f"{i:0{digits}}_{given.stem}" for i, (given, _) in enumerate(pairs)]
     cut = partial(_cut, folder=folder, size=size, stride=stride)
-    with ProcessPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV does without the interpreter
         counts = pool.map(cut, names, pairs)
         return sum(tqdm(counts, total=len(pairs), unit="pair", disable=None))
 
