@@ -104,4 +104,5 @@ register(
 )
 
 # pooled and sums are the statistics that conv3x3_into gives of r.
-register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor? pooled", "Tensor? sums"])
+STATISTICS = ["Tensor? pooled=None", "Tensor? sums=None"]
+register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, *STATISTICS])

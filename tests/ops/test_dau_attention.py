@@ -14,6 +14,7 @@ from .common import (
     WritesInto,
     gradient_maker,
     lay_out,
+    needs_kernels,
     on_tensors,
     run,
 )
@@ -101,6 +102,27 @@ class TestDauAttention(WritesInto, OpTests):
         args[2] = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
         with pytest.raises(ValueError, match=r"spatial_weight must be \(1, 2, k, k\) with odd k"):
             ops.dau_attention(*args)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["plain", "larger"])
+def test_given_statistics_are_taken(name):
+    r, *others = TestDauAttention.cases[name](Values(torch.float32, "channels_last"))
+    into = torch.ops.mirnet_fast_cpu.dau_attention_into
+    expected, out = ops.dau_attention(r, *others), torch.empty_like(r)
+    pooled = torch.stack([r.amax(1), r.mean(1)], 1)
+    sums = r.double().sum((2, 3))
+    into(out, r, *others, pooled, sums)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    into(out, r, *others, pooled + 1, sums)
+    assert not torch.allclose(out, expected, rtol=1e-3)
+    for wrong, match in [
+        ((pooled, None), "pooled and sums go together"),
+        ((pooled[:, :1], sums), "pooled must have shape"),
+        ((pooled, sums.float()), "sums must be contiguous float64"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"dau_attention: {match}"):
+            into(out, r, *others, *wrong)
 
 
 class TestDauAttentionTriton(TritonTests):
