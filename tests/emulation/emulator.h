@@ -271,7 +271,8 @@ void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, 
   if (shared > shared_limit) die("more shared memory than the chip has");
   constexpr size_t kStack = size_t(1) << 16;
   static thread_local std::vector<char> stacks;
-  if (stacks.size() < threads * kStack) stacks.resize(threads * kStack);
+  // Not resized: that would copy old stacks, of which ASan still forbids parts.
+  if (stacks.size() < threads * kStack) stacks = std::vector<char>(threads * kStack);
   Block b;
   b.threads.resize(threads);
   b.warps.resize(threads / kWarp);
