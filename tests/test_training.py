@@ -252,6 +252,22 @@ def test_degradations(degradation, check):
     assert np.array_equal(spoilt, made.apply(grey, generator(0, 1)))
 
 
+def test_scales():
+    photos = Photos(recipe(train=CLEAN | {"scales": [1.0, 0.5]}).train)
+    assert len(photos) == 2 * len(PHOTOS)
+    whole, half = photos.target(0), photos.target(len(PHOTOS))
+    assert half.shape == (256, 256, 3) and photos.name(0) == photos.name(len(PHOTOS)) == PHOTOS[0]
+    assert np.allclose(half, whole.reshape(256, 2, 256, 2, 3).mean((1, 3)), atol=1e-6)
+
+
+def test_noise_is_clipped_at_a_chance():
+    clean = np.full((8, 8, 3), 0.01, np.float32)
+    for chance, expected in ((0, 0), (0.5, 0.5), (1, 1)):
+        noise = recipe(train=CLEAN | {"degradations": [NOISE | {"clip": chance}]}).train.degradations[0]
+        clipped = [noise.apply(clean, generator(0, i)).min() >= 0 for i in range(200)]
+        assert abs(np.mean(clipped) - expected) < 0.1
+
+
 def test_pairs(tmp_path):
     clean, noisy = write_photos(tmp_path / "clean"), write_photos(tmp_path / "noisy", seed=1)
     photos = Photos(recipe(train={"kind": "pairs", "input": noisy, "target": clean}).train)

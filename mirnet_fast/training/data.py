@@ -6,6 +6,7 @@ spoilt how. So a run can go on anywhere, with any number of workers and processe
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import skimage.data
 import torch
@@ -57,7 +58,8 @@ class Photos:
         if self.paired:
             self.names = source.pairs()
         else:
-            self.names = source.photos or photos_below(source.folder)
+            photos = source.photos or photos_below(source.folder)
+            self.names = [(photo, scale) for scale in source.scales for photo in photos]
         self._kept = {}
 
     def __len__(self):
@@ -65,18 +67,21 @@ class Photos:
 
     def name(self, i):
         """What a message calls photo i: the file of its input."""
-        return str(self.names[i][0] if self.paired else self.names[i])
+        return str(self.names[i][0])
 
     def target(self, i):
         """(H, W, 3) float32 of the clean photo i."""
-        return self._decoded(self.names[i][1] if self.paired else self.names[i])
+        return self._decoded(self.names[i][1]) if self.paired else self._decoded(*self.names[i])
 
-    def _decoded(self, photo):
-        if photo in self._kept:
-            return self._kept[photo]
+    def _decoded(self, photo, scale=1.0):
+        key = photo, scale
+        if key in self._kept:
+            return self._kept[key]
         rgb = _rgb(photo)
+        if scale < 1:
+            rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if len(self._kept) < KEPT:
-            self._kept[photo] = rgb
+            self._kept[key] = rgb
         return rgb
 
     def pair(self, i, rng, window=None):

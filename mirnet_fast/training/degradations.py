@@ -18,14 +18,19 @@ class _Degradation(BaseModel):
 
 
 class Gaussian(_Degradation):
-    """White Gaussian noise; sigma, drawn from a range, in units of 1/255. Not clipped, as in benchmarks."""
+    """White Gaussian noise; sigma, drawn from a range, in units of 1/255.
+
+    Not clipped, as in benchmarks, but for the chance `clip`: then as in files.
+    """
 
     kind: Literal["gaussian"]
     sigma: Range
+    clip: float = Field(0.0, ge=0, le=1)
 
     def apply(self, rgb, rng):
         sigma = rng.uniform(*self.sigma) / 255
-        return rgb + sigma * rng.standard_normal(rgb.shape, np.float32)
+        noisy = rgb + sigma * rng.standard_normal(rgb.shape, np.float32)
+        return np.clip(noisy, 0, 1) if rng.random() < self.clip else noisy
 
 
 class Camera(_Degradation):

@@ -66,12 +66,14 @@ class Clean(Part):
 
     Attributes:
         photos: "skimage:NAME", a function of skimage.data, or "sklearn:FILE", a sample image.
+        scales: sizes that each photo is used in; smaller than 1 it is sharper and has less noise of its own.
         degradations: one after another.
     """
 
     kind: Literal["clean"] = "clean"
     folder: Path | None = None
     photos: list[str] | None = None
+    scales: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
     degradations: list[Degradation] = Field(min_length=1)
 
     @model_validator(mode="after")
