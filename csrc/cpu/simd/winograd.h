@@ -321,9 +321,7 @@ inline void pack_weights(const ConvPackArgs& args, int64_t group, float* packed)
   constexpr int kColPoints = Cols::kOneWeight ? 1 : Cols::kPoints;
   const int64_t first = group * kConvGroup, filters = least(kConvGroup, args.outputs - first);
   const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
-  const int64_t panel = kMaxVectors * kLanes<float>, column = first / panel * panel;
-  const int64_t width = least(panel, columns - column), step = args.inputs * width;
-  float* to = packed + column * args.inputs * kWeights<Rows, Cols> + (first - column);
+  constexpr int64_t panel = kMaxVectors * kLanes<float>;
   float taps[kAtOnce][9][kConvGroup] = {};
   for (int64_t begin = 0; begin < args.inputs; begin += kAtOnce) {
     const int64_t count = least(kAtOnce, args.inputs - begin);
@@ -335,7 +333,10 @@ inline void pack_weights(const ConvPackArgs& args, int64_t group, float* packed)
       }
     for (int64_t c = 0; c < count; ++c)
       for (int64_t v = 0; v < kConvGroup; v += kLanes<float>) {
-        float* at = to + (begin + c) * width + v;
+        const int64_t column = (first + v) / panel * panel, width = least(panel, columns - column);
+        const int64_t step = args.inputs * width;
+        float* at = packed + column * args.inputs * kWeights<Rows, Cols> + (first + v - column) +
+                    (begin + c) * width;
         for (int p = 0; p < kRowPoints; ++p) {
           V half[Cols::kTaps];
           for (int j = 0; j < Cols::kTaps; ++j) {
