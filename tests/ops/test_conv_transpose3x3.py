@@ -135,8 +135,8 @@ def test_gradients(shape, layout):
         grad = grad.contiguous() if layout == "contiguous" else grad[:, :1, :1, :1].expand(result.shape)
     actual = torch.autograd.grad(result, leaves, grad)
     exact = torch.autograd.grad(expected, leaves, grad.double())
-    # PyTorch adds up the weight's and the bias's.
-    for one, other, bound in zip(actual, exact, (3e-6, 1e-5, 5e-5), strict=True):
+    # PyTorch computes the weight's and the bias's; oneDNN adds up the latter naively.
+    for one, other, bound in zip(actual, exact, (3e-6, 1e-5, 1e-3), strict=True):
         close(one, other.double(), bound)
     # Some of them alone.
     [alone] = torch.autograd.grad(
