@@ -98,7 +98,8 @@ inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
                   ": pooled and sums go together; only one was given");
   if (!pooled) return;
   check(op, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
-  STD_TORCH_CHECK(pooled->is_contiguous(), op, ": pooled must be contiguous");
+  STD_TORCH_CHECK(x.size(3) == 1 || pooled->stride(3) == 1, op,
+                  ": pooled's rows must be contiguous");
   const Shape shape = {x.size(0), channels};
   STD_TORCH_CHECK(sums->scalar_type() == torch::headeronly::ScalarType::Double && sums->is_cpu() &&
                       sums->is_contiguous() && shape_of(*sums) == shape,

@@ -17,24 +17,28 @@ void add_blocks(const std::vector<double>& parts, const ConvArgs& args, double* 
 
 }  // namespace
 
-// residual may be out: a pixel is read before it is written. x may not.
+// The rows of the convolution from first_row on, as many as out has. residual may be out: a pixel
+// is read before it is written. x may not.
 void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
-                  OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums) {
+                  OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums,
+                  int64_t first_row) {
   check_input(kOp, x);
   check_map(kOp, "out", out);
   const int64_t C = check_weight(kOp, x, weight, 1);
-  const Shape shape = {x.size(0), C, x.size(2), x.size(3)};
+  const Shape shape = {x.size(0), C, out.size(2), x.size(3)};
   check_convolution(kOp, out, shape, x, bias, slope);
   if (residual) {
     check(kOp, "residual", *residual, shape, x);
     check_channels_last(kOp, "residual", *residual);
   }
-  check_statistics(kOp, x, C, pooled, sums);
+  check_rows(kOp, first_row, out.size(2), x.size(2));
+  check_statistics(kOp, out, C, pooled, sums);
 
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
   if (residual) args.residual = map_of(*residual);
+  args.first_row = first_row;
   const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
   args.packed = pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true);
   args.bias = biases.data();
@@ -43,7 +47,7 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   const int64_t blocks = args.out.n * args.blocks;
   std::vector<double> parts(pooled ? blocks * C : 0);
   if (pooled) {
-    args.pooled = static_cast<float*>(pooled->data_ptr());
+    args.pooled = map_of(*pooled);
     args.sums = parts.data();
   }
   run(MIRNET_KERNEL(conv3x3_blocks, float), args, blocks,
@@ -55,7 +59,7 @@ Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slop
                OptionalTensor residual) {
   check_input(kOp, x);
   Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 1), x.size(2), x.size(3));
-  conv3x3_into(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt);
+  conv3x3_into(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt, 0);
   return out;
 }
 

@@ -9,19 +9,22 @@ constexpr const char* kOp = "conv_transpose3x3";
 
 }  // namespace
 
-// out may not be x.
+// The rows of the convolution from 2 * first_row on, as many as out has. out may not be x.
 void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias,
-                            OptionalTensor slope) {
+                            OptionalTensor slope, int64_t first_row) {
   check_input(kOp, x);
   check_map(kOp, "out", out);
   const int64_t C = check_weight(kOp, x, weight, 0);
-  check_convolution(kOp, out, {x.size(0), C, 2 * x.size(2), 2 * x.size(3)}, x, bias, slope);
+  const int64_t rows = out.size(2) / 2;
+  check_convolution(kOp, out, {x.size(0), C, 2 * rows, 2 * x.size(3)}, x, bias, slope);
+  check_rows(kOp, first_row, rows, x.size(2));
 
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
   // The pixels of the first phase: those of the others lie beside them.
-  args.out.h = x.size(2);
+  args.first_row = first_row;
+  args.out.h = rows;
   args.out.w = x.size(3);
   args.out.sh *= 2;
   args.out.sw *= 2;
@@ -37,7 +40,7 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
 Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
   check_input(kOp, x);
   Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3));
-  conv_transpose3x3_into(out, x, weight, bias, slope);
+  conv_transpose3x3_into(out, x, weight, bias, slope, 0);
   return out;
 }
 

@@ -178,6 +178,7 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     args.out = map_of(out);
     const int64_t C = args.r.c;
     check_statistics(kOp, r, C, pooled, sums);
+    STD_TORCH_CHECK(!pooled || pooled->is_contiguous(), kOp, ": pooled must be contiguous");
     const Gates<T> gates =
         pooled ? Gates<T>(args, weights, *pooled, *sums) : Gates<T>(args, weights, false);
 

@@ -22,7 +22,7 @@ void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
 
 }  // namespace
 
-// The rows of out from first_row on, as many as top has.
+// The rows of the result from first_row on, as many as top and out have.
 void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                            OptionalTensor top_bias, Tensor bottom_weight,
                            OptionalTensor bottom_bias, int64_t first_row) {
@@ -32,12 +32,12 @@ void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, 
   const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
   check_tail(kOp, weights, C, E, top);
   check(kOp, "bottom", bottom, shape_of(bottom), top);
-  const Shape large{bottom.size(0), D, 2 * bottom.size(2), 2 * bottom.size(3)};
-  check(kOp, "out", out, large, top);
-  check(kOp, "top", top, {large[0], C, top.size(2), large[3]}, bottom);
-  STD_TORCH_CHECK(
-      first_row >= 0 && first_row + top.size(2) <= large[2], kOp,
-      ": top's rows from first_row on must lie inside out; got first_row = ", first_row);
+  const int64_t width = 2 * bottom.size(3), height = 2 * bottom.size(2);
+  check(kOp, "top", top, {bottom.size(0), C, top.size(2), width}, bottom);
+  check(kOp, "out", out, {bottom.size(0), D, top.size(2), width}, top);
+  STD_TORCH_CHECK(first_row >= 0 && first_row + top.size(2) <= height, kOp,
+                  ": the rows from first_row on must lie inside the result's ", height,
+                  "; got first_row = ", first_row, " and ", top.size(2), " rows");
   const TapTable rows = bilinear_taps(bottom.size(2)), cols = bilinear_taps(bottom.size(3));
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -113,13 +113,52 @@ std::vector<Map> maps_of(const std::vector<Tensor>& tensors) {
   return maps;
 }
 
+// (N, C) sums of the branches over the pixels.
+template <class T>
+Doubles pool(const std::vector<Map>& inputs) {
+  const Map& first = inputs[0];
+  SkffArgs args{};
+  args.branches = int64_t(inputs.size());
+  args.inputs = inputs.data();
+  args.chunks = chunks_of(first, kChunkPixels);
+  const int64_t chunks = first.n * args.chunks.per_image;
+  Doubles sums(chunks * first.c);
+  args.sums = sums.data();
+  run(MIRNET_KERNEL(skff_pool, T), args, chunks,
+      args.chunks.rows * first.w * args.branches * first.c);
+  return totals(sums, args.chunks, first.n, first.c);
+}
+
 }  // namespace
 
+// (N, C), float64: the sum of the branches over the pixels.
+Tensor skff_pool(std::vector<Tensor> branches) {
+  check_branches(branches);
+  const Tensor& first = branches[0];
+  for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
+  Tensor result =
+      torch::stable::empty({first.size(0), first.size(1)}, torch::headeronly::ScalarType::Double,
+                           std::nullopt, first.device(), std::nullopt, std::nullopt);
+  by_dtype(kOp, first, [&](auto tag) {
+    const Doubles sums = pool<typename decltype(tag)::type>(maps_of(branches));
+    std::copy(sums.begin(), sums.end(), static_cast<double*>(result.data_ptr()));
+  });
+  return result;
+}
+
+// means: skff_pool's sums divided by the pixels, of the image of which these may be a band of rows.
 void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_weight,
                       OptionalTensor reduce_bias, OptionalTensor slope,
-                      std::vector<Tensor> select_weights, std::vector<Tensor> select_biases) {
+                      std::vector<Tensor> select_weights, std::vector<Tensor> select_biases,
+                      OptionalTensor means) {
   check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
   check(kOp, "out", out, shape_of(branches[0]), branches[0]);
+  if (means) {
+    const Shape shape = {out.size(0), out.size(1)};
+    STD_TORCH_CHECK(means->scalar_type() == torch::headeronly::ScalarType::Double &&
+                        means->is_cpu() && means->is_contiguous() && shape_of(*means) == shape,
+                    kOp, ": means must be contiguous float64 of shape ", text(shape));
+  }
   by_dtype(kOp, out, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -133,14 +172,13 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
     args.branches = select.branches;
     args.inputs = inputs.data();
     args.out = map_of(out);
-    args.chunks = chunks_of(first, kChunkPixels);
-    const int64_t chunks = first.n * args.chunks.per_image;
-    Doubles sums(chunks * first.c);
-    args.sums = sums.data();
-    run(MIRNET_KERNEL(skff_pool, T), args, chunks, args.chunks.rows * first.w * count);
-
-    Doubles pooled = totals(sums, args.chunks, first.n, first.c);
-    for (double& value : pooled) value /= double(first.h * first.w);
+    Doubles pooled;
+    if (means) {
+      pooled = values<double>(*means);
+    } else {
+      pooled = pool<T>(inputs);
+      for (double& value : pooled) value /= double(first.h * first.w);
+    }
     std::vector<A> attention(first.n * count);
     for (int64_t n = 0; n < first.n; ++n) {
       const Selector::Image image = select(&pooled[n * first.c]);
@@ -156,7 +194,8 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
                    std::vector<Tensor> select_biases) {
   check_branches(branches);
   Tensor out = empty_like(branches[0], shape_of(branches[0]));
-  skff_select_into(out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+  skff_select_into(out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases,
+                   std::nullopt);
   return out;
 }
 
@@ -251,6 +290,7 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("skff_select", TORCH_BOX(&skff_select));
   m.impl("skff_select_into", TORCH_BOX(&skff_select_into));
+  m.impl("skff_pool", TORCH_BOX(&skff_pool));
   m.impl("skff_select_backward", TORCH_BOX(&skff_select_backward));
 }
 

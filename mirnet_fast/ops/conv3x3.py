@@ -2,7 +2,8 @@
 
 `conv3x3(x, weight, bias, slope, residual)` is conv2d with zero padding 1, then a PReLU by `slope` (1 or
 C' values), then `+ residual`; `conv3x3_into` writes into `out` (which may be `residual`, not `x`) and
-gives `pooled` (N, 2, H, W), the maximum and mean over the channels, and `sums` (N, C'), float64.
+gives `pooled` (N, 2, H, W), the maximum and mean over the channels, and `sums` (N, C'), float64. An `out`
+of fewer rows than x gets the convolution's rows from `first_row` on.
 
 All maps are float32 and channels_last. `conv3x3` has gradients where neither slope nor residual is given;
 x's is such a convolution itself, the weight's is PyTorch's. The error is below 3e-6 of the output's norm.
@@ -49,5 +50,5 @@ def _gradient(ctx, grad):
 register_cpu_gradient("conv3x3", _gradient, _keep)
 define_for_cpu(
     f"conv3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, "
-    "Tensor(b!)? pooled, Tensor(c!)? sums) -> ()"
+    "Tensor(b!)? pooled, Tensor(c!)? sums, int first_row=0) -> ()"
 )

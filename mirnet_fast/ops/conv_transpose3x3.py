@@ -1,9 +1,9 @@
 """The CPU engine's transposed 3x3 convolutions of stride 2.
 
 `conv_transpose3x3(x, weight, bias, slope)` is conv_transpose2d with stride 2, padding 1 and output padding
-1, then a PReLU by `slope` (1 or C' values); `conv_transpose3x3_into` writes into `out`, not `x`. Layout,
-accuracy and special values are as conv3x3's. `conv_transpose3x3` has gradients, PyTorch's, where no slope
-is given.
+1, then a PReLU by `slope` (1 or C' values); `conv_transpose3x3_into` writes into `out`, not `x`: where it
+has fewer rows than 2H, those from `2 * first_row` on. Layout, accuracy and special values are as
+conv3x3's. `conv_transpose3x3` has gradients, PyTorch's, where no slope is given.
 """
 
 import torch
@@ -39,4 +39,4 @@ def _gradient(ctx, grad):
 
 
 register_cpu_gradient("conv_transpose3x3", _gradient, _keep)
-define_for_cpu(f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}) -> ()")
+define_for_cpu(f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, int first_row=0) -> ()")

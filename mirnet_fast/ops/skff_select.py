@@ -5,7 +5,7 @@ import functools
 import torch
 
 from . import _checks
-from ._registration import call, cast, register, register_in_place
+from ._registration import call, cast, define_for_cpu, register, register_in_place
 
 
 def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
@@ -85,4 +85,12 @@ register(
     output_shape,
 )
 
-register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS])
+# For maps in bands of rows: the pooled sums of all bands, divided by the pixels, are each band's `means`.
+register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor? means=None"])
+
+
+def _sums(branches):
+    return branches[0].new_empty(branches[0].shape[:2], dtype=torch.float64)
+
+
+define_for_cpu("skff_pool(Tensor[] branches) -> Tensor", _sums)

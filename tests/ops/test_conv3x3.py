@@ -110,6 +110,34 @@ def test_sliced_maps():
     assert (big == 7.0).all()
 
 
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_in_bands_of_rows(rows):
+    a = Arguments(2, 20, 35, 13, 10)
+    expected = a.run_with_statistics()
+    out, pooled, sums = (torch.full_like(t, float("nan")) for t in expected)
+    total = torch.zeros_like(sums)
+    for first in range(0, 13, rows):
+        band = slice(first, min(first + rows, 13))
+        parts = out[:, :, band], a.residual[:, :, band], pooled[:, :, band]
+        conv("conv3x3_into")(
+            parts[0], a.x, a.weight, a.bias, a.slope, parts[1], parts[2], sums, first_row=first
+        )
+        total += sums
+    close(out, a.expected(a.bias, a.slope, a.residual))
+    if rows == 4:  # the same tiles
+        assert torch.equal(out, expected[0])
+    assert torch.equal(pooled[:, 0], out.amax(1))
+    torch.testing.assert_close([pooled, total], expected[1:], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [-1, 2])
+def test_a_band_outside(first):
+    a = Arguments(1, 8, 8, 6, 6)
+    out = torch.empty(1, 8, 5, 6).contiguous(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match=f"conv3x3: .*inside x's 6; got first_row = {first} and 5 rows"):
+        conv("conv3x3_into")(out, a.x, a.weight, None, None, None, None, None, first)
+
+
 def test_residual_may_be_the_output():
     a = Arguments(1, 20, 67, 9, 10)
     expected = a.expected(residual=a.residual)

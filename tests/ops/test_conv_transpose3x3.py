@@ -161,3 +161,23 @@ def test_opcheck():
     torch.library.opcheck(conv("conv_transpose3x3").default, arguments, test_utils=tests)
     arguments = (a.run(), a.x, a.weight, a.bias, a.slope)
     torch.library.opcheck(conv("conv_transpose3x3_into").default, arguments, test_utils=tests)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+def test_in_bands_of_rows(rows):
+    a = Arguments(2, 20, 35, 13, 10, slopes=35)
+    expected = a.expected(a.bias, a.slope)
+    out = torch.full_like(a.run(), float("nan"))
+    for first in range(0, 13, rows):
+        band = out[:, :, 2 * first : 2 * (first + rows)]
+        conv("conv_transpose3x3_into")(band, a.x, a.weight, a.bias, a.slope, first_row=first)
+    close(out, expected)
+
+
+@pytest.mark.parametrize(("first", "rows"), [(-1, 2), (6, 2), (0, 3)])
+def test_a_band_outside(first, rows):
+    a = Arguments(1, 8, 8, 6, 6)
+    out = torch.empty(1, 8, rows, 12).contiguous(memory_format=torch.channels_last)
+    message = r"out must have shape \(1, 8, 2, 12\)" if rows == 3 else "inside x's 6; got first_row"
+    with pytest.raises(RuntimeError, match=f"conv_transpose3x3: .*{message}"):
+        conv("conv_transpose3x3_into")(out, a.x, a.weight, None, None, first)

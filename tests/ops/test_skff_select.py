@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import CudaTests, OpTests, TritonTests, Values, WritesInto, gradient_maker, run
+from .common import CudaTests, OpTests, TritonTests, Values, WritesInto, gradient_maker, needs_kernels, run
 
 
 def case(n, c, h, w, branches=3, squeezed=4, bias=False, slope=1):
@@ -46,6 +46,31 @@ class TestSkffSelect(WritesInto, OpTests):
         assert output.dtype == published.dtype == torch.float32
         rounded = [branches[0], *(b.bfloat16().float() for b in branches[1:])]
         assert torch.equal(output, ops.skff_select(rounded, *weights))
+
+    @needs_kernels
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+    def test_in_bands_of_rows(self, dtype):
+        branches, *weights = self.cases["larger"](Values(dtype, "channels_last"))
+        whole = ops.skff_select(branches, *weights)
+        bands = [slice(first, first + 10) for first in range(0, whole.shape[2], 10)]
+        engine = torch.ops.mirnet_fast_cpu
+        sums = sum(engine.skff_pool([b[:, :, band] for b in branches]) for band in bands)
+        torch.testing.assert_close(sums, sum(branches).double().sum((2, 3)), rtol=1e-6, atol=1e-5)
+        out = torch.full_like(whole, float("nan"))
+        for band in bands:
+            parts = [b[:, :, band] for b in branches]
+            engine.skff_select_into(out[:, :, band], parts, *weights, sums / whole[0, 0].numel())
+        torch.testing.assert_close(out, whole, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+    @needs_kernels
+    def test_means_that_do_not_fit(self):
+        branches, *weights = self.cases["plain"](Values())
+        out = torch.empty_like(branches[0])
+        for wrong in (torch.zeros(2, 15, dtype=torch.float64), torch.zeros(2, 16)):
+            with pytest.raises(
+                RuntimeError, match=r"skff_select: means must be .* float64 of shape \(2, 16\)"
+            ):
+                torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights, wrong)
 
     def test_one_tensor_in_every_branch(self):
         branches, *weights = self.cases["plain"](Values())

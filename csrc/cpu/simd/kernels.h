@@ -119,7 +119,7 @@ struct UpArgs {
   const void* packed_top;
   const void* packed_bottom;
   const void* bias;   // (D), or null
-  int64_t first_row;  // of out and the large map: top holds the rows from here on
+  int64_t first_row;  // of the whole result, where the first one of top and out lies
   void* projected;    // (N, projected_rows, W, D), from row projected_first of the small map
   int64_t projected_first, projected_rows;
   Chunks chunks;   // of the large map
@@ -140,11 +140,12 @@ struct ConvPackArgs {
 
 struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
+  int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
   const float* bias;   // (C' in whole groups)
   const float* slope;  // (C' in whole groups)
-  float* pooled;       // (N, 2, H, W): max, mean; or null
-  double* sums;        // (N * blocks, C'), where pooled is not null
+  Map pooled;          // (N, 2, H, W): max, mean; its data null: none
+  double* sums;        // (N * blocks, C'), where there is pooled
   int64_t blocks;      // an image; tiles are counted along its rows
   int64_t block_tiles;
 };

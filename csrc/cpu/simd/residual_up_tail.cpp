@@ -34,7 +34,7 @@ inline void rectified(const Map& map, const Acc<T>* slope, int64_t n, int64_t h,
                [&](auto x, int64_t c) { return prelu(x, at<Acc<T>>(slope, c, x)); });
 }
 
-// The rows of out that top holds; rows [begin, end) of N * top's rows.
+// Rows [begin, end) of N * top's rows.
 template <class T>
 void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
@@ -61,11 +61,10 @@ void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
     rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
     gemm<A>(top, ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs, sum,
             ldo, true);
-    store_tile<T>(args.out, n, args.first_row + h, w, count, spare,
-                  [&](int64_t i, int64_t c, auto span) {
-                    const Vec<A> v = load(sum + i * ldo + c, Full{});
-                    return bias == nullptr ? v : v + load(bias + c, span);
-                  });
+    store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
+      const Vec<A> v = load(sum + i * ldo + c, Full{});
+      return bias == nullptr ? v : v + load(bias + c, span);
+    });
   });
 }
 

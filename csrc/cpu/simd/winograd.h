@@ -140,8 +140,9 @@ struct Window {
 
 // Where they lie if that is possible, else copied to `buffer` with zeros around the map.
 template <class Rows, class Cols>
-inline Window window_of(const Map& in, int64_t n, const Tile& tile, float* buffer) {
-  const int64_t top = tile.h + Rows::kFirst, left = tile.w + Cols::kFirst;
+inline Window window_of(const ConvArgs& args, int64_t n, const Tile& tile, float* buffer) {
+  const Map& in = args.in;
+  const int64_t top = args.first_row + tile.h + Rows::kFirst, left = tile.w + Cols::kFirst;
   const bool inside = top >= 0 && left >= 0 && top + Rows::kIn <= in.h && left + Cols::kIn <= in.w;
   if (inside && in.c % kLanes<float> == 0) return {address<float>(in, n, top, left), in.sh, in.sw};
   const int64_t ld = pad<float>(in.c);
@@ -229,7 +230,7 @@ inline void block_in(const Work& work) {
   const int64_t step = plane(work.args.block_tiles, work.in_ld);
   for (int64_t t = 0; t < work.count; ++t) {
     const Tile tile = tile_at(work.args.out, work.first + t);
-    const Window x = window_of<Rows, Cols>(work.args.in, work.n, tile, work.window);
+    const Window x = window_of<Rows, Cols>(work.args, work.n, tile, work.window);
     transform_in<Rows, Cols>(x, work.in_ld, work.in + t * work.in_ld, step);
   }
 }
@@ -287,7 +288,7 @@ inline void look_ahead(const Work& work) {
   for (int64_t t = 0; t < work.count; ++t) {
     const Tile next = tile_at(args.out, least(work.first + work.count + t, work.tiles - 1));
     for (int64_t i = 0; i < Rows::kIn; ++i) {
-      const int64_t h = next.h + Rows::kFirst + i;
+      const int64_t h = args.first_row + next.h + Rows::kFirst + i;
       const int64_t inside = h < 0 ? 0 : least(h, args.in.h - 1);
       work.next_in[t * Rows::kIn + i] =
           address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - kOut);
@@ -447,26 +448,27 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
       });
     }
     pixels(tile, [&](int i, int j) { store(out + i * sh + j * sw + c, y[i][j], span); });
-    if (args.pooled == nullptr) return;
+    if (args.pooled.data == nullptr) return;
     V total{};
     pixels(tile, [&](int i, int j) { total += y[i][j]; });
     add_to<float>(work.sums + column + c, total, span);
     for (int i = 0; i < kPixels; ++i)
       store(work.values + i * width + c, y[i / kOut][i % kOut], Full{});
   });
-  if (args.pooled != nullptr) add_statistics(work, t, channels, width);
+  if (args.pooled.data != nullptr) add_statistics(work, t, channels, width);
 }
 
 inline void write_pooled(const Work& work) {
   const Map& map = work.args.out;
-  float* max = work.args.pooled + work.n * 2 * map.h * map.w;
-  float* mean = max + map.h * map.w;
+  const Map& pooled = work.args.pooled;
+  float* max = static_cast<float*>(pooled.data) + work.n * pooled.sn;
+  float* mean = max + pooled.sc;
   for (int64_t t = 0; t < work.count; ++t) {
     const Tile tile = tile_at(map, work.first + t);
     const float* best = work.pooled + t * 2 * kPixels;
     for (int64_t i = 0; i < tile.rows; ++i)
       for (int64_t j = 0; j < tile.cols; ++j) {
-        const int64_t at = (tile.h + i) * map.w + tile.w + j;
+        const int64_t at = (tile.h + i) * pooled.sh + tile.w + j;
         max[at] = best[i * kOut + j];
         mean[at] = best[kPixels + i * kOut + j] / float(map.c);
       }
@@ -508,7 +510,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
   const int64_t tiles = ((args.out.h + kOut - 1) / kOut) * ((args.out.w + kOut - 1) / kOut);
   const int64_t first = block % args.blocks * args.block_tiles;
   const int64_t count = least(args.block_tiles, tiles - first);
-  double* sums = args.pooled == nullptr ? nullptr : args.sums + block * args.out.c;
+  double* sums = args.pooled.data == nullptr ? nullptr : args.sums + block * args.out.c;
   const Work work{args,
                   block / args.blocks,
                   first,
@@ -524,7 +526,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
                   scratch.next_in,
                   scratch.next_out,
                   scratch.next_residual};
-  if (args.pooled != nullptr) clear_statistics(work);
+  if (args.pooled.data != nullptr) clear_statistics(work);
   look_ahead<Rows, Cols>(work);
   block_in<Rows, Cols>(work);
   for (int64_t column = 0; column < columns; column += panel_of(columns)) {
@@ -532,7 +534,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
     panel_products<Rows, Cols>(work, column, width);
     for (int64_t t = 0; t < count; ++t) tile_out<Rows, Cols>(work, t, column, width);
   }
-  if (args.pooled != nullptr) write_pooled(work);
+  if (args.pooled.data != nullptr) write_pooled(work);
 }
 
 }  // namespace
