@@ -1,6 +1,7 @@
 import gc
 import threading
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,6 +51,30 @@ def test_ranges_grow_together(order):
         del maps[i]
     assert space.empty((2, 3, 24, 16), torch.float64) is None  # six pages' worth
     assert space.empty((2, 3, 24, 16), torch.float32) is not None  # all three
+
+
+def resident_kilobytes():
+    fields = dict(line.split(":") for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return int(fields["Rss"].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
+def test_takes_no_more_memory_than_its_maps():
+    space = Arena(2**28)
+    before = resident_kilobytes()
+
+    def map_of(megabytes):
+        return space.empty((1, megabytes, 512, 512), torch.float32).fill_(1)
+
+    small, large = map_of(8), map_of(40)
+    del small
+    another = map_of(16)  # not where the small one was
+    used = resident_kilobytes() - before
+    assert another.data_ptr() > large.data_ptr()
+    assert 54 * 1024 <= used < 60 * 1024, used
+    again = map_of(6)
+    assert again.data_ptr() < large.data_ptr()
+    assert (large == 1).all() and (another == 1).all() and (again == 1).all()
 
 
 def test_the_mapping_goes_with_the_last_tensor():

@@ -12,7 +12,6 @@ import torch
 
 import mirnet_fast
 from mirnet_fast import MIRNet, reference
-from mirnet_fast.modules import _inference
 
 from .ops.common import needs_kernels
 
@@ -35,16 +34,16 @@ def image():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The convolutions that ran by Winograd's method."""
+    """The weights of the convolutions that ran by Winograd's method."""
     seen = []
-    for name in ("winograd", "transposed_by_winograd"):
-        original = getattr(_inference, name)
+    for name in ("conv3x3", "conv3x3_into", "conv_transpose3x3", "conv_transpose3x3_into"):
+        original = getattr(torch.ops.mirnet_fast_cpu, name)
 
-        def counted(conv, *args, original=original, **kwargs):
-            seen.append(conv)
-            return original(conv, *args, **kwargs)
+        def counted(*args, name=name, original=original, **kwargs):
+            seen.append(args[2 if name.endswith("_into") else 1])
+            return original(*args, **kwargs)
 
-        monkeypatch.setattr(_inference, name, counted)
+        monkeypatch.setattr(torch.ops.mirnet_fast_cpu, name, counted)
     return seen
 
 
@@ -77,10 +76,9 @@ def test_error_against_float64(network, calls, size):
     network = unit_gain(network)
     image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(1))
     assert residual_error(network, image, run(network, image)) < BOUND
-    assert {type(conv) for conv in calls} == {torch.nn.Conv2d, torch.nn.ConvTranspose2d}
-    # Two blocks of three streams; in each group its last convolution, too.
-    units = [m for m in network.modules() if isinstance(m, mirnet_fast.DAU)]
-    assert {id(conv) for conv in calls} >= {id(u.body[i]) for u in units for i in (0, 2)}
+    kinds = (torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    convs = [m for m in network.modules() if isinstance(m, kinds) and m.kernel_size == (3, 3)]
+    assert {id(weight) for weight in calls} == {id(conv.weight) for conv in convs}
 
 
 def test_with_biases_and_other_streams(image, calls):
@@ -93,6 +91,30 @@ def test_with_biases_and_other_streams(image, calls):
             expected = plain.double()(image.double())
         assert (run(network, image) - expected).norm() / expected.norm() < BOUND
     assert calls
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+@pytest.mark.parametrize("height", [3, 4])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
+    arguments = CONFIG | {"height": height, "width": width, "n_RRG": 1}
+    torch.manual_seed(7)
+    network, plain = MIRNet(**arguments).eval(), reference.MIRNet(**arguments).double().eval()
+    plain.load_state_dict(network.state_dict())
+    image = image[:, :, :, :48]
+    pools = []
+    pool = torch.ops.mirnet_fast_cpu.skff_pool
+    monkeypatch.setattr(torch.ops.mirnet_fast_cpu, "skff_pool", lambda x: pools.append(len(x)) or pool(x))
+    monkeypatch.setattr("mirnet_fast.modules.network.LATE_BYTES", 0)
+    monkeypatch.setattr("mirnet_fast.modules._inference.BAND_BYTES", rows * 2 * 16 * 48 * 4)
+    monkeypatch.setattr("mirnet_fast.modules._arena.SMALLEST", 1)
+    with torch.inference_mode():
+        expected = plain(image.double())
+        error = (network(image) - expected).norm() / (expected - image).norm()
+    assert error < BOUND
+    # In each column but the first: streams 0 and 1 as a whole, the others in bands.
+    assert set(pools) == ({2, height - 2} if width > 1 else set())
+    assert pools.count(2) >= width - 1
 
 
 def test_can_be_switched_off(network, image, calls):
@@ -131,7 +153,9 @@ def test_not_in_another_dtype_or_where_something_else_listens(network, image, ca
     unit = network.body[0].body[0].blocks[0][0]
     unit.body[0].register_forward_hook(lambda *_: None)
     run(network, image)
-    assert unit.body[0] not in calls and network.body[1].body[0].blocks[0][0].body[0] in calls
+    ran = {id(weight) for weight in calls}
+    other = network.body[1].body[0].blocks[0][0]
+    assert id(unit.body[0].weight) not in ran and id(other.body[0].weight) in ran
 
 
 def last_of_a_group(network):

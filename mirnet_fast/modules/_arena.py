@@ -2,8 +2,8 @@
 
 The system's allocator can't put a feature map where an equal one was before (alignment makes
 each a little larger than the gap), so a third of what a forward holds would be gaps. Here maps
-lie in one mapping that is as large as the pages written to, in large pages, and that is gone
-with the last tensor in it.
+lie in one mapping, in large pages, that takes no more memory than its maps took at most
+together, and that is gone with the last tensor in it.
 """
 
 import contextlib
@@ -32,6 +32,8 @@ class Arena:
         self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._free = [(0, len(self._memory))]
+        self._idle = []  # parts of it that take memory, as they held maps; the oldest first
+        self._used = self._most_used = 0
         self._returned = deque()  # by whatever thread drops a tensor; appending is atomic
 
     def empty(self, shape, dtype):
@@ -52,10 +54,23 @@ class Arena:
         for i, (begin, end) in enumerate(self._free):
             if end - begin >= nbytes:
                 self._free[i : i + 1] = [(begin + nbytes, end)] if end - begin > nbytes else []
+                self._occupy(begin, begin + nbytes)
                 return begin, begin + nbytes
         return None
 
+    def _occupy(self, begin, end):
+        outside = [part for b, e in self._idle for part in ((b, min(e, begin)), (max(b, end), e))]
+        self._idle = [(b, e) for b, e in outside if b < e]
+        self._used += end - begin
+        self._most_used = max(self._most_used, self._used)
+        # Elsewhere a gap that is no longer needed would stay as large as it was.
+        while self._used + sum(e - b for b, e in self._idle) > self._most_used:
+            b, e = self._idle.pop(0)
+            self._memory.madvise(mmap.MADV_DONTNEED, b, e - b)
+
     def _give_back(self, begin, end):
+        self._idle.append((begin, end))
+        self._used -= end - begin
         merged = []
         for other in self._free:
             if other[1] == begin:

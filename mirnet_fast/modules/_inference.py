@@ -56,14 +56,20 @@ def may_write_into(op, x, *producers):
 
 def activated(conv, activation, x):
     """activation(conv(x)), in place where that is safe."""
+    if runs_in_rows(x, conv, activation) and _is_for_engine(conv, activation, x):
+        return rows(conv, activation, x, 0, x.shape[2])
     return _activate(activation, convolved(conv, x), may_overwrite(x, conv, activation))
 
 
 def convolved(conv, x):
     """conv(x) of a convolution that keeps the resolution; it has gradients."""
-    if _may_replace(x, conv) and _is_plain(conv) and by_winograd(conv, x):
-        return torch.ops.mirnet_fast_cpu.conv3x3(x, conv.weight, conv.bias, None, None)
-    return conv(x)
+    if not (_may_replace(x, conv) and _is_plain(conv) and _is_for_engine(conv, None, x)):
+        return conv(x)
+    if may_overwrite(x, conv):
+        return rows(conv, None, x, 0, x.shape[2])
+    if conv.kernel_size == (1, 1):
+        return conv(x)
+    return torch.ops.mirnet_fast_cpu.conv3x3(x, conv.weight, conv.bias, None, None)
 
 
 def activated_conv(first, activation, second, x, statistics=None):
@@ -71,87 +77,105 @@ def activated_conv(first, activation, second, x, statistics=None):
 
     statistics: a list; where they cost nothing, the result's that dau_attention_into takes are put there.
     """
-    producers = (first, activation, second)
-    plain = may_overwrite(x, *producers) and _is_plain(first) and _is_plain(second)
-    if plain and by_winograd(second, x):
-        fused = by_winograd(first, x) and type(activation) is nn.PReLU
-        between = winograd(first, x, activation.weight) if fused else activated(first, activation, x)
-        return winograd(second, between, statistics=statistics)
-    if not plain or len(bands(x)) == 1:
+    by_engine = _is_for_engine(first, activation, x) and _is_for_engine(second, None, x)
+    if not (runs_in_rows(x, first, activation, second) and (by_engine or len(bands(x)) > 1)):
         return convolved(second, activated(first, activation, x))
-    out = empty_map((x.shape[0], second.out_channels, *x.shape[2:]), x)
+    n, _, height, width = x.shape
+    out = empty_map((n, second.out_channels, height, width), x)
+    pooled = sums = None
+    if statistics is not None and by_engine:
+        pooled = x.new_empty(n, 2, height, width)
+        sums = x.new_zeros(n, second.out_channels, dtype=torch.float64)
+        statistics += pooled, sums
     halo = second.padding[0]
     for begin, end in bands(x):
-        above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
-        between = _activate(activation, _conv_rows(first, x, above, below), True)
-        out[:, :, begin:end] = _conv_rows(second, between, begin - above, end - above)
+        above, below = max(begin - halo, 0), min(end + halo, height)
+        between = rows(first, activation, x, above, below)
+        parts = [None if whole is None else whole[:, :, begin:end] for whole in (out, pooled)]
+        rows(second, None, between, begin - above, end - above, *parts, sums)
     return out
 
 
 def add_conv(conv, x, residual):
     """conv(x) + residual."""
-    plain = may_overwrite(x, conv) and _is_plain(conv)
-    if plain and by_winograd(conv, x):
-        return winograd(conv, x, residual=residual)
-    if not plain or len(bands(x)) == 1:
+    if not runs_in_rows(x, conv) or residual.shape[1] != conv.out_channels:
         return convolved(conv, x) + residual
     out = empty_map(residual.shape, residual)
-    for begin, end in bands(x):
-        rows = _conv_rows(conv, x, begin, end)
-        torch.add(rows, residual[:, :, begin:end], out=out[:, :, begin:end])
+    for begin, end in [(0, x.shape[2])] if _is_for_engine(conv, None, x) else bands(x):
+        rows(conv, None, x, begin, end, out[:, :, begin:end], residual=residual[:, :, begin:end])
+    return out
+
+
+def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, residual=None):
+    """Rows [begin, end) of activation(conv(x)) + residual for what `runs_in_rows`, in `out` if given.
+
+    pooled and sums are those of conv3x3_into, sums added to what is there.
+    """
+    if not _is_for_engine(conv, activation, x):
+        result = _conv_rows(conv, x, begin, end)
+        if activation is not None:
+            result = _activate(activation, result, True)
+        if residual is not None:
+            return torch.add(result, residual, out=out)
+        return result if out is None else out.copy_(result)
+    if out is None:
+        out = empty_map((x.shape[0], conv.out_channels, end - begin, x.shape[3]), x)
+    slope = None if activation is None else slope_of(activation, x)
+    if conv.kernel_size == (1, 1):
+        torch.ops.mirnet_fast_cpu.conv1x1_into(out, x[:, :, begin:end], conv.weight, conv.bias, slope)
+        return out
+    part = None if sums is None else torch.empty_like(sums)
+    arguments = conv.weight, conv.bias, slope, residual, pooled, part
+    torch.ops.mirnet_fast_cpu.conv3x3_into(out, x, *arguments, first_row=begin)
+    if sums is not None:
+        sums += part
     return out
 
 
 def transposed_conv(conv, x):
-    """conv(x) of a transposed 3x3 convolution that doubles the resolution."""
-    doubles = (
-        type(conv) is nn.ConvTranspose2d
-        and conv.kernel_size == (3, 3)
-        and conv.stride == (2, 2)
-        and conv.padding == conv.output_padding == conv.dilation == (1, 1)
-    )
-    if not (doubles and _may_replace(x, conv) and _is_for_engine(conv, x)):
+    """conv(x) of a transposed 3x3 convolution that doubles the resolution; it has gradients."""
+    if not (_may_replace(x, conv) and _doubles(conv) and _is_for_engine(conv, None, x)):
         return conv(x)
     if may_overwrite(x, conv):
-        return transposed_by_winograd(conv, x)
+        return transposed_rows(conv, x, x.shape[2])
     return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, conv.weight, conv.bias, None)
 
 
-def transposed_by_winograd(conv, x):
-    n, _, height, width = x.shape
-    out = empty_map((n, conv.out_channels, 2 * height, 2 * width), x)
+def transposed_rows(conv, x, count):
+    """conv(x) of a transposed convolution as above, of x's first `count` rows."""
+    if not (_doubles(conv) and _is_for_engine(conv, None, x)):
+        return conv(x)[:, :, : 2 * count]
+    out = empty_map((x.shape[0], conv.out_channels, 2 * count, 2 * x.shape[3]), x)
     torch.ops.mirnet_fast_cpu.conv_transpose3x3_into(out, x, conv.weight, conv.bias, None)
     return out
 
 
-def by_winograd(conv, x):
-    """Whether `winograd` may run a convolution that `_is_plain`."""
-    return conv.kernel_size == (3, 3) and _is_for_engine(conv, x)
+def runs_in_rows(x, *modules):
+    """Whether convolutions and activations may run on rows of x, with nothing of it kept by others."""
+    return may_overwrite(x, *modules) and all(_is_plain(m) for m in modules if isinstance(m, nn.Conv2d))
 
 
-def winograd(conv, x, slope=None, residual=None, statistics=None):
-    """A PReLU of conv(x), + residual; statistics as for `activated_conv`."""
-    n, _, height, width = x.shape
-    out = empty_map((n, conv.out_channels, height, width), x)
-    pooled = sums = None
-    if statistics is not None:
-        pooled = x.new_empty(n, 2, height, width)
-        sums = x.new_empty(n, conv.out_channels, dtype=torch.float64)
-        statistics += pooled, sums
-    torch.ops.mirnet_fast_cpu.conv3x3_into(out, x, conv.weight, conv.bias, slope, residual, pooled, sums)
-    return out
-
-
-def _is_for_engine(conv, x):
+def _is_for_engine(conv, activation, x):
     return (
         backends.winograd()
         and conv.groups == 1
         and conv.padding_mode == "zeros"
+        and conv.kernel_size != (1, 1)
+        and (activation is None or type(activation) in (nn.PReLU, nn.LeakyReLU))
         and x.dtype == conv.weight.dtype == torch.float32
         and x.numel() > 0
         and x.stride(1) == 1
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", x.dtype) == "cpu"
+    )
+
+
+def _doubles(conv):
+    return (
+        type(conv) is nn.ConvTranspose2d
+        and conv.kernel_size == (3, 3)
+        and conv.stride == (2, 2)
+        and conv.padding == conv.output_padding == conv.dilation == (1, 1)
     )
 
 
@@ -161,9 +185,9 @@ def bands(x, scale=1, beyond=0):
     With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's convolutions.
     """
     height = x.shape[2]
-    rows = BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1)
-    rows = max((rows + beyond) // TILE * TILE - beyond, TILE - beyond)
-    return [(begin, min(begin + rows, height)) for begin in range(0, height, rows)]
+    count = BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1)
+    count = max((count + beyond) // TILE * TILE - beyond, TILE - beyond)
+    return [(begin, min(begin + count, height)) for begin in range(0, height, count)]
 
 
 def _activate(activation, x, in_place):

@@ -15,21 +15,41 @@ class SKFF(reference.SKFF):
 
         spare: a branch that may be overwritten with the result where no gradient is wanted.
         """
+        branches, weights = list(branches), self._weights()
+        if not may_write_into("skff_select", branches[0]):
+            return ops.skff_select(branches, *weights)
+        out = empty_map(branches[0].shape, branches[0]) if spare is None else spare
+        torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights)
+        return out
+
+    def over_last_branch(self, branches, late):
+        """forward of branches and of late ones, over branches[-1], where forward may overwrite that.
+
+        late: pairs of a ResidualUpSample and its input. Such a branch is made in bands of rows,
+        once for the statistics and once for the sum, and is never there as a whole.
+        """
+        engine, weights, out = torch.ops.mirnet_fast_cpu, self._weights(), branches[-1]
+        step, small = late[0]
+        sums = engine.skff_pool(branches)
+        for begin, end in step.bands(small):
+            sums += engine.skff_pool([step.rows(x, begin, end) for step, x in late])
+        means = sums / (out.shape[2] * out.shape[3])
+        for begin, end in step.bands(small):
+            parts = [whole[:, :, 2 * begin : 2 * end] for whole in branches]
+            made = [step.rows(x, begin, end) for step, x in late]
+            engine.skff_select_into(parts[-1], [*parts, *made], *weights, means)
+        return out
+
+    def _weights(self):
         reduce, activation = self.conv_du
-        branches = list(branches)
         biases = [fc.bias for fc in self.fcs]
-        weights = (
+        return (
             reduce.weight,
             reduce.bias,
             slope_of(activation, reduce.weight),
             [fc.weight for fc in self.fcs],
             [] if biases[0] is None else biases,
         )
-        if not may_write_into("skff_select", branches[0]):
-            return ops.skff_select(branches, *weights)
-        out = empty_map(branches[0].shape, branches[0]) if spare is None else spare
-        torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights)
-        return out
 
 
 class DAU(reference.DAU):

@@ -6,9 +6,11 @@ import torch
 
 from .. import reference
 from ._arena import arena
-from ._inference import add_conv, may_overwrite
+from ._inference import add_conv, convolved, may_overwrite, may_write_into
 from .attention import DAU, SKFF
-from .resampling import DownSample, UpSample
+from .resampling import DownSample, ResidualUpSample, UpSample
+
+LATE_BYTES = 2**25  # maps above it count more than the time to make one of them twice
 
 
 class MSRB(reference.MSRB):
@@ -23,44 +25,81 @@ class MSRB(reference.MSRB):
         """(N, C, H, W) -> (N, C, H, W) in x's memory format; H and W are multiples of 2**(height - 1)."""
         channels_last = x.is_contiguous(memory_format=torch.channels_last)
         x = x.contiguous(memory_format=torch.channels_last)
-        streams, halved = [self.blocks[0][0](x)], []
-        for j in range(1, self.height):
-            halved.append(self.resample(streams[j - 1], j - 1, j))
-            streams.append(self.blocks[j][0](halved[-1]))
-        # From here on tensors are let go as soon as possible: the peak of memory is where stream 0
-        # is fused, so the others, smaller and done with `halved`, come before it.
+        # The peak of memory is where stream 0 is fused. So the others are done before it, and for them
+        # each stream is brought to the lower resolutions as soon as it is there.
+        streams, lowered = [], {}
+        for j in range(self.height):
+            streams.append(self.blocks[j][0](lowered[j - 1, j] if j else x))
+            self._lower(streams, j, lowered, 0)
+        if self.width == 1:
+            lowered.clear()
         for column in range(1, self.width):
             fused = []
             for j in reversed(range(1, self.height)):
-                fused.append(self._fuse(streams, j, halved))
-                del halved[j - 1 :]
-            branches = [self.resample(streams.pop(), j, 0) for j in reversed(range(self.height))]
-            fused.append(self._select_over(branches[::-1]))
-            del branches
+                branches = [lowered.pop((source, j)) for source in range(j)]
+                branches += [self.resample(streams[source], source, j) for source in range(j, self.height)]
+                # What was made for this alone may go: a stream that was brought to a higher resolution.
+                merged = self._select(j, branches, spare=j < self.height - 1)
+                del branches
+                fused.append(self.blocks[j][column](merged))
+                del merged
+            ups = {j: self.up[f"{self.channels[j]}_{2**j}"] for j in range(1, self.height)}
+            merged = self._select_at_full_resolution(streams, ups, late=x.nbytes > LATE_BYTES)
+            fused.append(self.blocks[0][column](merged))
+            del merged
             for j in range(self.height):
-                streams.append(self.blocks[j][column](fused.pop()))
-        full = [self.last_up[str(j)](streams.pop()) for j in reversed(range(1, self.height))]
-        full.append(streams.pop())
-        merged = self._select_over(full[::-1])
-        full.clear()
+                streams.append(fused.pop())
+                self._lower(streams, j, lowered, column)
+        merged = self._select_at_full_resolution(streams, {int(j): up for j, up in self.last_up.items()})
         y = add_conv(self.conv_out, merged, x) if self.SKIP else self.conv_out(merged)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 
-    def _fuse(self, streams, target, halved):
-        branches = [
-            halved[source] if halved and source == target - 1 else self.resample(stream, source, target)
-            for source, stream in enumerate(streams)
-        ]
-        return self.selective_kernel[target](branches)
+    def _lower(self, streams, j, lowered, column):
+        """Bring stream j to the lower resolutions that are asked for: by the next column's SKFFs to
+        each, and by column 0 itself to the next one, which is the same."""
+        targets = range(j + 1, self.height)
+        if column == self.width - 1:
+            targets = targets[:1] if column == 0 else ()
+        for target in targets:
+            lowered[j, target] = self.resample(streams[j], j, target)
 
-    def _select_over(self, branches):
-        """SKFF of stream 0, over the last branch where nobody else can hold what resampling made."""
-        skff = self.selective_kernel[0]
-        resamplers = (*self.up.modules(), *self.last_up.modules())
-        if self.height > 1 and isinstance(skff, SKFF) and may_overwrite(branches[-1], skff, *resamplers):
+    def _select_at_full_resolution(self, streams, ups, late=False):
+        """SKFF of stream 0 and the others brought to its resolution; empties `streams`.
+
+        late: the streams from 2 on are to be made in bands where that is possible: they cost their last
+        step twice then, but no memory.
+        """
+        skff, branches, made_late = self.selective_kernel[0], [streams.pop(0)], []
+        late = late and type(skff) is SKFF and self._is_ours(skff, branches[0])
+        for j, up in ups.items():
+            stream = streams.pop(0)
+            steps = [up]
+            if type(up) is UpSample and may_overwrite(stream, up, up.body):
+                # One by one: a stream goes before the last step makes the largest map.
+                *first, last = up.body
+                for step in first:
+                    stream = step(stream)
+                steps = [last]
+            if late and j > 1 and type(steps[0]) is ResidualUpSample and steps[0].runs_in_rows(stream):
+                made_late.append((steps[0], stream))
+            else:
+                branches.append(steps[0](stream))
+            del stream
+        if made_late:
+            return skff.over_last_branch(branches, made_late)
+        return self._select(0, branches, spare=self.height > 1)
+
+    def _select(self, j, branches, spare):
+        """SKFF of stream j, over the last branch where nobody else can hold what resampling made."""
+        skff = self.selective_kernel[j]
+        if spare and isinstance(skff, SKFF) and self._is_ours(skff, branches[-1]):
             return skff(branches, branches[-1])
         return skff(branches)
+
+    def _is_ours(self, skff, branch):
+        resamplers = (*self.up.modules(), *self.last_up.modules())
+        return may_write_into("skff_select", branch, skff, *resamplers)
 
 
 class RRG(reference.RRG):
@@ -101,5 +140,9 @@ class MIRNet(reference.MIRNet):
         # Of the maps at full resolution seven are there at a time; the rest is for gaps.
         size = 12 * self.conv_in.out_channels * inside.nbytes // max(inside.shape[1], 1)
         with arena(size) if size and may_overwrite(x) else contextlib.nullcontext():
-            y = self.conv_out(self.body(self.conv_in(inside))) + inside
+            y = convolved(self.conv_in, inside)
+            # One by one: what calls the body as a whole holds its input to the end.
+            for part in self.body if may_overwrite(x, self.body) else (self.body,):
+                y = part(y)
+            y = add_conv(self.conv_out, y, inside)
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()

@@ -5,7 +5,16 @@ import torch
 from .. import ops, reference
 from ..reference.filters import binomial_filter
 from ._arena import empty_map
-from ._inference import activated, activated_conv, bands, may_write_into, transposed_conv
+from ._inference import (
+    activated,
+    activated_conv,
+    bands,
+    may_write_into,
+    rows,
+    runs_in_rows,
+    transposed_conv,
+    transposed_rows,
+)
 
 
 class Downsample(reference.Downsample):
@@ -61,19 +70,39 @@ class ResidualUpSample(reference.ResidualUpSample):
 
     def forward(self, x):
         """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
-        expand, act, conv, tail_act, project = self.top
-        weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
-        if x.numel() == 0 or not may_write_into("residual_up_tail", x, expand, act, conv):
-            return ops.residual_up_tail(transposed_conv(conv, activated(expand, act, x)), x, *weights)
-        n, _, height, width = x.shape
-        out = empty_map((n, project.out_channels, 2 * height, 2 * width), x)
-        for begin, end in bands(x, scale=4, beyond=1):
-            # An odd row of the large map also reads the next small row.
-            between = activated(expand, act, x[:, :, begin : end + 1])
-            top = transposed_conv(conv, between)[:, :, : 2 * (end - begin)]
-            torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *weights, 2 * begin)
-            del top, between
+        expand, act, conv, *_ = self.top
+        if not self.runs_in_rows(x):
+            return ops.residual_up_tail(transposed_conv(conv, activated(expand, act, x)), x, *self._tail())
+        n, channels, height, width = x.shape
+        out = empty_map((n, channels // 2, 2 * height, 2 * width), x)
+        for begin, end in self.bands(x):
+            self.rows(x, begin, end, out[:, :, 2 * begin : 2 * end])
         return out
+
+    def runs_in_rows(self, x):
+        """Whether `rows` may be called."""
+        parts = self.top[:3]
+        return x.numel() > 0 and may_write_into("residual_up_tail", x, *parts) and runs_in_rows(x, parts[0])
+
+    def bands(self, x):
+        """[(begin, end)] for `rows`."""
+        return bands(x, scale=4, beyond=1)
+
+    def rows(self, x, begin, end, out=None):
+        """Rows [2 * begin, 2 * end) of forward(x), in `out` if that is given."""
+        expand, act, conv, *_ = self.top
+        n, channels, height, width = x.shape
+        if out is None:
+            out = empty_map((n, channels // 2, 2 * (end - begin), 2 * width), x)
+        # An odd row of the large map also reads the next small row.
+        between = rows(expand, act, x, begin, min(end + 1, height))
+        top = transposed_rows(conv, between, end - begin)
+        torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *self._tail(), 2 * begin)
+        return out
+
+    def _tail(self):
+        tail_act, project = self.top[3:]
+        return tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias
 
 
 class DownSample(reference.DownSample):

@@ -39,4 +39,6 @@ def _gradient(ctx, grad):
 
 
 register_cpu_gradient("conv_transpose3x3", _gradient, _keep)
-define_for_cpu(f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, int first_row=0) -> ()")
+define_for_cpu(
+    f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, int first_row=0) -> ()"
+)
