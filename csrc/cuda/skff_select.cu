@@ -69,7 +69,7 @@ struct Walker {
 };
 
 template <class T>
-MIRNET_DEVICE void told_global(const Map<T>& map) {
+MIRNET_DEVICE void mark_global(const Map<T>& map) {
   points_to_global(map.data);
 }
 
@@ -82,7 +82,7 @@ struct List {
 
   MIRNET_DEVICE Item operator[](int i) const {
     const Item item = table ? Item(table[i]) : Item(few[i]);
-    told_global(item);
+    mark_global(item);
     return item;
   }
 };
@@ -228,7 +228,7 @@ struct Select {
 };
 
 template <class T>
-MIRNET_DEVICE void told_global(const Select<T>& layer) {
+MIRNET_DEVICE void mark_global(const Select<T>& layer) {
   points_to_global(layer.weight);
   if (layer.bias) points_to_global(layer.bias);
 }
