@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from harness import compare_convolution, streams
 from torch.nn.functional import conv2d
 
@@ -13,5 +14,8 @@ SIZES = [(64, 256), (128, 128), (256, 64), (64, 128), (128, 64), (256, 32)]
 @pytest.mark.parametrize("size", **streams(SIZES))
 def test_conv3x3(benchmark, record, size):
     published = functools.partial(conv2d, padding=1)
-    # Without bias, slope and residual.
-    compare_convolution(benchmark, record, "conv3x3", size, published, (None, None, None))
+
+    def run(x, weight):
+        return torch.ops.mirnet_fast_cpu.conv3x3(x, weight, None, None, None)
+
+    compare_convolution(benchmark, record, "conv3x3", size, published, run)

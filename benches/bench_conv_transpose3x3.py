@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import torch
 from harness import compare_convolution, streams
 from torch.nn.functional import conv_transpose2d
 
@@ -13,5 +14,8 @@ SIZES = [(128, 128), (256, 64), (128, 64), (256, 32)]
 @pytest.mark.parametrize("size", **streams(SIZES))
 def test_conv_transpose3x3(benchmark, record, size):
     published = functools.partial(conv_transpose2d, stride=2, padding=1, output_padding=1)
-    # Without bias and slope.
-    compare_convolution(benchmark, record, "conv_transpose3x3", size, published, (None, None))
+
+    def run(x, weight):
+        return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, weight, None, None)
+
+    compare_convolution(benchmark, record, "conv_transpose3x3", size, published, run)

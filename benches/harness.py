@@ -141,29 +141,30 @@ def streams(sizes):
     return {"argvalues": [(1, channels, side, side) for channels, side in sizes], "ids": shape}
 
 
-def compare_convolution(benchmark, record, name, size, published, epilogue):
-    """Time a 3x3 convolution of the CPU engine against PyTorch's, and record the row.
+def compare_convolution(benchmark, record, name, size, published, run, taps=3):
+    """Time a convolution of the CPU engine against PyTorch's, and record the row.
 
     Its GFLOP/s are effective: the arithmetic of the plain convolution over the time taken.
 
     Args:
         published: function of a map and a weight with as many output channels as inputs.
-        epilogue: what the op takes after the weight.
+        run: the same by the op.
+        taps: of the weight, one axis.
     """
     if DEVICE != "cpu" or _native.cpu_library_error() is not None:
         pytest.skip(f"{name} is of the C++ kernels for the CPU alone")
-    op = getattr(torch.ops.mirnet_fast_cpu, name)
     channels = size[1]
-    image, weight = torch.randn(size), torch.randn(channels, channels, 3, 3) * (9 * channels) ** -0.5
+    weight = torch.randn(channels, channels, taps, taps) * (taps**2 * channels) ** -0.5
+    image = torch.randn(size)
     laid_out = {layout: _laid_out((image, weight), layout) for layout in FORMATS}
     variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
-    variants[FAST] = lambda: op(laid_out[CHANNELS_LAST][0], weight, *epilogue)
+    variants[FAST] = lambda: run(laid_out[CHANNELS_LAST][0], weight)
     check_agreement(variants, torch.float32)
     seconds = timed(benchmark, variants, {}, budget=1.5)
     if seconds is None:
         return
     row = make_row(name, size, torch.float32, FORWARD, seconds, benchmark)
-    flops = 2 * 9 * channels * math.prod(size)
+    flops = 2 * taps**2 * channels * math.prod(size)
     record(row | {"layout": CHANNELS_LAST, "gflop_per_s": _digits(flops / seconds[FAST] / 1e9)})
 
 

@@ -17,7 +17,7 @@ ROOMS = (
     "benches/bench_{}.py",
 )
 # Of inference on the CPU alone: PyTorch's own operator is what they replace elsewhere.
-CPU_OPS = {"conv3x3", "conv_transpose3x3"}
+CPU_OPS = {"conv1x1", "conv3x3", "conv_transpose3x3"}
 NOT_OF_CPU_OPS = {"csrc/cuda/{}.cu", "kernels/{}.py"}
 
 

@@ -1,4 +1,4 @@
-// What the ops on simd/winograd.h share: packing of weights, blocks, checks.
+// What the convolutions share, checks; and those on simd/winograd.h: packing of weights, blocks.
 #pragma once
 
 #include "common.h"
@@ -26,15 +26,15 @@ inline void check_input(const char* op, const Tensor& x) {
   check_channels_last(op, "x", x);
 }
 
-// (channels of the input in dimension `inputs`, those of the output in the other, 3, 3): the
+// (channels of the input in dimension `inputs`, those of the output in the other, taps, taps): the
 // latter.
-inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weight, int inputs) {
+inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weight, int inputs,
+                            int64_t taps = 3) {
   const Shape size = shape_of(weight);
-  const char* wanted = inputs == 1 ? "(C', C, 3, 3)" : "(C, C', 3, 3)";
   STD_TORCH_CHECK(size.size() == 4 && size[inputs] == x.size(1) && size[1 - inputs] > 0 &&
-                      size[2] == 3 && size[3] == 3,
-                  op, ": weight must be ", wanted, " with C = ", x.size(1), " and C' >= 1; got ",
-                  text(size));
+                      size[2] == taps && size[3] == taps,
+                  op, ": weight must be ", inputs == 1 ? "(C', C, " : "(C, C', ", taps, ", ", taps,
+                  ") with C = ", x.size(1), " and C' >= 1; got ", text(size));
   check_float(op, "weight", weight);
   return size[1 - inputs];
 }

@@ -1,8 +1,8 @@
 """What the fused modules do with convolutions on the CPU: less arithmetic, and without gradients less memory.
 
-3x3 convolutions in float32 run by Winograd's method; where no gradient is wanted, with what follows them
-in the same pass. Others of large maps then run in bands of rows: what one convolution hands to the next
-stays in the cache. The maps that remain lie in one mapping (`_arena.py`).
+In float32 3x3 convolutions run by Winograd's method; where no gradient is wanted, with what follows them
+in the same pass. Large maps then run in bands of rows: what one convolution hands to the next stays in
+the cache, and is never there as a whole. The maps that remain lie in one mapping (`_arena.py`).
 """
 
 import torch
@@ -157,10 +157,9 @@ def runs_in_rows(x, *modules):
 
 def _is_for_engine(conv, activation, x):
     return (
-        backends.winograd()
+        (conv.kernel_size == (1, 1) or backends.winograd())
         and conv.groups == 1
         and conv.padding_mode == "zeros"
-        and conv.kernel_size != (1, 1)
         and (activation is None or type(activation) in (nn.PReLU, nn.LeakyReLU))
         and x.dtype == conv.weight.dtype == torch.float32
         and x.numel() > 0

@@ -1,5 +1,6 @@
 """The fused ops: checks, schemas, gradients, and the way to a backend."""
 
+from . import conv1x1 as _conv1x1  # noqa: F401 (defines ops)
 from . import conv3x3 as _conv3x3  # noqa: F401 (defines ops)
 from . import conv_transpose3x3 as _conv_transpose3x3  # noqa: F401 (defines ops)
 from .blur_pool import blur_pool

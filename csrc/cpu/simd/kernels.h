@@ -163,6 +163,8 @@ struct ConvArgs {
   template <class A>                                                            \
   void conv_transpose3x3_pack(const ConvPackArgs&, int64_t begin, int64_t end); \
   template <class A>                                                            \
+  void conv1x1_rows(const ConvArgs&, int64_t begin, int64_t end);               \
+  template <class A>                                                            \
   void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);             \
   template <class A>                                                            \
   void conv_transpose3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);   \

@@ -1,0 +1,36 @@
+// conv1x1 on the CPU: weights packed for simd/conv1x1.cpp.
+#include "winograd.h"
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kOp = "conv1x1";
+
+}  // namespace
+
+// out may not be x.
+void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
+  check_input(kOp, x);
+  check_map(kOp, "out", out);
+  const int64_t C = x.size(1), D = check_weight(kOp, x, weight, 1, 1);
+  check_convolution(kOp, out, {x.size(0), D, x.size(2), x.size(3)}, x, bias, slope);
+
+  ConvArgs args{};
+  args.in = map_of(x);
+  args.out = map_of(out);
+  const std::vector<float> biases = per_channel(bias, D, 0), slopes = per_channel(slope, D, 1);
+  const std::vector<float> weights = values<float>(weight);
+  const std::vector<float> panels = packed(weights.data(), C, 1, D, C);
+  args.packed = panels.data();
+  args.bias = biases.data();
+  args.slope = slopes.data();
+  run(MIRNET_KERNEL(conv1x1_rows, float), args, args.out.n * args.out.h,
+      args.out.w * std::max(C, D));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
+  m.impl("conv1x1_into", TORCH_BOX(&conv1x1_into));
+}
+
+}  // namespace mirnet_fast::cpu

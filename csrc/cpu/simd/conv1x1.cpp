@@ -1,0 +1,37 @@
+// conv1x1: 1x1 convolution. Fused: bias and PReLU. Floor: C values read and C' written a pixel;
+// with 64 channels and more the products take longer. A tile is 48 pixels of a row, and of their
+// outputs one panel of the weights at a time: 12 KiB that are in the first-level cache when they
+// are stored.
+#include "tile.h"
+
+namespace mirnet_fast::cpu::MIRNET_ISA {
+
+// Rows [begin, end) of N * H.
+template <class T>
+void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
+  const int64_t inputs = args.in.c, outputs = args.out.c, height = args.out.h;
+  constexpr int64_t kPanel = kMaxVectors * kLanes<T>;
+  Buffer<T> buffer(kTile * pad<T>(inputs)), sum(kTile * kPanel);
+  tiles(begin, end, args.out.w, [&](int64_t row, int64_t w, int64_t count) {
+    const int64_t n = row / height, h = row % height;
+    prefetch_tile<T>(args.in, n, h, w + kTile, least(kTile, args.out.w - w - count));
+    const View<T> x = view_tile<T>(args.in, n, h, w, count, buffer);
+    T* out = address<T>(args.out, n, h, w);
+    for (int64_t column = 0; column < outputs; column += kPanel) {
+      const int64_t width = least(kPanel, outputs - column);
+      gemm<T>(x.data, x.ld, 1, count, args.packed + column * inputs, 0, inputs, width, sum, kPanel,
+              false);
+      for (int64_t i = 0; i < count; ++i)
+        lanes<T>(width, [&](int64_t c, auto span) {
+          const Vec<T> v =
+              load(sum + i * kPanel + c, Full{}) + load(args.bias + column + c, Full{});
+          store(out + i * args.out.sw + column + c, prelu(v, load(args.slope + column + c, Full{})),
+                span);
+        });
+    }
+  });
+}
+
+template void conv1x1_rows<float>(const ConvArgs&, int64_t, int64_t);
+
+}  // namespace mirnet_fast::cpu::MIRNET_ISA
