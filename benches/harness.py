@@ -29,7 +29,9 @@ TINY = os.environ.get("MIRNET_BENCH_TINY") == "1"
 
 FAST = "mirnet_fast"
 # Timed in the same rounds as the variants, as yardsticks; they compute something else.
-COPY, GEMM = "copy", "gemm"
+COPY, GEMM, SGEMM = "copy", "gemm", "sgemm"
+
+SGEMM_SIDE = 64 if TINY else 1024
 
 # Times of different answers can't be compared: outputs further apart than this fail the row.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -118,6 +120,8 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
     yardsticks = {COPY: _copy()}
     if gemms and case.direction == FORWARD:
         yardsticks[GEMM] = _gemm(gemms, case.dtype)
+        if DEVICE == "cpu":
+            yardsticks[SGEMM] = _sgemm()
     seconds = timed(benchmark, variants, yardsticks, budget=1.5)
     if seconds is None:
         return
@@ -141,15 +145,18 @@ def streams(sizes):
     return {"argvalues": [(1, channels, side, side) for channels, side in sizes], "ids": shape}
 
 
-def compare_convolution(benchmark, record, name, size, published, run, taps=3):
+def compare_convolution(benchmark, record, name, size, published, run, taps=3, outputs=1, share=1):
     """Time a convolution of the CPU engine against PyTorch's, and record the row.
 
-    Its GFLOP/s are effective: the arithmetic of the plain convolution over the time taken.
+    Its GFLOP/s are effective: the arithmetic of the plain convolution over the time taken; `done` ones
+    are those of the products that are left of it.
 
     Args:
         published: function of a map and a weight with as many output channels as inputs.
         run: the same by the op.
         taps: of the weight, one axis.
+        outputs: output pixels for one of the map.
+        share: of the plain convolution's multiplications that the op does.
     """
     if DEVICE != "cpu" or _native.cpu_library_error() is not None:
         pytest.skip(f"{name} is of the C++ kernels for the CPU alone")
@@ -160,12 +167,13 @@ def compare_convolution(benchmark, record, name, size, published, run, taps=3):
     variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
     variants[FAST] = lambda: run(laid_out[CHANNELS_LAST][0], weight)
     check_agreement(variants, torch.float32)
-    seconds = timed(benchmark, variants, {}, budget=1.5)
+    seconds = timed(benchmark, variants, {COPY: _copy(), SGEMM: _sgemm()}, budget=1.5)
     if seconds is None:
         return
-    row = make_row(name, size, torch.float32, FORWARD, seconds, benchmark)
+    row = make_row(name, size, torch.float32, FORWARD, seconds, benchmark) | {"layout": CHANNELS_LAST}
+    row |= _bandwidth(seconds, 4 * math.prod(size) * (1 + outputs), ())
     flops = 2 * taps**2 * channels * math.prod(size)
-    record(row | {"layout": CHANNELS_LAST, "gflop_per_s": _digits(flops / seconds[FAST] / 1e9)})
+    record(row | _arithmetic(seconds, flops, share * flops))
 
 
 def compiled_modes():
@@ -223,7 +231,7 @@ def _on_the_gpu(calls, rounds):
 
 def make_row(op, size, dtype, direction, seconds, benchmark):
     """A result: the times, and how many times longer each variant takes than mirnet_fast."""
-    variants = {name: value for name, value in seconds.items() if name not in (COPY, GEMM)}
+    variants = {name: value for name, value in seconds.items() if name not in (COPY, GEMM, SGEMM)}
     return {
         "op": op,
         "size": list(size),
@@ -247,14 +255,22 @@ def _bandwidth(seconds, nbytes, gemms):
     }
     if gemms:
         flops = sum(2 * math.prod(sizes) for sizes in gemms)
-        result |= {
-            "gflop": _digits(flops / 1e9),
-            "gflop_per_s": _digits(flops / fast / 1e9),
-            "gemm_ms": _digits(1e3 * seconds[GEMM]),
-        }
+        result |= _arithmetic(seconds, flops, flops) | {"gemm_ms": _digits(1e3 * seconds[GEMM])}
         outside = fast - seconds[GEMM]
         # None where the whole op takes less than the bare product: no time is left to divide by.
         result["of_copy_outside_gemm"] = _digits(nbytes / outside / copied) if outside > 0 else None
+    return result
+
+
+def _arithmetic(seconds, flops, done):
+    result = {
+        "gflop": _digits(flops / 1e9),
+        "gflop_per_s": _digits(flops / seconds[FAST] / 1e9),
+        "done_gflop_per_s": _digits(done / seconds[FAST] / 1e9),
+    }
+    if SGEMM in seconds:
+        result["sgemm_gflop_per_s"] = _digits(2 * SGEMM_SIDE**3 / seconds[SGEMM] / 1e9)
+        result["of_sgemm"] = _digits(result["done_gflop_per_s"] / result["sgemm_gflop_per_s"])
     return result
 
 
@@ -363,6 +379,14 @@ def _gemm(gemms, dtype):
     return multiply
 
 
+@functools.cache
+def _sgemm():
+    """A product of large float32 matrices, the measure of the arithmetic unit."""
+    left, right = torch.randn(2, SGEMM_SIDE, SGEMM_SIDE)
+    product = torch.empty(SGEMM_SIDE, SGEMM_SIDE)
+    return lambda: torch.mm(left, right, out=product)
+
+
 def shape(size):
     return "x".join(str(n) for n in size)
 
@@ -388,7 +412,7 @@ def table(rows):
     # With a GPU `ms` is the GPU's time, `wall` the whole call's.
     wall = ["wall"] if any("wall_ms" in row for row in rows) else []
     header = ["op", "size", "dtype", "layout", "direction", "ms", *wall, *(f"x {name}" for name in rivals)]
-    header += ["GB/s", "% copy", "% outside GEMM", "GFLOP/s", "spread", ""]
+    header += ["GB/s", "% copy", "% outside GEMM", "GFLOP/s", "done", "% sgemm", "spread", ""]
     lines = [header, *([*_cells(row, rivals, wall)] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = [
@@ -422,7 +446,9 @@ def _cells(row, rivals, wall):
     yield f"{100 * row['of_copy']:.0f}" if "of_copy" in row else "-"
     outside = row.get("of_copy_outside_gemm", "-")
     yield "< GEMM" if outside is None else outside if outside == "-" else f"{100 * outside:.0f}"
-    yield f"{row['gflop_per_s']:.0f}" if "gflop_per_s" in row else "-"
+    for name in ("gflop_per_s", "done_gflop_per_s"):
+        yield f"{row[name]:.0f}" if name in row else "-"
+    yield f"{100 * row['of_sgemm']:.0f}" if "of_sgemm" in row else "-"
     yield f"{100 * row['spread']:.0f}%"
     yield "LOSES" if min(row["ratio"].values()) < 1 else ""
 

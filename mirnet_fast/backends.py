@@ -109,6 +109,14 @@ def winograd():
     return _winograd
 
 
+@functools.cache
+def cpu_computes(dtype):
+    """Whether this CPU has arithmetic in a float dtype; one that it lacks is only stored in."""
+    return (
+        dtype != torch.bfloat16 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    )
+
+
 def current_backend():
     """The backend chosen by the user, or None where the choice is automatic."""
     return _forced

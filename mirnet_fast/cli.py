@@ -410,6 +410,8 @@ def doctor():
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
+            if device == "cpu" and dtype == torch.bfloat16:
+                click.echo(f"  convolutions: computed in {_in_bfloat16()}")
             ops = defaultdict(list)  # one entry for all ops with the same explanation
             for op in OPS:
                 ops[tuple(backends.explain(op, device, dtype))].append(op)
@@ -419,6 +421,12 @@ def doctor():
                 for backend, reason in choices:
                     if reason is not None:
                         click.echo(f"      not {backend}: {reason}")
+
+
+def _in_bfloat16():
+    if backends.cpu_computes(torch.bfloat16):
+        return "bfloat16; the ops below are stored in it, and computed in float32"
+    return "float32 and stored in bfloat16, in which this CPU does not compute; so are the ops below"
 
 
 def _restore_file(model, path, target, device):

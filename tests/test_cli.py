@@ -306,6 +306,14 @@ def test_doctor():
         assert reason is None or f"not {backend}: {reason}" in result.output
 
 
+@pytest.mark.parametrize("computes", [True, False])
+def test_doctor_tells_whether_bfloat16_is_computed_in(monkeypatch, computes):
+    monkeypatch.setattr(backends, "cpu_computes", lambda dtype: computes)
+    section = run("doctor").output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
+    wanted = "computed in bfloat16; " if computes else "computed in float32 and stored in bfloat16"
+    assert wanted in section
+
+
 def test_doctor_with_a_chosen_backend():
     with backends.use_backend("reference"):
         result = run("doctor")

@@ -136,6 +136,31 @@ def test_low_precision(dtype):
     assert fast_error <= 2 * error + 2 * torch.finfo(dtype).eps * expected.norm()
 
 
+@pytest.mark.parametrize("band", [2**9, 2**24])
+def test_a_dtype_that_the_cpu_only_stores(monkeypatch, band):
+    published, fast = twins()
+    x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
+    expected = published(x)
+    fast, x = fast.bfloat16(), x.bfloat16()
+    seen = set()
+    convolution = torch.nn.Conv2d._conv_forward
+
+    def spy(conv, x, *args):
+        seen.add(x.dtype)
+        return convolution(conv, x, *args)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "_conv_forward", spy)
+    monkeypatch.setattr("mirnet_fast.modules._inference.BAND_BYTES", band)
+    monkeypatch.setattr(backends, "cpu_computes", lambda dtype: dtype != torch.bfloat16)
+    fast(x).sum().backward()
+    assert all(p.grad is None or p.grad.dtype == torch.bfloat16 for p in fast.parameters())
+    with torch.no_grad():
+        actual = fast(x)
+    assert seen == {torch.float32}
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).norm() < 0.02 * expected.norm()
+
+
 def test_autocast_keeps_the_dtype_of_the_reference():
     published, fast = twins()
     published, fast = published.float(), fast.float()

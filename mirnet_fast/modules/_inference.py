@@ -28,10 +28,10 @@ def slope_of(activation, like):
 
 def may_overwrite(x, *producers):
     """Whether tensors that these modules make from x on the CPU are nobody else's."""
-    return not torch.is_grad_enabled() and _may_replace(x, *producers)
+    return not torch.is_grad_enabled() and may_replace(x, *producers)
 
 
-def _may_replace(x, *producers):
+def may_replace(x, *producers):
     """Whether anything else may run on the CPU in place of these modules."""
     return (
         type(x) is torch.Tensor
@@ -63,8 +63,8 @@ def activated(conv, activation, x):
 
 def convolved(conv, x):
     """conv(x) of a convolution that keeps the resolution; it has gradients."""
-    if not (_may_replace(x, conv) and _is_plain(conv) and _is_for_engine(conv, None, x)):
-        return conv(x)
+    if not (may_replace(x, conv) and _is_plain(conv) and _is_for_engine(conv, None, x)):
+        return _call(conv, x)
     if may_overwrite(x, conv):
         return rows(conv, None, x, 0, x.shape[2])
     if conv.kernel_size == (1, 1):
@@ -134,8 +134,8 @@ def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, resi
 
 def transposed_conv(conv, x):
     """conv(x) of a transposed 3x3 convolution that doubles the resolution; it has gradients."""
-    if not (_may_replace(x, conv) and _doubles(conv) and _is_for_engine(conv, None, x)):
-        return conv(x)
+    if not (may_replace(x, conv) and _doubles(conv) and _is_for_engine(conv, None, x)):
+        return _call(conv, x)
     if may_overwrite(x, conv):
         return transposed_rows(conv, x, x.shape[2])
     return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, conv.weight, conv.bias, None)
@@ -144,7 +144,7 @@ def transposed_conv(conv, x):
 def transposed_rows(conv, x, count):
     """conv(x) of a transposed convolution as above, of x's first `count` rows."""
     if not (_doubles(conv) and _is_for_engine(conv, None, x)):
-        return conv(x)[:, :, : 2 * count]
+        return _call(conv, x)[:, :, : 2 * count]
     out = empty_map((x.shape[0], conv.out_channels, 2 * count, 2 * x.shape[3]), x)
     torch.ops.mirnet_fast_cpu.conv_transpose3x3_into(out, x, conv.weight, conv.bias, None)
     return out
@@ -211,7 +211,24 @@ def _conv_rows(conv, x, begin, end):
     halo = conv.padding[0]
     above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
     rows = x[:, :, above:below]
-    if above == begin - halo and below == end + halo:
+    if above == begin - halo and below == end + halo and not _is_only_stored(conv, x):
         return F.conv2d(rows, conv.weight, conv.bias, padding=(0, halo), groups=conv.groups)
     # At the border of the map the zeros around it count; around other rows they are cut off.
-    return conv(rows)[:, :, begin - above : end - above]
+    return _call(conv, rows)[:, :, begin - above : end - above]
+
+
+def _is_only_stored(conv, x):
+    return (
+        may_replace(x, conv)
+        and x.dtype == conv.weight.dtype
+        and not backends.cpu_computes(x.dtype)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _call(conv, x):
+    """conv(x), in float32 where this CPU does not compute in x's dtype."""
+    if not _is_only_stored(conv, x):
+        return conv(x)
+    parameters = {name: p.float() for name, p in conv.named_parameters()}
+    return torch.func.functional_call(conv, parameters, (x.float(),)).to(x.dtype)

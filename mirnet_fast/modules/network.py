@@ -6,7 +6,7 @@ import torch
 
 from .. import reference
 from ._arena import arena
-from ._inference import add_conv, convolved, may_overwrite, may_write_into
+from ._inference import add_conv, convolved, may_overwrite, may_replace, may_write_into
 from .attention import DAU, SKFF
 from .resampling import DownSample, ResidualUpSample, UpSample
 
@@ -51,7 +51,7 @@ class MSRB(reference.MSRB):
                 streams.append(fused.pop())
                 self._lower(streams, j, lowered, column)
         merged = self._select_at_full_resolution(streams, {int(j): up for j, up in self.last_up.items()})
-        y = add_conv(self.conv_out, merged, x) if self.SKIP else self.conv_out(merged)
+        y = add_conv(self.conv_out, merged, x) if self.SKIP else convolved(self.conv_out, merged)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
 
@@ -108,13 +108,13 @@ class RRG(reference.RRG):
     MSRB = MSRB
 
     def forward(self, x):
-        if not (self.SKIP and may_overwrite(x, self.body)):
+        if not may_replace(x, self.body):
             return super().forward(x)
         *blocks, conv = self.body
         y = x
         for block in blocks:
             y = block(y)
-        return add_conv(conv, y, x)
+        return add_conv(conv, y, x) if self.SKIP else convolved(conv, y)
 
 
 class MIRNet(reference.MIRNet):
