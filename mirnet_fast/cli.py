@@ -184,9 +184,9 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
 def demo(image, sigma, out, seed):
     """Add noise to a clean photo and take it out again, with the denoiser that comes with the package.
 
-    Prints PSNR and SSIM of it, of scikit-image's non-local means and of BM3D (if the package bm3d is
-    installed) and writes the pictures to OUT. Without IMAGE the photo is scikit-image's astronaut,
-    which the denoiser never saw.
+    The noisy photo is what a file of 8 bits holds. Prints PSNR and SSIM of the restored one, of
+    scikit-image's non-local means and of BM3D (if the package bm3d is installed) and writes the
+    pictures to OUT. Without IMAGE the photo is scikit-image's astronaut, which the denoiser never saw.
     """
     try:
         rgb = _sample_photo() if image is None else read_photo(image).rgb
@@ -197,7 +197,7 @@ def demo(image, sigma, out, seed):
     height, width = clean.shape[:2]
     click.echo(
         f"photo: {image or 'scikit-image astronaut'}, {width} x {height} pixels, "
-        f"Gaussian noise of sigma {sigma:g}/255"
+        f"Gaussian noise of sigma {sigma:g}/255, saved in 8 bits"
     )
     results = demonstration.compare(clean, demonstration.add_noise(clean, sigma, seed), sigma)
     _print_table(

@@ -1,7 +1,7 @@
 """A photo with noise, and what the network that comes with the package and others make of it.
 
-All take and give (H, W, 3) float32 from 0 to 1; the noise is white and Gaussian and is not clipped, as
-benchmarks have it. The others are told its strength, the network is not.
+All take and give (H, W, 3) float32 from 0 to 1. The noise is white and Gaussian, and then what a file of 8
+bits makes of it; or all of it, as benchmarks have it. The others are told its strength, the network is not.
 """
 
 import time
@@ -24,10 +24,14 @@ class Result:
     score: evaluation.Score
 
 
-def add_noise(clean, sigma, seed):
-    """The photo with white Gaussian noise of standard deviation sigma / 255."""
+def add_noise(clean, sigma, seed, in_file=True):
+    """The photo with white Gaussian noise of standard deviation sigma / 255.
+
+    in_file: clip it to 0 and 1 and round it to 8 bits, as a file holds it.
+    """
     noise = np.random.default_rng(seed).standard_normal(clean.shape, np.float32)
-    return clean + np.float32(sigma / 255) * noise
+    noisy = clean + np.float32(sigma / 255) * noise
+    return evaluation.as_file(noisy).astype(np.float32) if in_file else noisy
 
 
 def methods():

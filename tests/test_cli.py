@@ -239,7 +239,7 @@ def test_restore_output_below_a_file(tmp_path, identity):
 
 def test_restore_without_weights(tmp_path):
     clean = skimage.data.astronaut()[100:200, 100:180].astype(np.float32) / 255
-    noisy = evaluation.as_file(demonstration.add_noise(clean, 25, seed=0))
+    noisy = demonstration.add_noise(clean, 25, seed=0)
     cv2.imwrite(str(tmp_path / "noisy.png"), np.round(255 * noisy[:, :, ::-1]).astype(np.uint8))
     result = run("restore", tmp_path / "noisy.png", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
@@ -254,7 +254,7 @@ def test_demo(tmp_path, monkeypatch):
     cv2.imwrite(str(photo), skimage.data.astronaut()[100:164, 100:180, ::-1])
     result = run("demo", photo, "--sigma", 20, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "80 x 64 pixels, Gaussian noise of sigma 20/255" in result.output
+    assert "80 x 64 pixels, Gaussian noise of sigma 20/255, saved in 8 bits" in result.output
     table = re.findall(r"^  (noisy|mirnet_fast|non-local means) +([\d.]+) dB +0\.\d{4}", result.output, re.M)
     assert [name for name, _ in table] == ["noisy", "mirnet_fast", "non-local means"]
     gain = float(table[1][1]) - float(table[0][1])
@@ -265,7 +265,10 @@ def test_demo(tmp_path, monkeypatch):
     assert "BM3D was not compared" in result.output
     names = ["clean.png", "mirnet_fast.png", "noisy.png", "non-local_means.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    assert read(tmp_path / "out" / "mirnet_fast.png").shape == (64, 80, 3)
+    # The photo that is shown is the one that was restored.
+    again = run("restore", tmp_path / "out" / "noisy.png", tmp_path / "again.png")
+    assert again.exit_code == 0, again.output
+    assert np.array_equal(read(tmp_path / "again.png"), read(tmp_path / "out" / "mirnet_fast.png"))
 
 
 def test_demo_compares_with_bm3d_where_it_is(tmp_path, monkeypatch):

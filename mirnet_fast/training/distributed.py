@@ -86,10 +86,11 @@ def whole_state(network, optimizer=None):
 
 def load_whole_state(state, network, optimizer=None):
     """The other way; every process has the whole state."""
+    options = replace(WHOLE, strict=False)
     if optimizer is None:
         # Under one of their names: torch distributes a weight of several names only once.
         once = [name for name, _ in (*network.named_parameters(), *network.named_buffers())]
-        options = replace(WHOLE, strict=False)
         set_model_state_dict(network, {name: state[name] for name in once}, options=options)
     else:
-        set_optimizer_state_dict(network, optimizer, state, options=WHOLE)
+        # A parameter that the network has and does not use, as `up` with one column, has no state.
+        set_optimizer_state_dict(network, optimizer, state, options=options)
