@@ -12,6 +12,7 @@ import torch
 
 import mirnet_fast
 from mirnet_fast import MIRNet, reference
+from mirnet_fast.modules import _inference
 
 from .ops.common import needs_kernels
 
@@ -30,6 +31,11 @@ def network():
 @pytest.fixture
 def image():
     return torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(autouse=True)
+def small_maps_too(monkeypatch):
+    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {})
 
 
 @pytest.fixture
@@ -115,6 +121,17 @@ def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
     # In each column but the first: streams 0 and 1 as a whole, the others in bands.
     assert set(pools) == ({2, height - 2} if width > 1 else set())
     assert pools.count(2) >= width - 1
+
+
+def test_few_pixels_are_left_to_pytorch(monkeypatch, network, image, calls):
+    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {torch.nn.Conv2d: 80, torch.nn.ConvTranspose2d: 500})
+    run(network, image[:1, :, :32, :32])
+    block = network.body[0].body[0]
+    # 16 x 16 and 8 x 8 pixels for the second and third stream.
+    ran = {id(weight) for weight in calls}
+    assert id(block.blocks[1][0].body[0].weight) in ran
+    assert id(block.blocks[2][0].body[0].weight) not in ran
+    assert not any(isinstance(m, torch.nn.ConvTranspose2d) and id(m.weight) in ran for m in network.modules())
 
 
 def test_can_be_switched_off(network, image, calls):

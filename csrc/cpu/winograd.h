@@ -114,7 +114,10 @@ inline const float* pack_for(void (*kernel)(const ConvPackArgs&, int64_t, int64_
   if (!in_order) copied = values<float>(weight);
   args.weight = in_order ? static_cast<const float*>(weight.data_ptr()) : copied.data();
   args.packed = packed_weights(args.inputs, args.outputs);
-  run(kernel, args, grouped(args.outputs) / kConvGroup, 36 * kConvGroup * args.inputs);
+  const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
+  const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
+  const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
+  run(kernel, args, panels * chunks, 36 * panel * kPackInputs);
   return args.packed;
 }
 

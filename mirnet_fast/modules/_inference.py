@@ -15,6 +15,9 @@ from ._arena import empty_map
 
 BAND_BYTES = 2**24  # it stays in the last-level cache
 TILE = 4
+# With fewer pixels a convolution of 64 to 256 channels takes longer to bring its weights into
+# Winograd's form than oneDNN takes for all of it (two cores with AVX-512; benches/bench_conv3x3.py).
+FEWEST_PIXELS = {nn.Conv2d: 64, nn.ConvTranspose2d: 512}
 
 
 def slope_of(activation, like):
@@ -157,7 +160,7 @@ def runs_in_rows(x, *modules):
 
 def _is_for_engine(conv, activation, x):
     return (
-        (conv.kernel_size == (1, 1) or backends.winograd())
+        (conv.kernel_size == (1, 1) or (backends.winograd() and _has_pixels_for(conv, x)))
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and (activation is None or type(activation) in (nn.PReLU, nn.LeakyReLU))
@@ -167,6 +170,10 @@ def _is_for_engine(conv, activation, x):
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", x.dtype) == "cpu"
     )
+
+
+def _has_pixels_for(conv, x):
+    return x.shape[0] * x.shape[2] * x.shape[3] >= FEWEST_PIXELS.get(type(conv), 0)
 
 
 def _doubles(conv):

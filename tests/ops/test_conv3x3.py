@@ -217,7 +217,10 @@ def test_wrong_arguments_are_named(message):
         ({"out": lambda v: v[:1]}, "out must have shape"),
         ({"out": lambda v: v.contiguous()}, "out must be channels_last"),
         ({"pooled": lambda v: v[:, :1]}, "pooled must have shape"),
-        ({"pooled": lambda v: v.transpose(2, 3).contiguous().transpose(2, 3)}, "pooled must be contiguous"),
+        (
+            {"pooled": lambda v: v.transpose(2, 3).contiguous().transpose(2, 3)},
+            "pooled's rows must be contiguous",
+        ),
         ({"sums": lambda v: v.float()}, "sums must be contiguous float64"),
         ({"sums": lambda v: None}, "pooled and sums go together"),
     ],

@@ -6,11 +6,11 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-// Groups [begin, end) of output channels.
+// Units [begin, end).
 template <class T>
 void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
-  for (int64_t group = begin; group < end; ++group)
-    pack_weights<ThreeTaps, ThreeTaps>(args, group, args.packed);
+  for (int64_t unit = begin; unit < end; ++unit)
+    pack_weights<ThreeTaps, ThreeTaps>(args, pack_unit(args, unit), args.packed);
 }
 
 // Blocks [begin, end) of N * blocks.

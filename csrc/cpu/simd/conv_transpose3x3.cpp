@@ -17,17 +17,18 @@ inline void convolve_phase(ConvArgs& args, int64_t block, const Scratch& scratch
 
 }  // namespace
 
-// Groups [begin, end) of output channels.
+// Units [begin, end).
 template <class T>
 void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
   const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
   const int64_t each = args.inputs * columns;
-  for (int64_t group = begin; group < end; ++group) {
+  for (int64_t i = begin; i < end; ++i) {
+    const PackUnit unit = pack_unit(args, i);
     float* packed = args.packed;
-    pack_weights<OneTap, OneTap>(args, group, packed);
-    pack_weights<OneTap, TwoTaps>(args, group, packed += kWeights<OneTap, OneTap> * each);
-    pack_weights<TwoTaps, OneTap>(args, group, packed += kWeights<OneTap, TwoTaps> * each);
-    pack_weights<TwoTaps, TwoTaps>(args, group, packed += kWeights<TwoTaps, OneTap> * each);
+    pack_weights<OneTap, OneTap>(args, unit, packed);
+    pack_weights<OneTap, TwoTaps>(args, unit, packed += kWeights<OneTap, OneTap> * each);
+    pack_weights<TwoTaps, OneTap>(args, unit, packed += kWeights<OneTap, TwoTaps> * each);
+    pack_weights<TwoTaps, TwoTaps>(args, unit, packed += kWeights<TwoTaps, OneTap> * each);
   }
 }
 

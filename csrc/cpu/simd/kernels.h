@@ -131,6 +131,8 @@ struct UpArgs {
 
 // A 3x3 convolution's weights are packed with the output channels in whole groups of this many.
 constexpr int64_t kConvGroup = 16;
+// They are packed for so many input channels at a time.
+constexpr int64_t kPackInputs = 8;
 
 struct ConvPackArgs {
   const float* weight;  // filters of 9

@@ -313,46 +313,54 @@ inline int64_t weight_of(int64_t i, int64_t j) {
   return row * (Cols::kOneWeight ? 1 : Cols::kPoints) + col;
 }
 
-// A group's filters at the points of both axes: (C, panel) for each pair, the panels one by one.
-// As long as a tile's own transforms, and only once for all tiles.
+// A unit of packing: the filters of one panel of outputs for a few inputs.
+struct PackUnit {
+  int64_t column, width, first, count;
+};
+
+inline PackUnit pack_unit(const ConvPackArgs& args, int64_t unit) {
+  const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
+  const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
+  constexpr int64_t panel = kMaxVectors * kLanes<float>;
+  const int64_t column = unit / chunks * panel, first = unit % chunks * kPackInputs;
+  return {column, least(panel, columns - column), first, least(kPackInputs, args.inputs - first)};
+}
+
+// A unit's filters at the points of both axes: (C, panel) for each pair, the panels one by one. All
+// inputs of one pair are written before the next pair's: those lie a power of two apart, and would
+// compete for places in the cache.
 template <class Rows, class Cols>
-inline void pack_weights(const ConvPackArgs& args, int64_t group, float* packed) {
-  constexpr int64_t kAtOnce = 16;
+inline void pack_weights(const ConvPackArgs& args, const PackUnit& unit, float* packed) {
   constexpr int kRowPoints = Rows::kOneWeight ? 1 : Rows::kPoints;
   constexpr int kColPoints = Cols::kOneWeight ? 1 : Cols::kPoints;
-  const int64_t first = group * kConvGroup, filters = least(kConvGroup, args.outputs - first);
-  const int64_t columns = (args.outputs + kConvGroup - 1) / kConvGroup * kConvGroup;
-  constexpr int64_t panel = kMaxVectors * kLanes<float>;
-  float taps[kAtOnce][9][kConvGroup] = {};
-  for (int64_t begin = 0; begin < args.inputs; begin += kAtOnce) {
-    const int64_t count = least(kAtOnce, args.inputs - begin);
-    for (int64_t o = 0; o < filters; ++o)
-      for (int64_t c = 0; c < count; ++c) {
-        const float* filter =
-            args.weight + (first + o) * args.output_stride + (begin + c) * args.input_stride;
-        for (int i = 0; i < 9; ++i) taps[c][i][o] = filter[i];
-      }
-    for (int64_t c = 0; c < count; ++c)
-      for (int64_t v = 0; v < kConvGroup; v += kLanes<float>) {
-        const int64_t column = (first + v) / panel * panel, width = least(panel, columns - column);
-        const int64_t step = args.inputs * width;
-        float* at = packed + column * args.inputs * kWeights<Rows, Cols> + (first + v - column) +
-                    (begin + c) * width;
-        for (int p = 0; p < kRowPoints; ++p) {
-          V half[Cols::kTaps];
-          for (int j = 0; j < Cols::kTaps; ++j) {
-            half[j] = V{};
-            for (int i = 0; i < Rows::kTaps; ++i)
-              half[j] += Rows::kFilter[p][i] *
-                         load(&taps[c][Rows::kTap[i] * 3 + Cols::kTap[j]][v], Full{});
-          }
-          for (int q = 0; q < kColPoints; ++q, at += step) {
-            V value{};
-            for (int j = 0; j < Cols::kTaps; ++j) value += Cols::kFilter[q][j] * half[j];
-            store(at, value, Full{});
-          }
+  constexpr int64_t kPanel = kMaxVectors * kLanes<float>;
+  float taps[kPackInputs][9][kPanel], half[kPackInputs][Cols::kTaps][kPanel];
+  for (int64_t o = 0; o < unit.width; ++o)
+    for (int64_t c = 0; c < unit.count; ++c) {
+      const int64_t output = unit.column + o;
+      const float* filter =
+          args.weight + output * args.output_stride + (unit.first + c) * args.input_stride;
+      for (int i = 0; i < 9; ++i) taps[c][i][o] = output < args.outputs ? filter[i] : 0.0f;
+    }
+  float* at = packed + unit.column * args.inputs * kWeights<Rows, Cols> + unit.first * unit.width;
+  for (int p = 0; p < kRowPoints; ++p) {
+    for (int64_t c = 0; c < unit.count; ++c)
+      for (int j = 0; j < Cols::kTaps; ++j)
+        for (int64_t v = 0; v < unit.width; v += kLanes<float>) {
+          V sum{};
+          for (int i = 0; i < Rows::kTaps; ++i)
+            sum +=
+                Rows::kFilter[p][i] * load(&taps[c][Rows::kTap[i] * 3 + Cols::kTap[j]][v], Full{});
+          store(&half[c][j][v], sum, Full{});
         }
-      }
+    for (int q = 0; q < kColPoints; ++q, at += args.inputs * unit.width)
+      for (int64_t c = 0; c < unit.count; ++c)
+        for (int64_t v = 0; v < unit.width; v += kLanes<float>) {
+          V value{};
+          for (int j = 0; j < Cols::kTaps; ++j)
+            value += Cols::kFilter[q][j] * load(&half[c][j][v], Full{});
+          store(at + c * unit.width + v, value, Full{});
+        }
   }
 }
 
