@@ -28,6 +28,8 @@ class MSRB(reference.MSRB):
         # The peak of memory is where stream 0 is fused. So the others are done before it, and for them
         # each stream is brought to the lower resolutions as soon as it is there.
         streams, lowered = [], {}
+        # Nobody else can hold what resampling makes.
+        ours = may_overwrite(x, *self.up.modules(), *self.last_up.modules())
         for j in range(self.height):
             streams.append(self.blocks[j][0](lowered[j - 1, j] if j else x))
             self._lower(streams, j, lowered, 0)
@@ -38,19 +40,21 @@ class MSRB(reference.MSRB):
             for j in reversed(range(1, self.height)):
                 branches = [lowered.pop((source, j)) for source in range(j)]
                 branches += [self.resample(streams[source], source, j) for source in range(j, self.height)]
-                # What was made for this alone may go: a stream that was brought to a higher resolution.
-                merged = self._select(j, branches, spare=j < self.height - 1)
+                # What was made for this alone: a stream that was brought to a higher resolution.
+                merged = self._select(j, branches, spare=ours and j < self.height - 1)
                 del branches
                 fused.append(self.blocks[j][column](merged))
                 del merged
             ups = {j: self.up[f"{self.channels[j]}_{2**j}"] for j in range(1, self.height)}
-            merged = self._select_at_full_resolution(streams, ups, late=x.nbytes > LATE_BYTES)
+            late = ours and x.nbytes > LATE_BYTES
+            merged = self._select_at_full_resolution(streams, ups, ours, late)
             fused.append(self.blocks[0][column](merged))
             del merged
             for j in range(self.height):
                 streams.append(fused.pop())
                 self._lower(streams, j, lowered, column)
-        merged = self._select_at_full_resolution(streams, {int(j): up for j, up in self.last_up.items()})
+        ups = {int(j): up for j, up in self.last_up.items()}
+        merged = self._select_at_full_resolution(streams, ups, ours)
         y = add_conv(self.conv_out, merged, x) if self.SKIP else convolved(self.conv_out, merged)
         # A network that only borrows this block may go on with view().
         return y if channels_last else y.contiguous()
@@ -64,14 +68,14 @@ class MSRB(reference.MSRB):
         for target in targets:
             lowered[j, target] = self.resample(streams[j], j, target)
 
-    def _select_at_full_resolution(self, streams, ups, late=False):
+    def _select_at_full_resolution(self, streams, ups, ours, late=False):
         """SKFF of stream 0 and the others brought to its resolution; empties `streams`.
 
         late: the streams from 2 on are to be made in bands where that is possible: they cost their last
         step twice then, but no memory.
         """
         skff, branches, made_late = self.selective_kernel[0], [streams.pop(0)], []
-        late = late and type(skff) is SKFF and self._is_ours(skff, branches[0])
+        late = late and type(skff) is SKFF and may_write_into("skff_select", branches[0], skff)
         for j, up in ups.items():
             stream = streams.pop(0)
             steps = [up]
@@ -88,18 +92,14 @@ class MSRB(reference.MSRB):
             del stream
         if made_late:
             return skff.over_last_branch(branches, made_late)
-        return self._select(0, branches, spare=self.height > 1)
+        return self._select(0, branches, spare=ours and self.height > 1)
 
     def _select(self, j, branches, spare):
-        """SKFF of stream j, over the last branch where nobody else can hold what resampling made."""
+        """SKFF of stream j, over the last branch if that is a spare one and the SKFF keeps none."""
         skff = self.selective_kernel[j]
-        if spare and isinstance(skff, SKFF) and self._is_ours(skff, branches[-1]):
+        if spare and isinstance(skff, SKFF) and may_overwrite(branches[-1], skff):
             return skff(branches, branches[-1])
         return skff(branches)
-
-    def _is_ours(self, skff, branch):
-        resamplers = (*self.up.modules(), *self.last_up.modules())
-        return may_write_into("skff_select", branch, skff, *resamplers)
 
 
 class RRG(reference.RRG):
