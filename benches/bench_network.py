@@ -97,3 +97,27 @@ def test_network(benchmark, record, size, dtype):
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
     record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}})
+
+
+@pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's cores")
+@pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread is all there is")
+def test_network_threads(benchmark, record):
+    """mirnet_fast on one thread and on all of them: `x 1 thread` is what they gain."""
+    threads, size = torch.get_num_threads(), _sizes()[0 if harness.TINY else 1]
+    forward = prepare(harness.FAST, size, torch.float32, threads)
+
+    def on(count):
+        def call():
+            torch.set_num_threads(count)
+            return forward()
+
+        return call
+
+    variants = {"1 thread": on(1), harness.FAST: on(threads)}
+    try:
+        harness.check_agreement(variants, torch.float32)
+        seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+    finally:
+        torch.set_num_threads(threads)
+    if seconds is not None:
+        record(harness.make_row("network_threads", size, torch.float32, harness.FORWARD, seconds, benchmark))
