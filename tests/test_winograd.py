@@ -123,6 +123,17 @@ def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
     assert pools.count(2) >= width - 1
 
 
+def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):
+    torch.manual_seed(8)
+    unit, plain = mirnet_fast.DAU(8).eval(), reference.DAU(8).double().eval()
+    plain.load_state_dict(unit.state_dict())
+    x = torch.randn(1, 8, 33, 12).contiguous(memory_format=torch.channels_last)
+    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {torch.nn.Conv2d: 64})
+    monkeypatch.setattr(_inference, "BAND_BYTES", 8 * 8 * 12 * 4)  # eight rows
+    with torch.inference_mode():
+        torch.testing.assert_close(unit(x).double(), plain(x.double()), rtol=1e-5, atol=1e-5)
+
+
 def test_few_pixels_are_left_to_pytorch(monkeypatch, network, image, calls):
     monkeypatch.setattr(_inference, "FEWEST_PIXELS", {torch.nn.Conv2d: 80, torch.nn.ConvTranspose2d: 500})
     run(network, image[:1, :, :32, :32])

@@ -114,7 +114,7 @@ def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, resi
 
     pooled and sums are those of conv3x3_into, sums added to what is there.
     """
-    if not _is_for_engine(conv, activation, x):
+    if not _fits_engine(conv, activation, x):
         result = _conv_rows(conv, x, begin, end)
         if activation is not None:
             result = _activate(activation, result, True)
@@ -159,8 +159,15 @@ def runs_in_rows(x, *modules):
 
 
 def _is_for_engine(conv, activation, x):
+    """Whether the engine can run it, and is faster."""
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    enough = conv.kernel_size == (1, 1) or pixels >= FEWEST_PIXELS.get(type(conv), 0)
+    return enough and _fits_engine(conv, activation, x)
+
+
+def _fits_engine(conv, activation, x):
     return (
-        (conv.kernel_size == (1, 1) or (backends.winograd() and _has_pixels_for(conv, x)))
+        (conv.kernel_size == (1, 1) or backends.winograd())
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and (activation is None or type(activation) in (nn.PReLU, nn.LeakyReLU))
@@ -170,10 +177,6 @@ def _is_for_engine(conv, activation, x):
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", x.dtype) == "cpu"
     )
-
-
-def _has_pixels_for(conv, x):
-    return x.shape[0] * x.shape[2] * x.shape[3] >= FEWEST_PIXELS.get(type(conv), 0)
 
 
 def _doubles(conv):
