@@ -19,6 +19,7 @@ from .modules import (
     ResidualUpSample,
     UpSample,
 )
+from .modules._arena import release_workspace
 from .pretrained import load_pretrained
 
 _root = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ __all__ = [
     "load_pretrained",
     "ops",
     "reference",
+    "release_workspace",
     "restore",
     "revert",
     "save_checkpoint",

@@ -3,12 +3,14 @@
 The system's allocator can't put a feature map where an equal one was before (alignment makes
 each a little larger than the gap), so a third of what a forward holds would be gaps. Here maps
 lie in one mapping, in large pages, that takes no more memory than its maps took at most
-together, and that is gone with the last tensor in it.
+together. The next forward gets it again, as the system takes a tenth of a forward to hand
+out that memory: up to KEPT_BYTES of it stay, until `release_workspace`.
 """
 
 import contextlib
 import math
 import mmap
+import os
 import threading
 import weakref
 from collections import deque
@@ -17,8 +19,16 @@ import torch
 
 PAGE = 4096
 SMALLEST = 2**21  # maps below one large page are left to torch
+KEPT_BYTES = 2**30
 
 _current = threading.local()
+_kept = []  # the arenas that no forward uses
+_keeping = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child that was forked while another thread held it would wait for ever.
+    os.register_at_fork(
+        before=_keeping.acquire, after_in_parent=_keeping.release, after_in_child=_keeping.release
+    )
 
 
 class Arena:
@@ -48,9 +58,33 @@ class Arena:
         weakref.finalize(view, self._returned.append, taken).atexit = False
         return torch.frombuffer(view, dtype=dtype, count=count).view(n, h, w, c).permute(0, 3, 1, 2)
 
-    def _take(self, nbytes):
+    def __len__(self):
+        return len(self._memory)
+
+    def idle_bytes(self):
+        """The memory that it takes and that no map lies in."""
+        self._collect()
+        return sum(end - begin for begin, end in self._idle)
+
+    def trim(self, nbytes):
+        """Gives idle memory back beyond `nbytes` (of whole pages), that which is asked for last first."""
+        excess = self.idle_bytes() - nbytes
+        while excess > 0:
+            part = max(self._idle)
+            self._idle.remove(part)
+            begin = max(part[0], part[1] - excess)
+            self._memory.madvise(mmap.MADV_DONTNEED, begin, part[1] - begin)
+            if begin > part[0]:
+                self._idle.append((part[0], begin))
+            excess -= part[1] - begin
+        self._most_used = self._used + self.idle_bytes()
+
+    def _collect(self):
         while self._returned:
             self._give_back(*self._returned.popleft())
+
+    def _take(self, nbytes):
+        self._collect()
         for i, (begin, end) in enumerate(self._free):
             if end - begin >= nbytes:
                 self._free[i : i + 1] = [(begin + nbytes, end)] if end - begin > nbytes else []
@@ -84,18 +118,48 @@ class Arena:
 
 @contextlib.contextmanager
 def arena(nbytes):
-    """Maps made by this thread inside lie in one Arena; in that of the outer `with` if nested."""
-    if getattr(_current, "arena", None) is not None or not hasattr(mmap, "MADV_HUGEPAGE"):
-        yield
-        return
-    try:
-        _current.arena = Arena(nbytes)
-    except OSError:  # the ordinary allocator may still find room
-        _current.arena = None
+    """Maps made by this thread inside lie in one Arena of at least `nbytes`.
+
+    Nested: in that of the outer `with`; with 0 bytes in none, for what outlives the forward.
+    """
+    outer = getattr(_current, "arena", None)
+    is_new = nbytes > 0 and outer is None and hasattr(mmap, "MADV_HUGEPAGE")
+    if is_new or not nbytes:
+        _current.arena = _opened(nbytes) if is_new else None
     try:
         yield
     finally:
-        _current.arena = None
+        if is_new and _current.arena is not None:
+            _keep(_current.arena)
+        _current.arena = outer
+
+
+def _opened(nbytes):
+    with _keeping:
+        while _kept:
+            arena = _kept.pop()
+            if len(arena) >= nbytes:
+                return arena
+    try:
+        return Arena(nbytes)
+    except OSError:  # the ordinary allocator may still find room
+        return None
+
+
+def _keep(arena):
+    with _keeping:
+        arena.trim(max(KEPT_BYTES - sum(other.idle_bytes() for other in _kept), 0))
+        _kept.append(arena)
+
+
+def release_workspace():
+    """Give back the memory that forwards without gradients on the CPU keep for the next one.
+
+    That is at most 1 GiB in all, of any number of networks and threads. Safe at any time: a
+    forward that is running keeps what it uses.
+    """
+    with _keeping:
+        _kept.clear()
 
 
 def empty_map(shape, like):

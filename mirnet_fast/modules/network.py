@@ -1,7 +1,5 @@
 """MSRB, RRG and MIRNet of the fused parts."""
 
-import contextlib
-
 import torch
 
 from .. import reference
@@ -139,10 +137,11 @@ class MIRNet(reference.MIRNet):
         inside = x.contiguous(memory_format=torch.channels_last)
         # Of the maps at full resolution seven are there at a time; the rest is for gaps.
         size = 12 * self.conv_in.out_channels * inside.nbytes // max(inside.shape[1], 1)
-        with arena(size) if size and may_overwrite(x) else contextlib.nullcontext():
+        with arena(size if may_overwrite(x) else 0):
             y = convolved(self.conv_in, inside)
             # One by one: what calls the body as a whole holds its input to the end.
             for part in self.body if may_overwrite(x, self.body) else (self.body,):
                 y = part(y)
-            y = add_conv(self.conv_out, y, inside)
+            with arena(0):  # the result stays with the caller
+                y = add_conv(self.conv_out, y, inside)
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
