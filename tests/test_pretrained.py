@@ -26,7 +26,7 @@ def test_is_of_its_recipe(network, recipe):
     made = reference.MIRNet(**recipe.network.model_dump())
     assert [p.shape for p in network.parameters()] == [p.shape for p in made.parameters()]
     assert not network.training
-    assert weights_of().stat().st_size < 1.5e6
+    assert weights_of().stat().st_size < 1.9e6
 
 
 def test_never_saw_the_photo_of_the_demo(recipe):
