@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .. import backends
 from ._arena import empty_map
 
-BAND_BYTES = 2**24  # it stays in the last-level cache
+BAND_BYTES = 2**25  # what one convolution hands to the next stays in the last-level cache
 TILE = 4
 # With fewer pixels a convolution of 64 to 256 channels takes longer to bring its weights into
 # Winograd's form than oneDNN takes for all of it (two cores with AVX-512; benches/bench_conv3x3.py).
@@ -192,10 +192,12 @@ def bands(x, scale=1, beyond=0):
     """[(first row, last row + 1)] of x in bands of about BAND_BYTES, `scale` bytes for each of x.
 
     With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's convolutions.
+    They are of like size: the smallest would cost more than their share.
     """
     height = x.shape[2]
-    count = BAND_BYTES // max(scale * x[:, :, :1].nbytes, 1)
-    count = max((count + beyond) // TILE * TILE - beyond, TILE - beyond)
+    number = max(round(scale * x.nbytes / BAND_BYTES), 1)
+    count = -(-max(height, 1) // number) + beyond
+    count = -(-count // TILE) * TILE - beyond
     return [(begin, min(begin + count, height)) for begin in range(0, height, count)]
 
 

@@ -8,7 +8,7 @@ from ._inference import add_conv, convolved, may_overwrite, may_replace, may_wri
 from .attention import DAU, SKFF
 from .resampling import DownSample, ResidualUpSample, UpSample
 
-LATE_BYTES = 2**25  # maps above it count more than the time to make one of them twice
+LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
 
 
 class MSRB(reference.MSRB):
