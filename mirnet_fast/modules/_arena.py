@@ -18,7 +18,7 @@ from collections import deque
 import torch
 
 PAGE = 4096
-SMALLEST = 2**21  # maps below one large page are left to torch
+SMALLEST = 2**21  # maps below one large page are usually left to torch
 KEPT_BYTES = 2**30
 
 _current = threading.local()
@@ -39,9 +39,11 @@ class Arena:
     """
 
     def __init__(self, nbytes):
+        self.takes_all = False  # also maps below SMALLEST
         self._memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._free = [(0, len(self._memory))]
+        self._everything = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._idle = []  # parts of it that take memory, as they held maps; the oldest first
         self._used = self._most_used = 0
         self._returned = deque()  # by whatever thread drops a tensor; appending is atomic
@@ -60,6 +62,34 @@ class Arena:
 
     def __len__(self):
         return len(self._memory)
+
+    def is_unused(self):
+        """Whether no map lies in it."""
+        self._collect()
+        return not self._used
+
+    def end_of(self, tensor):
+        """Behind which byte of it the tensor ends, 0 for one elsewhere."""
+        begin = tensor.data_ptr() - self._everything.data_ptr()
+        span = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+        return begin + span * tensor.element_size() if 0 <= begin < len(self) else 0
+
+    def place_of(self, tensor):
+        """The tensor's place without its claim to it; itself for one elsewhere."""
+        if not self.end_of(tensor):
+            return tensor
+        whole = self._everything.view(tensor.dtype)
+        begin = (tensor.data_ptr() - whole.data_ptr()) // tensor.element_size()
+        return whole.as_strided(tensor.shape, tensor.stride(), begin)
+
+    @contextlib.contextmanager
+    def reserved(self, nbytes):
+        """Its first `nbytes`, in an unused one, are for what lies at places in them."""
+        taken = self._take(-(-nbytes // PAGE) * PAGE)
+        try:
+            yield
+        finally:
+            self._give_back(*taken)
 
     def idle_bytes(self):
         """The memory that it takes and that no map lies in."""
@@ -121,13 +151,14 @@ def arena(nbytes):
     """Maps made by this thread inside lie in one Arena of at least `nbytes`.
 
     Nested: in that of the outer `with`; with 0 bytes in none, for what outlives the forward.
+    Yields the Arena, None in these cases and where there is no room.
     """
     outer = getattr(_current, "arena", None)
     is_new = nbytes > 0 and outer is None and hasattr(mmap, "MADV_HUGEPAGE")
     if is_new or not nbytes:
         _current.arena = _opened(nbytes) if is_new else None
     try:
-        yield
+        yield _current.arena if is_new else None
     finally:
         if is_new and _current.arena is not None:
             _keep(_current.arena)
@@ -166,7 +197,7 @@ def empty_map(shape, like):
     """An uninitialised channels_last map with the dtype of `like`, in this thread's arena if any."""
     arena = getattr(_current, "arena", None)
     result = None
-    if arena is not None and math.prod(shape) * like.itemsize >= SMALLEST:
+    if arena is not None and (arena.takes_all or math.prod(shape) * like.itemsize >= SMALLEST):
         result = arena.empty(shape, like.dtype)
     if result is None:
         result = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

@@ -5,6 +5,7 @@ import torch
 from .. import reference
 from ._arena import arena
 from ._inference import add_conv, convolved, may_overwrite, may_replace, may_write_into
+from ._replay import replayed
 from .attention import DAU, SKFF
 from .resampling import DownSample, ResidualUpSample, UpSample
 
@@ -134,14 +135,18 @@ class MIRNet(reference.MIRNet):
                 f"MIRNet: x must be (N, C, H, W) with H and W multiples of {multiple}; got {tuple(x.shape)} "
                 "(mirnet_fast.restore pads any size)"
             )
-        inside = x.contiguous(memory_format=torch.channels_last)
+        if not may_overwrite(x):
+            return self._forward(x)
         # Of the maps at full resolution seven are there at a time; the rest is for gaps.
-        size = 12 * self.conv_in.out_channels * inside.nbytes // max(inside.shape[1], 1)
-        with arena(size if may_overwrite(x) else 0):
-            y = convolved(self.conv_in, inside)
-            # One by one: what calls the body as a whole holds its input to the end.
-            for part in self.body if may_overwrite(x, self.body) else (self.body,):
-                y = part(y)
-            with arena(0):  # the result stays with the caller
-                y = add_conv(self.conv_out, y, inside)
+        size = 12 * self.conv_in.out_channels * x.nbytes // max(x.shape[1], 1)
+        return replayed(self, self._forward, x, size)
+
+    def _forward(self, x):
+        inside = x.contiguous(memory_format=torch.channels_last)
+        y = convolved(self.conv_in, inside)
+        # One by one: what calls the body as a whole holds its input to the end.
+        for part in self.body if may_overwrite(x, self.body) else (self.body,):
+            y = part(y)
+        with arena(0):  # the result stays with the caller
+            y = add_conv(self.conv_out, y, inside)
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
