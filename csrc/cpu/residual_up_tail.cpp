@@ -1,9 +1,9 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
 #include <memory>
 
-#include "common.h"
 #include "tail.h"
 #include "taps.h"
+#include "winograd.h"
 
 namespace mirnet_fast::cpu {
 
@@ -20,6 +20,54 @@ void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
   check_tail(kOp, w, top.size(1), bottom.size(1), top);
 }
 
+// What a forward needs beside the large map, for the result's rows from first_row on.
+template <class T>
+struct Forward {
+  using A = Acc<T>;
+  TapTable rows, cols;
+  std::vector<A> slopes, packed_top, packed_bottom, bias;
+  std::unique_ptr<A[]> projected;
+  UpArgs args{};
+
+  Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row)
+      : rows(bilinear_taps(bottom.size(2))), cols(bilinear_taps(bottom.size(3))) {
+    const int64_t C = w.top.size(1), E = bottom.size(1), D = w.top.size(0);
+    args.bottom = map_of(bottom);
+    args.out = map_of(out);
+    args.rows = rows.view();
+    args.cols = cols.view();
+    slopes = channel_slopes<T>(w.slope, C);
+    packed_top = packed(values<T>(w.top).data(), C, 1, D, C);
+    packed_bottom = packed(values<T>(w.bottom).data(), E, 1, D, E);
+    bias = summed_bias<T>(w.top_bias, w.bottom_bias, D);
+    const Map& small = args.bottom;
+    // An enlarged row reads the small row it lies in and one neighbour.
+    const int64_t last_row = first_row + args.out.h;
+    args.first_row = first_row;
+    args.projected_first = std::max<int64_t>(first_row / 2 - 1, 0);
+    args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
+    projected.reset(new A[small.n * args.projected_rows * small.w * D]);
+    args.slope = slopes.data();
+    args.packed_top = packed_top.data();
+    args.packed_bottom = packed_bottom.data();
+    args.bias = bias.empty() ? nullptr : bias.data();
+    args.projected = projected.get();
+    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * E);
+  }
+};
+
+// `out` for rows of the result from first_row on.
+void check_rows_of(const Tensor& out, const Tensor& bottom, const TailWeights& w,
+                   int64_t first_row) {
+  check_map(kOp, "out", out);
+  const int64_t height = 2 * bottom.size(2);
+  check(kOp, "out", out,
+        {bottom.size(0), w.top.size(0), out.size(2), 2 * bottom.size(3)}, bottom);
+  STD_TORCH_CHECK(first_row >= 0 && first_row + out.size(2) <= height, kOp,
+                  ": the rows from first_row on must lie inside the result's ", height,
+                  "; got first_row = ", first_row, " and ", out.size(2), " rows");
+}
+
 }  // namespace
 
 // The rows of the result from first_row on, as many as top and out have.
@@ -29,46 +77,56 @@ void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, 
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_map(kOp, "top", top);
   check_map(kOp, "bottom", bottom);
-  const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
-  check_tail(kOp, weights, C, E, top);
+  const int64_t C = top.size(1);
+  check_tail(kOp, weights, C, bottom.size(1), top);
   check(kOp, "bottom", bottom, shape_of(bottom), top);
-  const int64_t width = 2 * bottom.size(3), height = 2 * bottom.size(2);
-  check(kOp, "top", top, {bottom.size(0), C, top.size(2), width}, bottom);
-  check(kOp, "out", out, {bottom.size(0), D, top.size(2), width}, top);
-  STD_TORCH_CHECK(first_row >= 0 && first_row + top.size(2) <= height, kOp,
-                  ": the rows from first_row on must lie inside the result's ", height,
-                  "; got first_row = ", first_row, " and ", top.size(2), " rows");
-  const TapTable rows = bilinear_taps(bottom.size(2)), cols = bilinear_taps(bottom.size(3));
+  check_rows_of(out, bottom, weights, first_row);
+  check(kOp, "top", top, {bottom.size(0), C, out.size(2), out.size(3)}, bottom);
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = Acc<T>;
-    UpArgs args{};
-    args.top = map_of(top);
-    args.bottom = map_of(bottom);
-    args.out = map_of(out);
-    args.rows = rows.view();
-    args.cols = cols.view();
-    const std::vector<A> slopes = channel_slopes<T>(slope, C);
-    const std::vector<A> top_values = values<T>(top_weight),
-                         bottom_values = values<T>(bottom_weight);
-    const std::vector<A> packed_top = packed(top_values.data(), C, 1, D, C);
-    const std::vector<A> packed_bottom = packed(bottom_values.data(), E, 1, D, E);
-    const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
-    const Map& small = args.bottom;
-    // An enlarged row reads the small row it lies in and one neighbour.
-    const int64_t last_row = first_row + args.top.h;
-    args.first_row = first_row;
-    args.projected_first = std::max<int64_t>(first_row / 2 - 1, 0);
-    args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
-    const std::unique_ptr<A[]> projected(new A[small.n * args.projected_rows * small.w * D]);
-    args.slope = slopes.data();
-    args.packed_top = packed_top.data();
-    args.packed_bottom = packed_bottom.data();
-    args.bias = bias.empty() ? nullptr : bias.data();
-    args.projected = projected.get();
-    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * E);
-    run(MIRNET_KERNEL(up_tail, T), args, args.top.n * args.top.h, args.out.w * C);
+    Forward<T> forward(out, bottom, weights, first_row);
+    forward.args.top = map_of(top);
+    run(MIRNET_KERNEL(up_tail, T), forward.args, out.size(0) * out.size(2), out.size(3) * C);
   });
+}
+
+// The same with top = conv_transpose3x3(x, conv_weight, conv_bias), which is never there as a
+// whole. x has the rows of the small map from first_row / 2 on that the output's rows need.
+void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, OptionalTensor conv_bias,
+                              Tensor bottom, Tensor slope, Tensor top_weight,
+                              OptionalTensor top_bias, Tensor bottom_weight,
+                              OptionalTensor bottom_bias, int64_t first_row) {
+  const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
+  check_input(kOp, x);
+  check_map(kOp, "bottom", bottom);
+  const int64_t C = check_weight(kOp, x, conv_weight, 0);
+  check_tail(kOp, weights, C, bottom.size(1), x);
+  check(kOp, "bottom", bottom, shape_of(bottom), x);
+  check_rows_of(out, bottom, weights, first_row);
+  const int64_t rows = out.size(2) / 2, width = bottom.size(3);
+  check(kOp, "x", x, {bottom.size(0), x.size(1), x.size(2), width}, bottom);
+  STD_TORCH_CHECK(out.size(2) % 2 == 0 && first_row % 2 == 0 && rows <= x.size(2), kOp,
+                  ": out must be rows that x's ", x.size(2), " rows become; got first_row = ",
+                  first_row, " and ", out.size(2), " rows");
+  if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
+
+  Forward<float> forward(out, bottom, weights, first_row);
+  forward.args.slope = nullptr;
+  ConvTailArgs args{};
+  args.tail = forward.args;
+  args.conv.in = map_of(x);
+  args.conv.out.n = x.size(0);
+  args.conv.out.c = C;
+  args.conv.out.h = rows;
+  args.conv.out.w = width;
+  const std::vector<float> biases = per_channel(conv_bias, C, 0);
+  const std::vector<float> slopes = per_channel(slope, C, 1);
+  args.conv.packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false);
+  args.conv.bias = biases.data();
+  args.conv.slope = slopes.data();
+  set_strips(args);
+  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, x.size(0) * args.strips,
+      args.strip_rows * width * 4 * std::max(x.size(1), C));
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
@@ -139,6 +197,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
   m.impl("residual_up_tail", TORCH_BOX(&residual_up_tail));
   m.impl("residual_up_tail_rows", TORCH_BOX(&residual_up_tail_rows));
+  m.impl("residual_up_tail_of_conv", TORCH_BOX(&residual_up_tail_of_conv));
   m.impl("residual_up_tail_backward", TORCH_BOX(&residual_up_tail_backward));
 }
 

@@ -68,12 +68,27 @@ inline std::vector<float> per_channel(const OptionalTensor& tensor, int64_t chan
 // Blocks of 36 tiles, of fewer where that leaves less than 16 of them for the threads, but of 12
 // still, or reading the weights would take longer than multiplying by them. The shape alone
 // decides, so that statistics do not depend on the number of threads.
+inline int64_t most_tiles(const Map& out) {
+  return std::clamp<int64_t>(((out.h + 3) / 4) * ((out.w + 3) / 4) / 16, 12, 36);
+}
+
 inline void set_blocks(ConvArgs& args) {
   const int64_t tiles = ((args.out.h + 3) / 4) * ((args.out.w + 3) / 4);
-  const int64_t most = std::clamp<int64_t>(tiles / 16, 12, 36);
+  const int64_t most = most_tiles(args.out);
   const int64_t blocks = (tiles + most - 1) / most;
   args.block_tiles = (tiles + blocks - 1) / blocks;
   args.blocks = (tiles + args.block_tiles - 1) / args.block_tiles;
+}
+
+// Strips of whole rows of tiles, about as large as a block.
+inline void set_strips(ConvTailArgs& args) {
+  const Map& out = args.conv.out;
+  const int64_t across = (out.w + 3) / 4;
+  const int64_t down = std::max<int64_t>((most_tiles(out) + across / 2) / across, 1);
+  args.strip_rows = std::min(4 * down, out.h);
+  args.strips = (out.h + args.strip_rows - 1) / args.strip_rows;
+  const int64_t blocks = (down * across + 35) / 36;
+  args.conv.block_tiles = (down * across + blocks - 1) / blocks;
 }
 
 // Uninitialised.

@@ -144,9 +144,14 @@ def transposed_conv(conv, x):
     return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, conv.weight, conv.bias, None)
 
 
+def is_fused_with_tail(conv, x):
+    """Whether residual_up_tail_of_conv can run conv(x), and is faster."""
+    return _doubles(conv) and _is_for_engine(conv, None, x)
+
+
 def transposed_rows(conv, x, count):
     """conv(x) of a transposed convolution as above, of x's first `count` rows."""
-    if not (_doubles(conv) and _is_for_engine(conv, None, x)):
+    if not is_fused_with_tail(conv, x):
         return _call(conv, x)[:, :, : 2 * count]
     out = empty_map((x.shape[0], conv.out_channels, 2 * count, 2 * x.shape[3]), x)
     torch.ops.mirnet_fast_cpu.conv_transpose3x3_into(out, x, conv.weight, conv.bias, None)

@@ -53,6 +53,7 @@ def replayed(network, forward, x, nbytes):
             space is None
             or len(space) > LARGEST
             or x.dtype != torch.float32
+            or not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
             or torch.is_autocast_enabled("cpu")
             or not space.is_unused()
         ):

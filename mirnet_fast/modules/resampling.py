@@ -9,6 +9,7 @@ from ._inference import (
     activated,
     activated_conv,
     bands,
+    is_fused_with_tail,
     may_write_into,
     rows,
     runs_in_rows,
@@ -86,7 +87,7 @@ class ResidualUpSample(reference.ResidualUpSample):
 
     def bands(self, x):
         """[(begin, end)] for `rows`."""
-        return bands(x, scale=4, beyond=1)
+        return bands(x, scale=1 if is_fused_with_tail(self.top[2], x) else 4, beyond=1)
 
     def rows(self, x, begin, end, out=None):
         """Rows [2 * begin, 2 * end) of forward(x), in `out` if that is given."""
@@ -96,6 +97,10 @@ class ResidualUpSample(reference.ResidualUpSample):
             out = empty_map((n, channels // 2, 2 * (end - begin), 2 * width), x)
         # An odd row of the large map also reads the next small row.
         between = rows(expand, act, x, begin, min(end + 1, height))
+        if is_fused_with_tail(conv, between):
+            arguments = conv.weight, conv.bias, x, *self._tail(), 2 * begin
+            torch.ops.mirnet_fast_cpu.residual_up_tail_of_conv(out, between, *arguments)
+            return out
         top = transposed_rows(conv, between, end - begin)
         torch.ops.mirnet_fast_cpu.residual_up_tail_rows(out, top, x, *self._tail(), 2 * begin)
         return out

@@ -1,7 +1,7 @@
 """residual_up_tail: PReLU and 1x1 convolution of the large map, plus the bilinear branch."""
 
 from . import _checks
-from ._registration import autocast, call, register, register_in_place
+from ._registration import autocast, call, define_for_cpu, register, register_in_place
 
 
 def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
@@ -60,6 +60,11 @@ register(
     output_shape,
 )
 
+define_for_cpu(
+    "residual_up_tail_of_conv(Tensor(a!) out, Tensor x, Tensor conv_weight, Tensor? conv_bias, Tensor bottom, "
+    "Tensor slope, Tensor top_weight, Tensor? top_bias, Tensor bottom_weight, Tensor? bottom_bias, "
+    "int first_row) -> ()"
+)
 register_in_place(
     "residual_up_tail_rows",
     [

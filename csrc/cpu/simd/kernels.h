@@ -115,7 +115,7 @@ struct UpArgs {
   Map grad, top_grad, bottom_grad;
   Taps rows, cols;
   Taps rows_back, cols_back;
-  const void* slope;  // (C)
+  const void* slope;  // (C), or null: top is activated
   const void* packed_top;
   const void* packed_bottom;
   const void* bias;   // (D), or null
@@ -152,6 +152,13 @@ struct ConvArgs {
   int64_t block_tiles;
 };
 
+// residual_up_tail of what a transposed convolution makes, in strips of rows of its input.
+struct ConvTailArgs {
+  ConvArgs conv;  // out: the pixels of the first phase; its data, strides and blocks are a strip's
+  UpArgs tail;    // top: likewise; no slope, as the convolution applies it
+  int64_t strips, strip_rows;  // strips of an image; the last one may have fewer rows
+};
+
 #define MIRNET_DECLARE_KERNELS(isa)                                             \
   namespace isa {                                                               \
   template <class A>                                                            \
@@ -170,6 +177,8 @@ struct ConvArgs {
   void conv3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);             \
   template <class A>                                                            \
   void conv_transpose3x3_blocks(const ConvArgs&, int64_t begin, int64_t end);   \
+  template <class A>                                                            \
+  void conv_transpose3x3_tail(const ConvTailArgs&, int64_t begin, int64_t end); \
   template <class T>                                                            \
   void blur_pool_rows(const BlurPoolArgs&, int64_t begin, int64_t end);         \
   template <class T>                                                            \

@@ -58,9 +58,13 @@ void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
     const int64_t n = row / height, h = row % height;
     resample<A>(projected, args.rows, args.cols, n, args.first_row + h, w, count, nullptr, line,
                 sum, ldo);
-    rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
-    gemm<A>(top, ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs, sum,
-            ldo, true);
+    View<A> x{top, ld};
+    if (args.slope == nullptr)
+      x = view_tile<T>(args.top, n, h, w, count, top);
+    else
+      rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
+    gemm<A>(x.data, x.ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs,
+            sum, ldo, true);
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
       const Vec<A> v = load(sum + i * ldo + c, Full{});
       return bias == nullptr ? v : v + load(bias + c, span);
