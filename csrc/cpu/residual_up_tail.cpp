@@ -61,8 +61,7 @@ void check_rows_of(const Tensor& out, const Tensor& bottom, const TailWeights& w
                    int64_t first_row) {
   check_map(kOp, "out", out);
   const int64_t height = 2 * bottom.size(2);
-  check(kOp, "out", out,
-        {bottom.size(0), w.top.size(0), out.size(2), 2 * bottom.size(3)}, bottom);
+  check(kOp, "out", out, {bottom.size(0), w.top.size(0), out.size(2), 2 * bottom.size(3)}, bottom);
   STD_TORCH_CHECK(first_row >= 0 && first_row + out.size(2) <= height, kOp,
                   ": the rows from first_row on must lie inside the result's ", height,
                   "; got first_row = ", first_row, " and ", out.size(2), " rows");
@@ -106,8 +105,8 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   const int64_t rows = out.size(2) / 2, width = bottom.size(3);
   check(kOp, "x", x, {bottom.size(0), x.size(1), x.size(2), width}, bottom);
   STD_TORCH_CHECK(out.size(2) % 2 == 0 && first_row % 2 == 0 && rows <= x.size(2), kOp,
-                  ": out must be rows that x's ", x.size(2), " rows become; got first_row = ",
-                  first_row, " and ", out.size(2), " rows");
+                  ": out must be rows that x's ", x.size(2),
+                  " rows become; got first_row = ", first_row, " and ", out.size(2), " rows");
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
 
   Forward<float> forward(out, bottom, weights, first_row);

@@ -2,10 +2,12 @@ import importlib
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mirnet_fast import ops
 
-from .common import CudaTests, OpTests, TritonTests, Values, gradient_maker
+from .common import CudaTests, OpTests, TritonTests, Values, gradient_maker, needs_kernels
+from .test_conv3x3 import close
 
 
 def case(n, c, h, w, inputs, outputs, slope=1, bias=False):
@@ -87,3 +89,147 @@ class TestResidualUpTailCuda(CudaTests):
         "many channels out": case(1, 8, 1, 2, 8, 4096, bias=True),
     }
     orders_infinities = False
+
+
+CONV_SHAPES = {
+    "one pixel": (3, 8, 8, 1, 1, 8, 4),
+    "one row": (1, 16, 16, 1, 37, 20, 8),
+    "one column": (2, 16, 33, 35, 1, 16, 65),
+    "channels beside vectors": (2, 18, 35, 11, 14, 7, 5),
+    "several strips": (2, 32, 32, 67, 30, 24, 16),
+    "blocks in a strip": (1, 16, 16, 9, 300, 16, 8),
+    "the network's": (1, 128, 128, 32, 24, 128, 64),
+    "the network's deepest": (1, 256, 256, 16, 16, 256, 128),
+}
+
+
+class ConvArguments:
+    """Of the op, and what it has to give, in float64."""
+
+    def __init__(self, shape, layout="channels_last", slopes=1, bias=True):
+        n, inputs, channels, h, w, bottom, outputs = shape
+        v = Values(torch.float32, layout)
+        self.x = v.map(n, inputs, h, w)
+        self.conv = v.weight(channels, inputs, 3, 3).transpose(0, 1) * 1.5, v.weight(channels)
+        self.bottom = v.map(n, bottom, h, w)
+        self.slope = v.weight(slopes if slopes == 1 else channels)
+        self.tail = v.weight(outputs, channels, 1, 1), v.weight(outputs), v.weight(outputs, bottom, 1, 1)
+        self.last_bias = v.weight(outputs)
+        if not bias:
+            self.conv, self.last_bias = (self.conv[0], None), None
+            self.tail = self.tail[0], None, self.tail[2]
+        self.shape = n, outputs, 2 * h, 2 * w
+
+    def weights(self):
+        return self.slope, *self.tail, self.last_bias
+
+    def empty(self):
+        return torch.full(self.shape, float("nan")).contiguous(memory_format=torch.channels_last)
+
+    def run_into(self, out, x, first=0):
+        engine = torch.ops.mirnet_fast_cpu
+        engine.residual_up_tail_of_conv(out, x, *self.conv, self.bottom, *self.weights(), first)
+        return out
+
+    def run(self):
+        return self.run_into(self.empty(), self.x)
+
+    def expected(self):
+        x, bottom, *conv = (None if t is None else t.double() for t in (self.x, self.bottom, *self.conv))
+        slope, *tail = (None if t is None else t.double() for t in self.weights())
+        top = F.conv_transpose2d(x, *conv, stride=2, padding=1, output_padding=1)
+        large = F.interpolate(bottom, scale_factor=2, mode="bilinear", align_corners=False)
+        return F.conv2d(F.prelu(top, slope), *tail[:2]) + F.conv2d(large, *tail[2:])
+
+
+@needs_kernels
+class TestOfConv:
+    """With the transposed convolution that makes the large map, one strip at a time."""
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("slopes", [1, "each"])
+    @pytest.mark.parametrize("shape", CONV_SHAPES)
+    def test_contract(self, shape, slopes, bias):
+        a = ConvArguments(CONV_SHAPES[shape], slopes=slopes, bias=bias)
+        close(a.run(), a.expected())
+
+    @pytest.mark.parametrize("shape", CONV_SHAPES)
+    def test_same_as_one_after_the_other(self, shape):
+        a = ConvArguments(CONV_SHAPES[shape])
+        top = torch.ops.mirnet_fast_cpu.conv_transpose3x3(a.x, *a.conv, None)
+        expected = torch.ops.mirnet_fast_cpu.residual_up_tail(top, a.bottom, *a.weights())
+        assert torch.equal(a.run(), expected)
+
+    @pytest.mark.parametrize("rows", [1, 4, 6, 7])
+    def test_in_bands_of_rows(self, rows):
+        a = ConvArguments(CONV_SHAPES["several strips"])
+        whole, out, height = a.run(), a.empty(), a.x.shape[2]
+        for first in range(0, height, rows):
+            last = min(first + rows, height)
+            # The last row of a band also reads the row below it.
+            x = a.x[:, :, first : last + 1]
+            a.run_into(out[:, :, 2 * first : 2 * last], x, 2 * first)
+        # Where tiles begin decides how they are rounded.
+        close(out, whole.double(), 1e-6)
+
+    def test_sliced_maps(self):
+        a = ConvArguments((2, 18, 35, 11, 14, 7, 5), layout="sliced")
+        big = torch.full((2, 10, 24, 32), 7.0).contiguous(memory_format=torch.channels_last)
+        a.run_into(big[:, 2:7, 1:23, 2:30], a.x)
+        close(big[:, 2:7, 1:23, 2:30], a.expected())
+        big[:, 2:7, 1:23, 2:30] = 7
+        assert (big == 7).all()
+
+    def test_threads_do_not_matter(self):
+        a = ConvArguments(CONV_SHAPES["several strips"])
+        results, usual = [], torch.get_num_threads()
+        try:
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                results.append(a.run())
+        finally:
+            torch.set_num_threads(usual)
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
+
+    def test_special_values(self):
+        a = ConvArguments(CONV_SHAPES["several strips"])
+        usual = a.run()
+        a.x[0, 3, 20, 10] = float("nan")
+        result = a.run()
+        assert result[0, :, 40, 20].isnan().all()
+        far = slice(64, None)
+        assert torch.equal(result[0, :, far], usual[0, :, far])
+        assert torch.equal(result[1], usual[1])
+
+    @pytest.mark.parametrize("first", [-2, 2, 1])
+    def test_rows_outside(self, first):
+        a = ConvArguments(CONV_SHAPES["channels beside vectors"])
+        with pytest.raises(RuntimeError, match=f"residual_up_tail: .*first_row = {first}"):
+            a.run_into(a.empty(), a.x, first)
+
+    def test_too_few_rows(self):
+        a = ConvArguments(CONV_SHAPES["channels beside vectors"])
+        with pytest.raises(RuntimeError, match="residual_up_tail: out must be rows that x's 10 rows become"):
+            a.run_into(a.empty(), a.x[:, :, 1:])
+
+    def test_wrong_arguments(self):
+        a = ConvArguments(CONV_SHAPES["channels beside vectors"])
+        with pytest.raises(RuntimeError, match=r"residual_up_tail: x must have shape \(2, 18, 11, 14\)"):
+            a.run_into(a.empty(), a.x[:, :, :, 1:].contiguous(memory_format=torch.channels_last))
+        with pytest.raises(RuntimeError, match="residual_up_tail: x must be channels_last"):
+            a.run_into(a.empty(), a.x.contiguous())
+        with pytest.raises(RuntimeError, match=r"residual_up_tail: weight must be .*C = 17"):
+            a.run_into(a.empty(), a.x[:, :17])
+        with pytest.raises(RuntimeError, match=r"residual_up_tail: conv_bias must have shape \(35\)"):
+            a.conv = a.conv[0], a.conv[1][:3]
+            a.run()
+        with pytest.raises(RuntimeError, match="residual_up_tail: x must be float32"):
+            a.run_into(a.empty(), a.x.double())
+
+    def test_opcheck(self):
+        a = ConvArguments((2, 6, 20, 8, 9, 6, 5))
+        tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+        arguments = a.run(), a.x, *a.conv, a.bottom, *a.weights(), 0
+        op = torch.ops.mirnet_fast_cpu.residual_up_tail_of_conv.default
+        torch.library.opcheck(op, arguments, test_utils=tests)
