@@ -87,7 +87,8 @@ class ResidualUpSample(reference.ResidualUpSample):
 
     def bands(self, x):
         """[(begin, end)] for `rows`."""
-        return bands(x, scale=1 if is_fused_with_tail(self.top[2], x) else 4, beyond=1)
+        # The largest map of a band: the result's, twice x, or the transposed convolution's, four times.
+        return bands(x, scale=2 if is_fused_with_tail(self.top[2], x) else 4, beyond=1)
 
     def rows(self, x, begin, end, out=None):
         """Rows [2 * begin, 2 * end) of forward(x), in `out` if that is given."""
