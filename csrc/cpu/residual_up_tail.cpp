@@ -102,6 +102,7 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   check_tail(kOp, weights, C, bottom.size(1), x);
   check(kOp, "bottom", bottom, shape_of(bottom), x);
   check_rows_of(out, bottom, weights, first_row);
+  check_channels_last(kOp, "out", out);
   const int64_t rows = out.size(2) / 2, width = bottom.size(3);
   check(kOp, "x", x, {bottom.size(0), x.size(1), x.size(2), width}, bottom);
   STD_TORCH_CHECK(out.size(2) % 2 == 0 && first_row % 2 == 0 && rows <= x.size(2), kOp,
@@ -114,18 +115,20 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   ConvTailArgs args{};
   args.tail = forward.args;
   args.conv.in = map_of(x);
-  args.conv.out.n = x.size(0);
+  args.conv.out = map_of(out);
   args.conv.out.c = C;
   args.conv.out.h = rows;
   args.conv.out.w = width;
+  args.conv.out.sh *= 2;
+  args.conv.out.sw *= 2;
   const std::vector<float> biases = per_channel(conv_bias, C, 0);
   const std::vector<float> slopes = per_channel(slope, C, 1);
   args.conv.packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false);
   args.conv.bias = biases.data();
   args.conv.slope = slopes.data();
-  set_strips(args);
-  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, x.size(0) * args.strips,
-      args.strip_rows * width * 4 * std::max(x.size(1), C));
+  set_blocks(args.conv);
+  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, args.conv.out.n * args.conv.blocks,
+      args.conv.block_tiles * 64 * std::max(x.size(1), C));
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,

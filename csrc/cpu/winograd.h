@@ -80,17 +80,6 @@ inline void set_blocks(ConvArgs& args) {
   args.blocks = (tiles + args.block_tiles - 1) / args.block_tiles;
 }
 
-// Strips of whole rows of tiles, about as large as a block.
-inline void set_strips(ConvTailArgs& args) {
-  const Map& out = args.conv.out;
-  const int64_t across = (out.w + 3) / 4;
-  const int64_t down = std::max<int64_t>((most_tiles(out) + across / 2) / across, 1);
-  args.strip_rows = std::min(4 * down, out.h);
-  args.strips = (out.h + args.strip_rows - 1) / args.strip_rows;
-  const int64_t blocks = (down * across + 35) / 36;
-  args.conv.block_tiles = (down * across + blocks - 1) / blocks;
-}
-
 // Uninitialised.
 inline Tensor channels_last_map(const Tensor& x, int64_t channels, int64_t h, int64_t w) {
   Tensor map =

@@ -65,7 +65,7 @@ class ResidualDownSample(reference.ResidualDownSample):
 class ResidualUpSample(reference.ResidualUpSample):
     """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b).
 
-    Inference on the CPU goes through the large map in strips or bands of rows, so that of the largest
+    Inference on the CPU goes through the large map in blocks or in bands of rows, so that of the largest
     map of the network, the transposed convolution's output, only a part is ever there.
     """
 

@@ -96,8 +96,8 @@ CONV_SHAPES = {
     "one row": (1, 16, 16, 1, 37, 20, 8),
     "one column": (2, 16, 33, 35, 1, 16, 65),
     "channels beside vectors": (2, 18, 35, 11, 14, 7, 5),
-    "several strips": (2, 32, 32, 67, 30, 24, 16),
-    "blocks in a strip": (1, 16, 16, 9, 300, 16, 8),
+    "several blocks": (2, 32, 32, 67, 30, 24, 16),
+    "wide": (1, 16, 16, 9, 300, 16, 8),
     "the network's": (1, 128, 128, 32, 24, 128, 64),
     "the network's deepest": (1, 256, 256, 16, 16, 256, 128),
 }
@@ -144,7 +144,7 @@ class ConvArguments:
 
 @needs_kernels
 class TestOfConv:
-    """With the transposed convolution that makes the large map, one strip at a time."""
+    """With the transposed convolution that makes the large map, one block of tiles at a time."""
 
     @pytest.mark.parametrize("bias", [False, True])
     @pytest.mark.parametrize("slopes", [1, "each"])
@@ -162,7 +162,7 @@ class TestOfConv:
 
     @pytest.mark.parametrize("rows", [1, 4, 6, 7])
     def test_in_bands_of_rows(self, rows):
-        a = ConvArguments(CONV_SHAPES["several strips"])
+        a = ConvArguments(CONV_SHAPES["several blocks"])
         whole, out, height = a.run(), a.empty(), a.x.shape[2]
         for first in range(0, height, rows):
             last = min(first + rows, height)
@@ -181,7 +181,7 @@ class TestOfConv:
         assert (big == 7).all()
 
     def test_threads_do_not_matter(self):
-        a = ConvArguments(CONV_SHAPES["several strips"])
+        a = ConvArguments(CONV_SHAPES["several blocks"])
         results, usual = [], torch.get_num_threads()
         try:
             for threads in (1, 2, 3):
@@ -193,7 +193,7 @@ class TestOfConv:
         assert torch.equal(results[0], results[2])
 
     def test_special_values(self):
-        a = ConvArguments(CONV_SHAPES["several strips"])
+        a = ConvArguments(CONV_SHAPES["several blocks"])
         usual = a.run()
         a.x[0, 3, 20, 10] = float("nan")
         result = a.run()
@@ -219,6 +219,8 @@ class TestOfConv:
             a.run_into(a.empty(), a.x[:, :, :, 1:].contiguous(memory_format=torch.channels_last))
         with pytest.raises(RuntimeError, match="residual_up_tail: x must be channels_last"):
             a.run_into(a.empty(), a.x.contiguous())
+        with pytest.raises(RuntimeError, match="residual_up_tail: out must be channels_last"):
+            a.run_into(a.empty().contiguous(), a.x)
         with pytest.raises(RuntimeError, match=r"residual_up_tail: weight must be .*C = 17"):
             a.run_into(a.empty(), a.x[:, :17])
         with pytest.raises(RuntimeError, match=r"residual_up_tail: conv_bias must have shape \(35\)"):

@@ -8,16 +8,6 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-namespace {
-
-template <class Rows, class Cols>
-inline void convolve_phase(ConvArgs& args, int64_t block, const Scratch& scratch) {
-  convolve_block<Rows, Cols>(args, block, scratch);
-  args.packed += kWeights<Rows, Cols> * args.in.c * columns_of(args);
-}
-
-}  // namespace
-
 // Units [begin, end).
 template <class T>
 void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
@@ -35,20 +25,74 @@ void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end
 
 namespace {
 
-inline void convolve_blocks(const ConvArgs& args, const Scratch& scratch, int64_t begin,
-                            int64_t end) {
+// f(Rows, Cols, args) for each phase: which axes have a second tap, and the convolution's output
+// and weights there.
+template <class F>
+inline void phases(const ConvArgs& args, F f) {
+  const auto phase = [&](auto rows, auto cols, float* out, const float* packed) {
+    ConvArgs own = args;
+    own.out.data = out;
+    own.packed = packed;
+    f(rows, cols, own);
+  };
   float* out = static_cast<float*>(args.out.data);
   const int64_t down = args.out.sh / 2, right = args.out.sw / 2;
-  for (int64_t block = begin; block < end; ++block) {
-    ConvArgs phase = args;
-    convolve_phase<OneTap, OneTap>(phase, block, scratch);
-    phase.out.data = out + right;
-    convolve_phase<OneTap, TwoTaps>(phase, block, scratch);
-    phase.out.data = out + down;
-    convolve_phase<TwoTaps, OneTap>(phase, block, scratch);
-    phase.out.data = out + down + right;
-    convolve_phase<TwoTaps, TwoTaps>(phase, block, scratch);
+  const int64_t each = args.in.c * columns_of(args);
+  const float* packed = args.packed;
+  phase(OneTap{}, OneTap{}, out, packed);
+  phase(OneTap{}, TwoTaps{}, out + right, packed += kWeights<OneTap, OneTap> * each);
+  phase(TwoTaps{}, OneTap{}, out + down, packed += kWeights<OneTap, TwoTaps> * each);
+  phase(TwoTaps{}, TwoTaps{}, out + down + right, packed += kWeights<TwoTaps, OneTap> * each);
+}
+
+// The small map's row or column, or the nearest one that there is.
+inline int64_t inside(int64_t index, int64_t first, int64_t count) {
+  return index < first ? first : least(index, first + count - 1);
+}
+
+// The tile's output in one phase: the products in `sum`, and the enlarged projection. A pixel of a
+// phase lies between two of the small map along each axis, at a quarter of their distance from one.
+template <class Rows, class Cols>
+inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Tile& tile,
+                         const float* sum, int64_t ldo) {
+  constexpr int kNear = kOut + 1;
+  constexpr int kDown = Rows::kTaps - 1, kRight = Cols::kTaps - 1;
+  // Of the two, the nearer one first, as in the table that residual_up_tail_rows goes by.
+  const auto between = [](V before, V after, int second) __attribute__((always_inline)) {
+    V y{};
+    y += 0.75f * (second ? before : after);
+    y += 0.25f * (second ? after : before);
+    return y;
+  };
+  const int64_t outputs = args.out.c, first = args.projected_first;
+  const int64_t line = args.bottom.w * outputs;
+  const float* map = static_cast<const float*>(args.projected) + n * args.projected_rows * line;
+  const float* bias = static_cast<const float*>(args.bias);
+  const float* row[kNear];
+  int64_t col[kNear];
+  for (int i = 0; i < kNear; ++i) {
+    const int64_t h = args.first_row / 2 + tile.h - 1 + kDown + i;
+    row[i] = map + (inside(h, first, args.projected_rows) - first) * line;
+    col[i] = inside(tile.w - 1 + kRight + i, 0, args.bottom.w) * outputs;
   }
+  float* to = address<float>(out, n, tile.h, tile.w);
+  lanes<float>(outputs, [&](int64_t c, auto span) {
+    V half[kOut][kNear];
+#pragma GCC unroll 5
+    for (int j = 0; j < kNear; ++j) {
+      V near[kNear];
+#pragma GCC unroll 5
+      for (int i = 0; i < kNear; ++i) near[i] = load(row[i] + col[j] + c, span);
+#pragma GCC unroll 4
+      for (int i = 0; i < kOut; ++i) half[i][j] = between(near[i], near[i + 1], kDown);
+    }
+    const V shift = bias == nullptr ? V{} : load(bias + c, span);
+    pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
+      const V y = load(sum + (i * kOut + j) * ldo + c, Full{}) +
+                  between(half[i][j], half[i][j + 1], kRight);
+      store(to + i * out.sh + j * out.sw + c, y + shift, span);
+    });
+  });
 }
 
 }  // namespace
@@ -57,34 +101,38 @@ inline void convolve_blocks(const ConvArgs& args, const Scratch& scratch, int64_
 template <class T>
 void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
   const Scratch scratch(args, panel_of(columns_of(args)));
-  convolve_blocks(args, scratch, begin, end);
+  for (int64_t block = begin; block < end; ++block)
+    phases(args, [&](auto rows, auto cols, const ConvArgs& phase) {
+      convolve_block<decltype(rows), decltype(cols)>(phase, block, scratch);
+    });
 }
 
-// Strips [begin, end) of N * strips. A strip of the large map goes no further than the cache, and
-// a thread's strips lie in the same place.
+// Blocks [begin, end) of N * blocks. A phase of a block of the large map goes no further than the
+// cache.
 template <class T>
 void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end) {
-  const int64_t C = args.conv.out.c, width = 2 * args.conv.out.w, line = width * C;
-  const int64_t line_of_projected = args.tail.bottom.w * args.tail.out.c;
-  const Scratch scratch(args.conv, panel_of(columns_of(args.conv)));
-  Buffer<float> top(2 * args.strip_rows * line);
-  for (int64_t strip = begin; strip < end; ++strip) {
-    const int64_t n = strip / args.strips, first = strip % args.strips * args.strip_rows;
-    const int64_t rows = least(args.strip_rows, args.conv.out.h - first);
-    ConvArgs conv = args.conv;
-    conv.in.data = address<float>(conv.in, n, 0, 0);
-    conv.first_row += first;
-    conv.out = {top, 1, C, rows, width / 2, 0, 1, 2 * line, 2 * C};
-    const int64_t tiles = ((rows + kOut - 1) / kOut) * ((conv.out.w + kOut - 1) / kOut);
-    conv.blocks = (tiles + conv.block_tiles - 1) / conv.block_tiles;
-    convolve_blocks(conv, scratch, 0, conv.blocks);
-    UpArgs tail = args.tail;
-    tail.top = {top, 1, C, 2 * rows, width, 0, 1, line, C};
-    tail.out.data = address<float>(tail.out, n, 2 * first, 0);
-    tail.first_row += 2 * first;
-    tail.projected =
-        static_cast<float*>(tail.projected) + n * tail.projected_rows * line_of_projected;
-    up_tail<float>(tail, 0, 2 * rows);
+  constexpr int64_t kTogether = kTile / kPixels;
+  const ConvArgs& conv = args.conv;
+  const int64_t C = conv.out.c, D = args.tail.out.c, ld = pad<float>(C), ldo = pad<float>(D);
+  const Scratch scratch(conv, panel_of(columns_of(conv)));
+  Buffer<float> top(conv.block_tiles * kPixels * ld), sum(kTile * ldo);
+  const int64_t tiles = ((conv.out.h + kOut - 1) / kOut) * ((conv.out.w + kOut - 1) / kOut);
+  for (int64_t block = begin; block < end; ++block) {
+    const int64_t n = block / conv.blocks, first = block % conv.blocks * conv.block_tiles;
+    const int64_t count = least(conv.block_tiles, tiles - first);
+    phases(conv, [&](auto rows, auto cols, const ConvArgs& phase) {
+      using Rows = decltype(rows);
+      using Cols = decltype(cols);
+      convolve_block<Rows, Cols>(phase, block, scratch, top);
+      for (int64_t t = 0; t < count; t += kTogether) {
+        const int64_t now = least(kTogether, count - t);
+        gemm<float>(top + t * kPixels * ld, ld, 1, now * kPixels,
+                    static_cast<const float*>(args.tail.packed_top), 0, C, D, sum, ldo, false);
+        for (int64_t i = 0; i < now; ++i)
+          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at(conv.out, first + t + i),
+                                   sum + i * kPixels * ldo, ldo);
+      }
+    });
   }
 }
 

@@ -152,11 +152,10 @@ struct ConvArgs {
   int64_t block_tiles;
 };
 
-// residual_up_tail of what a transposed convolution makes, in strips of rows of its input.
+// residual_up_tail of what a transposed convolution makes.
 struct ConvTailArgs {
-  ConvArgs conv;  // out: the pixels of the first phase; its data, strides and blocks are a strip's
-  UpArgs tail;    // top: likewise; no slope, as the convolution applies it
-  int64_t strips, strip_rows;  // strips of an image; the last one may have fewer rows
+  ConvArgs conv;  // out: the pixels of the tail's output in the first phase, C' channels each
+  UpArgs tail;    // no top and no slope: the convolution applies it
 };
 
 #define MIRNET_DECLARE_KERNELS(isa)                                             \

@@ -221,6 +221,7 @@ struct Work {
   float *in, *products, *window;
   float* values;  // a tile's 16 pixels
   float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
+  float* top;     // a tile's 16 pixels, one tile after the other; null: to the map
   double* sums;
   const float **next_in, **next_out, **next_residual;
 };
@@ -407,7 +408,7 @@ inline void panel_products(const Work& work, int64_t column, [[maybe_unused]] in
   panel_products<Rows, Cols, kMaxVectors>(work, column);
 }
 
-// f(i, j) for the pixels of a tile that lie inside the map.
+// f(i, j) for the pixels of a tile that lie inside the map, unrolled: f's arrays stay registers.
 template <class F>
 inline __attribute__((always_inline)) void pixels(const Tile& tile, F f) {
   if (tile.rows == kOut && tile.cols == kOut) {
@@ -416,8 +417,11 @@ inline __attribute__((always_inline)) void pixels(const Tile& tile, F f) {
 #pragma GCC unroll 4
       for (int j = 0; j < kOut; ++j) f(i, j);
   } else {
-    for (int i = 0; i < tile.rows; ++i)
-      for (int j = 0; j < tile.cols; ++j) f(i, j);
+#pragma GCC unroll 4
+    for (int i = 0; i < kOut; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kOut; ++j)
+        if (i < tile.rows && j < tile.cols) f(i, j);
   }
 }
 
@@ -441,7 +445,12 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
   const float* products = work.products + t * width;
   const int64_t channels = least(width, args.out.c - column);
   float* out = address<float>(args.out, work.n, tile.h, tile.w) + column;
-  const int64_t sh = args.out.sh, sw = args.out.sw;
+  int64_t sh = args.out.sh, sw = args.out.sw;
+  if (work.top != nullptr) {
+    sw = pad<float>(args.out.c);
+    sh = kOut * sw;
+    out = work.top + t * kPixels * sw + column;
+  }
   lanes<float>(channels, [&](int64_t c, auto span) {
     V y[kOut][kOut];
     transform_out<Rows, Cols>(products + c, plane(args.block_tiles, width), y);
@@ -451,14 +460,16 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
       for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j] + bias, slope);
     if (args.residual.data != nullptr) {
       const float* residual = address<float>(args.residual, work.n, tile.h, tile.w) + column + c;
-      pixels(tile, [&](int i, int j) {
+      pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
         y[i][j] += load(residual + i * args.residual.sh + j * args.residual.sw, span);
       });
     }
-    pixels(tile, [&](int i, int j) { store(out + i * sh + j * sw + c, y[i][j], span); });
+    pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
+      store(out + i * sh + j * sw + c, y[i][j], span);
+    });
     if (args.pooled.data == nullptr) return;
     V total{};
-    pixels(tile, [&](int i, int j) { total += y[i][j]; });
+    pixels(tile, [&](int i, int j) __attribute__((always_inline)) { total += y[i][j]; });
     add_to<float>(work.sums + column + c, total, span);
     for (int i = 0; i < kPixels; ++i)
       store(work.values + i * width + c, y[i / kOut][i % kOut], Full{});
@@ -513,7 +524,8 @@ inline int64_t columns_of(const ConvArgs& args) {
 }
 
 template <class Rows, class Cols>
-inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& scratch) {
+inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& scratch,
+                           float* top = nullptr) {
   const int64_t columns = columns_of(args);
   const int64_t tiles = ((args.out.h + kOut - 1) / kOut) * ((args.out.w + kOut - 1) / kOut);
   const int64_t first = block % args.blocks * args.block_tiles;
@@ -530,6 +542,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
                   scratch.window,
                   scratch.values,
                   scratch.pooled,
+                  top,
                   sums,
                   scratch.next_in,
                   scratch.next_out,
