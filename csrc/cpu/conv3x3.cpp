@@ -1,4 +1,4 @@
-// conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and the statistics of its blocks.
+// conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and its statistics.
 #include "winograd.h"
 
 namespace mirnet_fast::cpu {
@@ -7,12 +7,12 @@ namespace {
 
 constexpr const char* kOp = "conv3x3";
 
-// (N, C) from (N * blocks, C), in order.
-void add_blocks(const std::vector<double>& parts, const ConvArgs& args, double* sums) {
-  const int64_t C = args.out.c;
-  std::fill(sums, sums + args.out.n * C, 0.0);
-  for (int64_t block = 0; block < args.out.n * args.blocks; ++block)
-    for (int64_t c = 0; c < C; ++c) sums[block / args.blocks * C + c] += parts[block * C + c];
+// (N, C) from (N * groups, C), in order.
+void add_groups(const std::vector<double>& parts, int64_t groups, const Map& out, double* sums) {
+  std::fill(sums, sums + out.n * out.c, 0.0);
+  for (int64_t group = 0; group < out.n * groups; ++group)
+    for (int64_t c = 0; c < out.c; ++c)
+      sums[group / groups * out.c + c] += parts[group * out.c + c];
 }
 
 }  // namespace
@@ -44,15 +44,15 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
-  const int64_t blocks = args.out.n * args.blocks;
-  std::vector<double> parts(pooled ? blocks * C : 0);
+  const int64_t groups = sum_groups(tiles_of(args.out));
+  std::vector<double> parts(pooled ? args.out.n * groups * C : 0);
   if (pooled) {
     args.pooled = map_of(*pooled);
     args.sums = parts.data();
   }
-  run(MIRNET_KERNEL(conv3x3_blocks, float), args, blocks,
+  run(MIRNET_KERNEL(conv3x3_blocks, float), args, args.out.n * args.blocks,
       args.block_tiles * 16 * std::max(args.in.c, C));
-  if (sums) add_blocks(parts, args, static_cast<double*>(sums->data_ptr()));
+  if (sums) add_groups(parts, groups, args.out, static_cast<double*>(sums->data_ptr()));
 }
 
 Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,

@@ -65,19 +65,22 @@ inline std::vector<float> per_channel(const OptionalTensor& tensor, int64_t chan
   return result;
 }
 
-// Blocks of 36 tiles, of fewer where that leaves less than 16 of them for the threads, but of 12
-// still, or reading the weights would take longer than multiplying by them. The shape alone
-// decides, so that statistics do not depend on the number of threads.
-inline int64_t most_tiles(const Map& out) {
-  return std::clamp<int64_t>(((out.h + 3) / 4) * ((out.w + 3) / 4) / 16, 12, 36);
-}
+inline int64_t tiles_of(const Map& out) { return ((out.h + 3) / 4) * ((out.w + 3) / 4); }
 
+// Blocks that keep every thread busy to the end: of at most 36 tiles, which the second-level cache
+// has room for, and not of few, as reading the weights takes a block as long as 8 tiles more would.
 inline void set_blocks(ConvArgs& args) {
-  const int64_t tiles = ((args.out.h + 3) / 4) * ((args.out.w + 3) / 4);
-  const int64_t most = most_tiles(args.out);
-  const int64_t blocks = (tiles + most - 1) / most;
-  args.block_tiles = (tiles + blocks - 1) / blocks;
-  args.blocks = (tiles + args.block_tiles - 1) / args.block_tiles;
+  constexpr int64_t kMost = 36, kWeights = 8;
+  const int64_t threads = torch::stable::get_num_threads(), tiles = tiles_of(args.out);
+  int64_t shortest = INT64_MAX;
+  for (int64_t most = kMost; most > 0; most -= kSumTiles) {
+    const int64_t blocks = (tiles + most - 1) / most;
+    const int64_t time = (args.out.n * blocks + threads - 1) / threads * (most + kWeights);
+    if (time >= shortest) continue;
+    shortest = time;
+    args.block_tiles = most;
+    args.blocks = blocks;
+  }
 }
 
 // Uninitialised.

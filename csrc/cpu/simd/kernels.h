@@ -144,13 +144,18 @@ struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
   int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
-  const float* bias;   // (C' in whole groups)
-  const float* slope;  // (C' in whole groups)
-  Map pooled;          // (N, 2, H, W): max, mean; its data null: none
-  double* sums;        // (N * blocks, C'), where there is pooled
-  int64_t blocks;      // an image; tiles are counted along its rows
-  int64_t block_tiles;
+  const float* bias;    // (C' in whole groups)
+  const float* slope;   // (C' in whole groups)
+  Map pooled;           // (N, 2, H, W): max, mean; its data null: none
+  double* sums;         // (N * sum_groups(tiles), C'), where there is pooled
+  int64_t blocks;       // an image; tiles are counted along its rows
+  int64_t block_tiles;  // whole groups
 };
+
+// Tiles whose statistics are summed in one place: few, so that blocks can have any number of
+// groups and the sums still do not depend on it.
+constexpr int64_t kSumTiles = 4;
+constexpr int64_t sum_groups(int64_t tiles) { return (tiles + kSumTiles - 1) / kSumTiles; }
 
 // residual_up_tail of what a transposed convolution makes.
 struct ConvTailArgs {

@@ -291,14 +291,21 @@ inline void micro(const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw, i
   Vec<A> sum[R][V];
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < V; ++j) sum[i][j] = Vec<A>{};
-  for (int64_t k = 0; k < k_count; ++k) {
-    Vec<A> row[V];
-    for (int j = 0; j < V; ++j) row[j] = load(w + k * ldw + j * kLanes<A>, Full{});
-    for (int i = 0; i < R; ++i) {
-      const A x = a[i * sm + k * sk];
-      for (int j = 0; j < V; ++j) sum[i][j] += x * row[j];
-    }
-  }
+  constexpr int64_t kLine = 64 / sizeof(A);
+  int64_t k = 0;
+  do {
+    // The rows of the product that usually follows.
+    for (int i = 0; i < R; ++i) __builtin_prefetch(a + (R + i) * sm + k * sk, 0, 3);
+    const int64_t last = least(k + kLine, k_count);
+    do {
+      Vec<A> row[V];
+      for (int j = 0; j < V; ++j) row[j] = load(w + k * ldw + j * kLanes<A>, Full{});
+      for (int i = 0; i < R; ++i) {
+        const A x = a[i * sm + k * sk];
+        for (int j = 0; j < V; ++j) sum[i][j] += x * row[j];
+      }
+    } while (++k < last);
+  } while (k < k_count);
   // `out` joins last: over many tiles the sum of short sums rounds less than one long sum.
   if (accumulate)
     for (int i = 0; i < R; ++i)

@@ -222,7 +222,7 @@ struct Work {
   float* values;  // a tile's 16 pixels
   float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
   float* top;     // a tile's 16 pixels, one tile after the other; null: to the map
-  double* sums;
+  double* sums;   // (groups of kSumTiles tiles, C')
   const float **next_in, **next_out, **next_residual;
 };
 
@@ -237,11 +237,12 @@ inline void block_in(const Work& work) {
 }
 
 // What a product asks for on the way: four pixels of this block's output and of what is added to
-// it, and in the last panel four of the next block's input. The arithmetic unit is busy and the
-// memory idle here, and the other way round in between.
+// it, in the last panel four of the next block's input, and its share of the weights that are next.
+// The arithmetic unit is busy and the memory idle here, and the other way round in between.
 struct Ahead {
-  const float *in, *out, *residual;
+  const float *in, *out, *residual, *weights;
   int64_t in_step, out_step, residual_step;
+  int64_t lines;  // of `weights` for 16 inputs
 };
 
 // out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only. On its
@@ -251,8 +252,12 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
                                                      int64_t k_count, float* out,
                                                      const Ahead& ahead) {
   constexpr int64_t kLine = 16, kWidth = N * kLanes<float>;
-  V sum[R][N]{};
-  for (int64_t first = 0; first < k_count; first += kLine) {
+  // Not `sum[R][N]{}`, nor loops that may not run at all: either way the sums would be in memory.
+  V sum[R][N];
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < N; ++j) sum[i][j] = V{};
+  int64_t first = 0;
+  do {
     for (int j = 0; j < kOut; ++j) {
       __builtin_prefetch(ahead.in + j * ahead.in_step + first, 0, 2);
       if (first < kWidth) __builtin_prefetch(ahead.out + j * ahead.out_step + first, 1, 2);
@@ -260,16 +265,21 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
     if (ahead.residual != nullptr && first < kWidth)
       for (int j = 0; j < kOut; ++j)
         __builtin_prefetch(ahead.residual + j * ahead.residual_step + first, 0, 2);
-    const int64_t last = least(first + kLine, k_count);
-    for (int64_t k = first; k < last; ++k) {
+    // The rows of the product after this one, into the first-level cache.
+    for (int j = 0; j < R; ++j) __builtin_prefetch(a + (R + j) * lda + first, 0, 3);
+    for (int64_t j = 0; j < ahead.lines; ++j)
+      __builtin_prefetch(ahead.weights + (first / kLine * ahead.lines + j) * kLine, 0, 2);
+    int64_t k = first;
+    first = least(first + kLine, k_count);
+    do {
       V row[N];
       for (int j = 0; j < N; ++j) row[j] = load(w + k * kWidth + j * kLanes<float>, Full{});
       for (int i = 0; i < R; ++i) {
         const float x = a[i * lda + k];
         for (int j = 0; j < N; ++j) sum[i][j] += x * row[j];
       }
-    }
-  }
+    } while (++k < first);
+  } while (first < k_count);
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < N; ++j) store(out + i * kWidth + j * kLanes<float>, sum[i][j], Full{});
 }
@@ -304,15 +314,10 @@ inline void look_ahead(const Work& work) {
   }
 }
 
-// How many weights there are for the points of both axes, and which one belongs to point (i, j).
+// How many weights there are for the points of both axes.
 template <class Rows, class Cols>
 constexpr int kWeights =
     (Rows::kOneWeight ? 1 : Rows::kPoints) * (Cols::kOneWeight ? 1 : Cols::kPoints);
-template <class Rows, class Cols>
-inline int64_t weight_of(int64_t i, int64_t j) {
-  const int64_t row = Rows::kOneWeight ? 0 : i, col = Cols::kOneWeight ? 0 : j;
-  return row * (Cols::kOneWeight ? 1 : Cols::kPoints) + col;
-}
 
 // A unit of packing: the filters of one panel of outputs for a few inputs.
 struct PackUnit {
@@ -365,36 +370,53 @@ inline void pack_weights(const ConvPackArgs& args, const PackUnit& unit, float* 
   }
 }
 
+// f(p, weight) for the points: those of one weight after each other.
+template <class Rows, class Cols, class F>
+inline void each_point(F f) {
+  constexpr int kRowWeights = Rows::kOneWeight ? 1 : Rows::kPoints;
+  constexpr int kColWeights = Cols::kOneWeight ? 1 : Cols::kPoints;
+  for (int weight = 0; weight < kRowWeights * kColWeights; ++weight)
+    for (int i = weight / kColWeights; i < Rows::kPoints; i += kRowWeights)
+      for (int j = weight % kColWeights; j < Cols::kPoints; j += kColWeights)
+        f(i * Cols::kPoints + j, weight);
+}
+
 template <class Rows, class Cols, int N>
 inline void panel_products(const Work& work, int64_t column) {
   const ConvArgs& args = work.args;
   constexpr int64_t kWidth = N * kLanes<float>;
-  const int64_t k = args.in.c;
-  const float* weights = args.packed + column * k * kWeights<Rows, Cols>;
+  constexpr int kAll = kWeights<Rows, Cols>, kSharing = Rows::kPoints * Cols::kPoints / kAll;
+  const int64_t k = args.in.c, each = k * kWidth;
+  const float* weights = args.packed + column * k * kAll;
+  // Of rows as equal as can be: a group of one or two would wait for its weights.
+  const int64_t groups = (work.count + kRows - 1) / kRows, calls = groups * kSharing;
+  const int64_t lines = (kWidth + calls - 1) / calls;
   int64_t call = 0;
-  for (int64_t p = 0; p < Rows::kPoints * Cols::kPoints; ++p) {
+  each_point<Rows, Cols>([&](int64_t p, int64_t index) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
-    const float* weight =
-        weights + weight_of<Rows, Cols>(p / Cols::kPoints, p % Cols::kPoints) * k * kWidth;
     float* out = work.products + p * plane(args.block_tiles, kWidth);
-    for (int64_t t = 0; t < work.count; t += kRows) {
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t t = work.count * group / groups, next = work.count * (group + 1) / groups;
       const int64_t row = least(call, work.count * kOut - 1);
       Ahead ahead{in + t * work.in_ld,
                   work.next_out[row] + column,
                   work.next_residual[row],
+                  weights + (index + 1) * each + call % calls * lines * k,
                   work.in_ld,
                   args.out.sw,
-                  args.residual.sw};
+                  args.residual.sw,
+                  lines};
       if (ahead.residual != nullptr) ahead.residual += column;
       if (column + kWidth >= args.out.c) {
         ahead.in = work.next_in[least(call, work.count * Rows::kIn - 1)];
         ahead.in_step = args.in.sw;
+        if (index + 1 == kAll) ahead.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
-      multiply_rows<N>(least(kRows, work.count - t), in + t * work.in_ld, work.in_ld, weight, k,
+      multiply_rows<N>(next - t, in + t * work.in_ld, work.in_ld, weights + index * each, k,
                        out + t * kWidth, ahead);
     }
-  }
+  });
 }
 
 // All panels but the last one of the channels are as wide as the registers allow.
@@ -470,7 +492,7 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
     if (args.pooled.data == nullptr) return;
     V total{};
     pixels(tile, [&](int i, int j) __attribute__((always_inline)) { total += y[i][j]; });
-    add_to<float>(work.sums + column + c, total, span);
+    add_to<float>(work.sums + t / kSumTiles * args.out.c + column + c, total, span);
     for (int i = 0; i < kPixels; ++i)
       store(work.values + i * width + c, y[i / kOut][i % kOut], Full{});
   });
@@ -495,7 +517,7 @@ inline void write_pooled(const Work& work) {
 }
 
 inline void clear_statistics(const Work& work) {
-  zero(work.sums, work.args.out.c);
+  zero(work.sums, sum_groups(work.count) * work.args.out.c);
   zero(work.pooled, work.count * 2 * kPixels);
   for (int64_t t = 0; t < work.count; ++t)
     for (int i = 0; i < kPixels; ++i) work.pooled[t * 2 * kPixels + i] = -__builtin_inff();
@@ -530,9 +552,12 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
   const int64_t tiles = ((args.out.h + kOut - 1) / kOut) * ((args.out.w + kOut - 1) / kOut);
   const int64_t first = block % args.blocks * args.block_tiles;
   const int64_t count = least(args.block_tiles, tiles - first);
-  double* sums = args.pooled.data == nullptr ? nullptr : args.sums + block * args.out.c;
+  const int64_t n = block / args.blocks;
+  double* sums = nullptr;
+  if (args.pooled.data != nullptr)
+    sums = args.sums + (n * sum_groups(tiles) + first / kSumTiles) * args.out.c;
   const Work work{args,
-                  block / args.blocks,
+                  n,
                   first,
                   count,
                   tiles,
