@@ -11,8 +11,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
+#include <memory>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "isa.h"
@@ -193,13 +195,48 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
                               [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
-// weight[n * stride_n + k * stride_k] in the panels of the instruction set in use.
+// The values of a weight in order: where they lie if they lie so.
+template <class T>
+class Ordered {
+ public:
+  using A = Acc<T>;
+  explicit Ordered(const Tensor& t) {
+    if constexpr (std::is_same_v<T, A>) {
+      if (t.is_contiguous()) data_ = static_cast<const A*>(t.data_ptr());
+    }
+    if (data_ != nullptr) return;
+    copied_ = values<T>(t);
+    data_ = copied_.data();
+  }
+  Ordered(const Ordered&) = delete;
+  const A* data() const { return data_; }
+
+ private:
+  std::vector<A> copied_;
+  const A* data_ = nullptr;
+};
+
+// How many values a packed (n, k) weight has.
 template <class A>
-std::vector<A> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k) {
+int64_t packed_count(int64_t n, int64_t k) {
+  return MIRNET_KERNEL(padded, A)(n) * k;
+}
+
+// weight[n * stride_n + k * stride_k], times scale[k] if there is one, in the panels of the
+// instruction set in use.
+template <class A>
+void pack_to(A* out, const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k,
+             const A* scale = nullptr) {
   const int64_t columns = MIRNET_KERNEL(padded, A)(n), panel = MIRNET_KERNEL(panel_columns, A)();
-  std::vector<A> result(columns * k);
-  const PackArgs args{weight, stride_n, stride_k, n, k, result.data()};
+  const PackArgs args{weight, stride_n, stride_k, n, k, scale, out};
   run(MIRNET_KERNEL(pack, A), args, (columns + panel - 1) / panel, panel * k);
+}
+
+template <class A>
+std::unique_ptr<A[]> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n,
+                            int64_t k) {
+  std::unique_ptr<A[]> result(new A[packed_count<A>(n, k)]);  // not zeroed: all of it is written
+  pack_to(result.get(), weight, stride_n, stride_k, n, k);
   return result;
 }
 

@@ -20,9 +20,8 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   args.in = map_of(x);
   args.out = map_of(out);
   const std::vector<float> biases = per_channel(bias, D, 0), slopes = per_channel(slope, D, 1);
-  const std::vector<float> weights = values<float>(weight);
-  const std::vector<float> panels = packed(weights.data(), C, 1, D, C);
-  args.packed = panels.data();
+  const auto panels = packed(Ordered<float>(weight).data(), C, 1, D, C);
+  args.packed = panels.get();
   args.bias = biases.data();
   args.slope = slopes.data();
   run(MIRNET_KERNEL(conv1x1_rows, float), args, args.out.n * args.out.h,

@@ -182,19 +182,16 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     const Gates<T> gates =
         pooled ? Gates<T>(args, weights, *pooled, *sums) : Gates<T>(args, weights, false);
 
-    const std::vector<A> fuse = values<T>(fuse_weight);
-    const std::vector<A> spatial = packed(fuse.data(), 2 * C, 1, C, C);
-    args.packed_channel_stride = int64_t(spatial.size());
-    std::vector<A> channel, gated(C * C);
-    for (int64_t n = 0; n < args.r.n; ++n) {
-      for (int64_t o = 0; o < C; ++o)
-        for (int64_t k = 0; k < C; ++k)
-          gated[o * C + k] = A(fuse[o * 2 * C + C + k] * gates.channel.gate[n * C + k]);
-      const std::vector<A> image = packed(gated.data(), C, 1, C, C);
-      channel.insert(channel.end(), image.begin(), image.end());
-    }
-    args.packed_spatial = spatial.data();
-    args.packed_channel = channel.data();
+    const Ordered<T> fuse(fuse_weight);
+    const auto spatial = packed(fuse.data(), 2 * C, 1, C, C);
+    const std::vector<A> gate(gates.channel.gate.begin(), gates.channel.gate.end());
+    args.packed_channel_stride = packed_count<A>(C, C);
+    const std::unique_ptr<A[]> channel(new A[args.r.n * args.packed_channel_stride]);
+    for (int64_t n = 0; n < args.r.n; ++n)
+      pack_to(channel.get() + n * args.packed_channel_stride, fuse.data() + C, 2 * C, 1, C, C,
+              gate.data() + n * C);
+    args.packed_spatial = spatial.get();
+    args.packed_channel = channel.get();
     const std::vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : std::vector<A>();
     args.bias = fuse_bias ? bias.data() : nullptr;
     run(MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
@@ -233,13 +230,13 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     const Gates<T> gates(args, weights, true);
     const Chunks pixel_chunks = args.chunks;
 
-    const std::vector<A> fuse = values<T>(fuse_weight);
-    const std::vector<A> spatial = packed(fuse.data(), 1, 2 * C, C, C);
-    const std::vector<A> channel = packed(fuse.data() + C, 1, 2 * C, C, C);
+    const Ordered<T> fuse(fuse_weight);
+    const auto spatial = packed(fuse.data(), 1, 2 * C, C, C);
+    const auto channel = packed(fuse.data() + C, 1, 2 * C, C, C);
     const std::vector<A> channel_gate(gates.channel.gate.begin(), gates.channel.gate.end());
     std::vector<A> spatial_grad(gates.spatial_gate.size());
-    args.packed_spatial = spatial.data();
-    args.packed_channel = channel.data();
+    args.packed_spatial = spatial.get();
+    args.packed_channel = channel.get();
     args.channel_gate = channel_gate.data();
     args.spatial_grad = spatial_grad.data();
     args.chunks = chunks_of(map, kChunkPixels, kMatrixChunks);

@@ -43,14 +43,13 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     args.rows = rows.view();
     args.cols = cols.view();
     const std::vector<A> slopes = channel_slopes<T>(slope, C);
-    const std::vector<A> top_values = values<T>(top_weight),
-                         bottom_values = values<T>(bottom_weight);
-    const std::vector<A> packed_top = packed(top_values.data(), C, 1, D, C);
-    const std::vector<A> packed_bottom = packed(bottom_values.data(), C, 1, D, C);
+    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
+    const auto packed_top = packed(top_values.data(), C, 1, D, C);
+    const auto packed_bottom = packed(bottom_values.data(), C, 1, D, C);
     const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
     args.slope = slopes.data();
-    args.packed_top = packed_top.data();
-    args.packed_bottom = packed_bottom.data();
+    args.packed_top = packed_top.get();
+    args.packed_bottom = packed_bottom.get();
     args.bias = bias.empty() ? nullptr : bias.data();
     run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
   });
@@ -93,13 +92,12 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
     const std::vector<A> slopes = channel_slopes<T>(slope, C);
-    const std::vector<A> top_values = values<T>(top_weight),
-                         bottom_values = values<T>(bottom_weight);
-    const std::vector<A> packed_top = packed(top_values.data(), 1, C, C, D);
-    const std::vector<A> packed_bottom = packed(bottom_values.data(), 1, C, C, D);
+    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
+    const auto packed_top = packed(top_values.data(), 1, C, C, D);
+    const auto packed_bottom = packed(bottom_values.data(), 1, C, C, D);
     args.slope = slopes.data();
-    args.packed_top = packed_top.data();
-    args.packed_bottom = packed_bottom.data();
+    args.packed_top = packed_top.get();
+    args.packed_bottom = packed_bottom.get();
 
     const Map& small = args.grad;
     const int64_t ld = MIRNET_KERNEL(padded, A)(C);

@@ -25,8 +25,8 @@ template <class T>
 struct Forward {
   using A = Acc<T>;
   TapTable rows, cols;
-  std::vector<A> slopes, packed_top, packed_bottom, bias;
-  std::unique_ptr<A[]> projected;
+  std::vector<A> slopes, bias;
+  std::unique_ptr<A[]> packed_top, packed_bottom, projected;
   UpArgs args{};
 
   Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row)
@@ -37,8 +37,8 @@ struct Forward {
     args.rows = rows.view();
     args.cols = cols.view();
     slopes = channel_slopes<T>(w.slope, C);
-    packed_top = packed(values<T>(w.top).data(), C, 1, D, C);
-    packed_bottom = packed(values<T>(w.bottom).data(), E, 1, D, E);
+    packed_top = packed(Ordered<T>(w.top).data(), C, 1, D, C);
+    packed_bottom = packed(Ordered<T>(w.bottom).data(), E, 1, D, E);
     bias = summed_bias<T>(w.top_bias, w.bottom_bias, D);
     const Map& small = args.bottom;
     // An enlarged row reads the small row it lies in and one neighbour.
@@ -48,8 +48,8 @@ struct Forward {
     args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
     projected.reset(new A[small.n * args.projected_rows * small.w * D]);
     args.slope = slopes.data();
-    args.packed_top = packed_top.data();
-    args.packed_bottom = packed_bottom.data();
+    args.packed_top = packed_top.get();
+    args.packed_bottom = packed_bottom.get();
     args.bias = bias.empty() ? nullptr : bias.data();
     args.projected = projected.get();
     run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * E);
@@ -164,13 +164,12 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
     const std::vector<A> slopes = channel_slopes<T>(slope, C);
-    const std::vector<A> top_values = values<T>(top_weight),
-                         bottom_values = values<T>(bottom_weight);
-    const std::vector<A> packed_top = packed(top_values.data(), 1, C, C, D);
-    const std::vector<A> packed_bottom = packed(bottom_values.data(), 1, E, E, D);
+    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
+    const auto packed_top = packed(top_values.data(), 1, C, C, D);
+    const auto packed_bottom = packed(bottom_values.data(), 1, E, E, D);
     args.slope = slopes.data();
-    args.packed_top = packed_top.data();
-    args.packed_bottom = packed_bottom.data();
+    args.packed_top = packed_top.get();
+    args.packed_bottom = packed_bottom.get();
 
     const int64_t ld = MIRNET_KERNEL(padded, A)(C), lde = MIRNET_KERNEL(padded, A)(E);
     args.chunks = chunks_of(args.top, kChunkPixels, kMatrixChunks);

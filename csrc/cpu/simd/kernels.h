@@ -50,6 +50,7 @@ struct Chunks {
 struct PackArgs {
   const void* weight;
   int64_t stride_n, stride_k, n, k;
+  const void* scale;  // (k), of the packed type; null: 1
   void* out;
 };
 

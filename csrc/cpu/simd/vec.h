@@ -153,6 +153,23 @@ inline __attribute__((always_inline)) void reduce_each(Vec<A>* v, Op op) {
   }
 }
 
+// The square matrix of kLanes vectors, transposed in place: at each step the off-diagonal blocks of
+// `By` lanes change places.
+template <class A, int By = 1>
+inline __attribute__((always_inline)) void transpose(Vec<A>* v) {
+  if constexpr (By < kLanes<A>) {
+    constexpr int kAll = kLanes<A>;
+#pragma GCC unroll 16
+    for (int i = 0; i < kAll; ++i)
+      if (!(i & By)) {
+        const Vec<A> a = v[i], b = v[i + By];
+        v[i] = shuffled<A>(a, b, [](int l) { return l & By ? kAll + l - By : l; });
+        v[i + By] = shuffled<A>(a, b, [](int l) { return l & By ? kAll + l : l + By; });
+      }
+    transpose<A, 2 * By>(v);
+  }
+}
+
 template <class A>
 inline Vec<A> select(typename VecOf<A>::mask condition, Vec<A> yes, Vec<A> no) {
   return condition ? yes : no;
