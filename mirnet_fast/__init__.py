@@ -20,6 +20,7 @@ from .modules import (
     UpSample,
 )
 from .modules._arena import release_workspace
+from .ops.packed_weights import packed_weights_bytes
 from .pretrained import load_pretrained
 
 _root = Path(__file__).resolve().parent.parent
@@ -44,6 +45,7 @@ __all__ = [
     "load_checkpoint",
     "load_pretrained",
     "ops",
+    "packed_weights_bytes",
     "reference",
     "release_workspace",
     "restore",

@@ -15,13 +15,9 @@ void add_groups(const std::vector<double>& parts, int64_t groups, const Map& out
       sums[group / groups * out.c + c] += parts[group * out.c + c];
 }
 
-}  // namespace
-
-// The rows of the convolution from first_row on, as many as out has. residual may be out: a pixel
-// is read before it is written. x may not.
-void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
-                  OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums,
-                  int64_t first_row) {
+void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
+              OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums,
+              int64_t first_row, bool keep_weights) {
   check_input(kOp, x);
   check_map(kOp, "out", out);
   const int64_t C = check_weight(kOp, x, weight, 1);
@@ -40,7 +36,9 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
   const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
-  args.packed = pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true);
+  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true,
+                                        args.out.n * tiles_of(args.out), keep_weights);
+  args.packed = packed.get();
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
@@ -55,11 +53,22 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   if (sums) add_groups(parts, groups, args.out, static_cast<double*>(sums->data_ptr()));
 }
 
+}  // namespace
+
+// The rows of the convolution from first_row on, as many as out has. residual may be out: a pixel
+// is read before it is written. x may not.
+void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
+                  OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums,
+                  int64_t first_row) {
+  convolve(out, x, weight, bias, slope, residual, pooled, sums, first_row, true);
+}
+
 Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
                OptionalTensor residual) {
   check_input(kOp, x);
   Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 1), x.size(2), x.size(3));
-  conv3x3_into(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt, 0);
+  // The weights are trained, or made for a gradient: there would be no second time.
+  convolve(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt, 0, false);
   return out;
 }
 

@@ -7,11 +7,8 @@ namespace {
 
 constexpr const char* kOp = "conv_transpose3x3";
 
-}  // namespace
-
-// The rows of the convolution from 2 * first_row on, as many as out has. out may not be x.
-void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias,
-                            OptionalTensor slope, int64_t first_row) {
+void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
+              int64_t first_row, bool keep_weights) {
   check_input(kOp, x);
   check_map(kOp, "out", out);
   const int64_t C = check_weight(kOp, x, weight, 0);
@@ -29,7 +26,9 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
   args.out.sh *= 2;
   args.out.sw *= 2;
   const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
-  args.packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false);
+  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false,
+                                        args.out.n * tiles_of(args.out), keep_weights);
+  args.packed = packed.get();
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
@@ -37,10 +36,18 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
       args.block_tiles * 64 * std::max(args.in.c, C));
 }
 
+}  // namespace
+
+// The rows of the convolution from 2 * first_row on, as many as out has. out may not be x.
+void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias,
+                            OptionalTensor slope, int64_t first_row) {
+  convolve(out, x, weight, bias, slope, first_row, true);
+}
+
 Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
   check_input(kOp, x);
   Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3));
-  conv_transpose3x3_into(out, x, weight, bias, slope, 0);
+  convolve(out, x, weight, bias, slope, 0, false);
   return out;
 }
 

@@ -123,7 +123,9 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   args.conv.out.sw *= 2;
   const std::vector<float> biases = per_channel(conv_bias, C, 0);
   const std::vector<float> slopes = per_channel(slope, C, 1);
-  args.conv.packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false);
+  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight,
+                                        false, args.conv.out.n * tiles_of(args.conv.out), true);
+  args.conv.packed = packed.get();
   args.conv.bias = biases.data();
   args.conv.slope = slopes.data();
   set_blocks(args.conv);

@@ -1,13 +1,9 @@
-// What the convolutions share, checks; and those on simd/winograd.h: packing of weights, blocks.
+// What the convolutions share, checks; and those on simd/winograd.h: blocks.
 #pragma once
 
-#include "common.h"
+#include "packed_weights.h"
 
 namespace mirnet_fast::cpu {
-
-inline int64_t grouped(int64_t channels) {
-  return (channels + kConvGroup - 1) / kConvGroup * kConvGroup;
-}
 
 inline void check_float(const char* op, const char* name, const Tensor& tensor) {
   STD_TORCH_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, op, ": ", name,
@@ -90,42 +86,6 @@ inline Tensor channels_last_map(const Tensor& x, int64_t channels, int64_t h, in
                            std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
   ask_for_large_pages(map.data_ptr(), map.numel() * int64_t(map.element_size()));
   return map;
-}
-
-// Memory of the calling thread for the packed weights of one convolution, kept for the next: fresh
-// pages would cost more than packing does.
-inline float* packed_weights(int64_t inputs, int64_t outputs) {
-  static thread_local std::vector<float> memory;
-  constexpr size_t kLine = 16;
-  const size_t count = 36 * inputs * grouped(outputs) + kLine;
-  if (memory.size() < count) {
-    memory = {};
-    memory.resize(count);
-  }
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (kLine - address / sizeof(float) % kLine) % kLine;
-}
-
-// Packs a weight (outputs, inputs, 3, 3), or with these two in the other order. Packing takes less
-// than a hundredth of the smallest convolution of the network; packed weights that were kept would
-// take four times the memory, be read from there each time, and could be stale.
-inline const float* pack_for(void (*kernel)(const ConvPackArgs&, int64_t, int64_t),
-                             const Tensor& weight, bool outputs_first) {
-  ConvPackArgs args{};
-  args.outputs = weight.size(outputs_first ? 0 : 1);
-  args.inputs = weight.size(outputs_first ? 1 : 0);
-  args.output_stride = 9 * (outputs_first ? args.inputs : 1);
-  args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
-  std::vector<float> copied;
-  const bool in_order = weight.is_contiguous();
-  if (!in_order) copied = values<float>(weight);
-  args.weight = in_order ? static_cast<const float*>(weight.data_ptr()) : copied.data();
-  args.packed = packed_weights(args.inputs, args.outputs);
-  const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
-  const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
-  const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
-  run(kernel, args, panels * chunks, 36 * panel * kPackInputs);
-  return args.packed;
 }
 
 }  // namespace mirnet_fast::cpu

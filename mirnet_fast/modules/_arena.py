@@ -17,6 +17,8 @@ from collections import deque
 
 import torch
 
+from ..ops.packed_weights import release_packed_weights
+
 PAGE = 4096
 SMALLEST = 2**21  # maps below one large page are usually left to torch
 KEPT_BYTES = 2**30
@@ -186,11 +188,12 @@ def _keep(arena):
 def release_workspace():
     """Give back the memory that forwards without gradients on the CPU keep for the next one.
 
-    That is at most 1 GiB in all, of any number of networks and threads. Safe at any time: a
-    forward that is running keeps what it uses.
+    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
+    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
     """
     with _keeping:
         _kept.clear()
+    release_packed_weights()
 
 
 def empty_map(shape, like):

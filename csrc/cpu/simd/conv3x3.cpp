@@ -9,8 +9,10 @@ namespace mirnet_fast::cpu::MIRNET_ISA {
 // Units [begin, end).
 template <class T>
 void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
-  for (int64_t unit = begin; unit < end; ++unit)
-    pack_weights<ThreeTaps, ThreeTaps>(args, pack_unit(args, unit), args.packed);
+  for (int64_t i = begin; i < end; ++i) {
+    const PackUnit unit = pack_unit(args, i);
+    pack_weights<ThreeTaps, ThreeTaps>(args, unit, PackedTaps(args, unit), args.packed);
+  }
 }
 
 // Blocks [begin, end) of N * blocks.

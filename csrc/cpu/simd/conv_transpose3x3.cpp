@@ -15,11 +15,12 @@ void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end
   const int64_t each = args.inputs * columns;
   for (int64_t i = begin; i < end; ++i) {
     const PackUnit unit = pack_unit(args, i);
+    const PackedTaps taps(args, unit);
     float* packed = args.packed;
-    pack_weights<OneTap, OneTap>(args, unit, packed);
-    pack_weights<OneTap, TwoTaps>(args, unit, packed += kWeights<OneTap, OneTap> * each);
-    pack_weights<TwoTaps, OneTap>(args, unit, packed += kWeights<OneTap, TwoTaps> * each);
-    pack_weights<TwoTaps, TwoTaps>(args, unit, packed += kWeights<TwoTaps, OneTap> * each);
+    pack_weights<OneTap, OneTap>(args, unit, taps, packed);
+    pack_weights<OneTap, TwoTaps>(args, unit, taps, packed += kWeights<OneTap, OneTap> * each);
+    pack_weights<TwoTaps, OneTap>(args, unit, taps, packed += kWeights<OneTap, TwoTaps> * each);
+    pack_weights<TwoTaps, TwoTaps>(args, unit, taps, packed += kWeights<TwoTaps, OneTap> * each);
   }
 }
 

@@ -133,7 +133,14 @@ struct UpArgs {
 // A 3x3 convolution's weights are packed with the output channels in whole groups of this many.
 constexpr int64_t kConvGroup = 16;
 // They are packed for so many input channels at a time.
-constexpr int64_t kPackInputs = 8;
+constexpr int64_t kPackInputs = 16;
+
+struct FingerprintArgs {
+  const float* values;
+  int64_t count;
+  uint64_t* prints;  // one for each kFingerprintValues values
+};
+constexpr int64_t kFingerprintValues = 16384;
 
 struct ConvPackArgs {
   const float* weight;  // filters of 9
@@ -176,6 +183,8 @@ struct ConvTailArgs {
   void conv3x3_pack(const ConvPackArgs&, int64_t begin, int64_t end);           \
   template <class A>                                                            \
   void conv_transpose3x3_pack(const ConvPackArgs&, int64_t begin, int64_t end); \
+  template <class A>                                                            \
+  void fingerprint(const FingerprintArgs&, int64_t begin, int64_t end);         \
   template <class A>                                                            \
   void conv1x1_rows(const ConvArgs&, int64_t begin, int64_t end);               \
   template <class A>                                                            \

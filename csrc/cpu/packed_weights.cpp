@@ -1,0 +1,167 @@
+#include "packed_weights.h"
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <tuple>
+
+namespace mirnet_fast::cpu {
+
+namespace {
+
+constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
+
+// From so many tiles on packing takes less than a sixth of the convolution: not kept, as the
+// packed weights take four times the memory of the weights.
+constexpr int64_t kFewTiles = 128;
+constexpr int64_t kLine = 64;
+
+// (address of the weight, outputs, inputs, packing): the last stands for op and instruction set.
+using Key = std::tuple<const void*, int64_t, int64_t, Packing>;
+using Fingerprint = std::vector<uint64_t>;
+
+class Kept {
+ public:
+  // Null if there are none of these values.
+  PackedWeights find(const Key& key, const Fingerprint& print) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    ++clock_;
+    const auto found = entries_.find(key);
+    if (found == entries_.end()) return nullptr;
+    found->second.last_use = clock_;
+    return found->second.print == print ? found->second.weights : nullptr;
+  }
+
+  // Whether there is room for so many bytes more. What was not used for a few forwards makes room,
+  // but nothing else: networks that take turns would keep nothing for each other.
+  bool has_room(int64_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    constexpr uint64_t kFewForwards = 1000;
+    for (auto i = entries_.begin(); bytes_ + bytes > limit_ && i != entries_.end();)
+      i = clock_ - i->second.last_use > kFewForwards ? erase(i) : std::next(i);
+    return bytes_ + bytes <= limit_;
+  }
+
+  void add(const Key& key, Fingerprint print, PackedWeights weights, int64_t bytes) {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    const auto old = entries_.find(key);
+    if (old != entries_.end()) erase(old);
+    entries_[key] = {std::move(print), std::move(weights), bytes, clock_};
+    bytes_ += bytes;
+  }
+
+  void clear() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    entries_.clear();
+    bytes_ = 0;
+  }
+
+  int64_t bytes() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    return bytes_;
+  }
+
+ private:
+  struct Entry {
+    Fingerprint print;
+    PackedWeights weights;
+    int64_t bytes;
+    uint64_t last_use;
+  };
+
+  static int64_t limit_from_environment() {
+    const char* value = std::getenv(kVariable);
+    if (value == nullptr || *value == '\0') return int64_t(1) << 30;
+    char* end;
+    const long long megabytes = std::strtoll(value, &end, 10);
+    STD_TORCH_CHECK(*end == '\0' && megabytes >= 0 && megabytes < (1 << 30), kVariable,
+                    " must be a number of megabytes, 0 or more; got '", value, "'");
+    return megabytes << 20;
+  }
+
+  std::map<Key, Entry>::iterator erase(std::map<Key, Entry>::iterator i) {
+    bytes_ -= i->second.bytes;
+    return entries_.erase(i);
+  }
+
+  std::mutex mutex_;
+  std::map<Key, Entry> entries_;
+  const int64_t limit_ = limit_from_environment();
+  int64_t bytes_ = 0;
+  uint64_t clock_ = 0;
+};
+
+// Never destroyed: threads may still compute when the process ends.
+Kept& kept() {
+  static Kept* const all = new Kept;
+  return *all;
+}
+
+Fingerprint fingerprint_of(const float* values, int64_t count) {
+  Fingerprint print((count + kFingerprintValues - 1) / kFingerprintValues);
+  const FingerprintArgs args{values, count, print.data()};
+  run(MIRNET_KERNEL(fingerprint, float), args, int64_t(print.size()), kFingerprintValues);
+  return print;
+}
+
+// Memory of the calling thread for the packed weights of one convolution: fresh pages would cost
+// more than packing does.
+float* memory_of_thread(size_t count) {
+  static thread_local std::vector<float> memory;
+  constexpr size_t kSpare = kLine / sizeof(float);
+  if (memory.size() < count + kSpare) {
+    memory = {};
+    memory.resize(count + kSpare);
+  }
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (kSpare - address / sizeof(float) % kSpare) % kSpare;
+}
+
+}  // namespace
+
+PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first, int64_t tiles,
+                       bool keep) {
+  ConvPackArgs args{};
+  args.outputs = weight.size(outputs_first ? 0 : 1);
+  args.inputs = weight.size(outputs_first ? 1 : 0);
+  args.output_stride = 9 * (outputs_first ? args.inputs : 1);
+  args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
+  const Ordered<float> values(weight);
+  args.weight = values.data();
+  const int64_t count = 36 * args.inputs * grouped(args.outputs);
+  const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
+  const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
+  const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
+  const auto pack_to = [&](float* packed) {
+    args.packed = packed;
+    run(packing, args, panels * chunks, 36 * panel * kPackInputs);
+    return packed;
+  };
+  const auto once = [&] {
+    return PackedWeights(PackedWeights(), pack_to(memory_of_thread(count)));
+  };
+  if (!keep || tiles > kFewTiles || !weight.is_contiguous()) return once();
+
+  const Key key{args.weight, args.outputs, args.inputs, packing};
+  Fingerprint print = fingerprint_of(args.weight, weight.numel());
+  if (PackedWeights found = kept().find(key, print)) return found;
+  const int64_t bytes = (count * int64_t(sizeof(float)) + kLine - 1) / kLine * kLine;
+  if (!kept().has_room(bytes)) return once();
+  auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
+  if (memory == nullptr) return once();
+  ask_for_large_pages(memory, bytes);
+  const PackedWeights result(pack_to(memory), [memory](const float*) { std::free(memory); });
+  kept().add(key, std::move(print), result, bytes);
+  return result;
+}
+
+int64_t packed_weights_bytes() { return kept().bytes(); }
+
+void release_packed_weights() { kept().clear(); }
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CompositeExplicitAutograd, m) {
+  m.impl("packed_weights_bytes", TORCH_BOX(&packed_weights_bytes));
+  m.impl("release_packed_weights", TORCH_BOX(&release_packed_weights));
+}
+
+}  // namespace mirnet_fast::cpu

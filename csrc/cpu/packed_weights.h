@@ -1,0 +1,28 @@
+// The packed weights of the Winograd convolutions, kept from one call to the next where that pays.
+//
+// Packing a filter takes as long as about 20 tiles of the convolution; for a small map that is a
+// quarter of it. So there the packed weights stay, found by the weight's address, and are used
+// only if the weight's values are those that they were made from: every call reads all of them.
+// Whatever changed a weight, and through whatever alias, it is noticed; and what came to lie at
+// the address of one that is gone with the same values has the same packed weights.
+#pragma once
+
+#include <memory>
+
+#include "common.h"
+
+namespace mirnet_fast::cpu {
+
+using PackedWeights = std::shared_ptr<const float>;
+using Packing = void (*)(const ConvPackArgs&, int64_t begin, int64_t end);
+
+inline int64_t grouped(int64_t channels) {
+  return (channels + kConvGroup - 1) / kConvGroup * kConvGroup;
+}
+
+// The packed form of a weight (outputs, inputs, 3, 3), or with these two in the other order, for
+// a convolution of so many tiles. Without `keep` it is valid until the calling thread's next one.
+PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first, int64_t tiles,
+                       bool keep);
+
+}  // namespace mirnet_fast::cpu
