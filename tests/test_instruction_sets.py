@@ -28,7 +28,8 @@ def test_numerics(isa):
         pytest.skip(f"this processor has {INFO['isa_detected']} at most, not {isa}")
     # Two layouts of each case: the lanes past the last channel, and the transposing loads.
     tests = "test_contract or (test_float64 and dense and (channels_last or nchw))"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops", "-k", tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/ops"]
+    command += ["tests/test_packed_weights.py", "-k", tests]
     environment = os.environ | {"MIRNET_FAST_CPU_ISA": isa} | TORCH[isa]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]

@@ -67,6 +67,10 @@ inline Shape shape_of(const Tensor& tensor) {
   return Shape(tensor.sizes().begin(), tensor.sizes().end());
 }
 
+inline Shape strides_of(const Tensor& tensor) {
+  return Shape(tensor.strides().begin(), tensor.strides().end());
+}
+
 // A CPU tensor of this shape and of the dtype of `first`.
 inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
                   const Tensor& first) {
@@ -202,16 +206,18 @@ class Ordered {
   using A = Acc<T>;
   explicit Ordered(const Tensor& t) {
     if constexpr (std::is_same_v<T, A>) {
-      if (t.is_contiguous()) data_ = static_cast<const A*>(t.data_ptr());
+      tensor_ = torch::stable::contiguous(t);
+      data_ = static_cast<const A*>(tensor_.data_ptr());
+    } else {
+      copied_ = values<T>(t);
+      data_ = copied_.data();
     }
-    if (data_ != nullptr) return;
-    copied_ = values<T>(t);
-    data_ = copied_.data();
   }
   Ordered(const Ordered&) = delete;
   const A* data() const { return data_; }
 
  private:
+  Tensor tensor_;
   std::vector<A> copied_;
   const A* data_ = nullptr;
 };

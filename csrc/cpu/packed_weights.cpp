@@ -1,5 +1,9 @@
 #include "packed_weights.h"
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -16,8 +20,8 @@ constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 constexpr int64_t kFewTiles = 128;
 constexpr int64_t kLine = 64;
 
-// (address of the weight, outputs, inputs, packing): the last stands for op and instruction set.
-using Key = std::tuple<const void*, int64_t, int64_t, Packing>;
+// Where the weight lies and how, and its packing, which stands for op and instruction set.
+using Key = std::tuple<const void*, Shape, Shape, Packing>;
 using Fingerprint = std::vector<uint64_t>;
 
 class Kept {
@@ -55,6 +59,9 @@ class Kept {
     entries_.clear();
     bytes_ = 0;
   }
+
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
   int64_t bytes() {
     const std::lock_guard<std::mutex> guard(mutex_);
@@ -94,12 +101,26 @@ class Kept {
 // Never destroyed: threads may still compute when the process ends.
 Kept& kept() {
   static Kept* const all = new Kept;
+#if defined(__unix__) || defined(__APPLE__)
+  // A child that was forked while another thread held it would wait for ever.
+  static const int at_fork =
+      pthread_atfork([] { all->lock(); }, [] { all->unlock(); }, [] { all->unlock(); });
+  (void)at_fork;
+#endif
   return *all;
 }
 
-Fingerprint fingerprint_of(const float* values, int64_t count) {
+// Whether its elements, in whatever order, are all that lies from its first one to its last.
+bool fills_its_memory(const Tensor& weight) {
+  int64_t span = 1;
+  for (int64_t d = 0; d < weight.dim(); ++d) span += (weight.size(d) - 1) * weight.stride(d);
+  return span == weight.numel();
+}
+
+Fingerprint fingerprint_of(const Tensor& weight) {
+  const int64_t count = weight.numel();
   Fingerprint print((count + kFingerprintValues - 1) / kFingerprintValues);
-  const FingerprintArgs args{values, count, print.data()};
+  const FingerprintArgs args{static_cast<const float*>(weight.data_ptr()), count, print.data()};
   run(MIRNET_KERNEL(fingerprint, float), args, int64_t(print.size()), kFingerprintValues);
   return print;
 }
@@ -126,13 +147,13 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   args.inputs = weight.size(outputs_first ? 1 : 0);
   args.output_stride = 9 * (outputs_first ? args.inputs : 1);
   args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
-  const Ordered<float> values(weight);
-  args.weight = values.data();
   const int64_t count = 36 * args.inputs * grouped(args.outputs);
   const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
   const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
   const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
   const auto pack_to = [&](float* packed) {
+    const Ordered<float> values(weight);
+    args.weight = values.data();
     args.packed = packed;
     run(packing, args, panels * chunks, 36 * panel * kPackInputs);
     return packed;
@@ -140,10 +161,10 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   const auto once = [&] {
     return PackedWeights(PackedWeights(), pack_to(memory_of_thread(count)));
   };
-  if (!keep || tiles > kFewTiles || !weight.is_contiguous()) return once();
+  if (!keep || tiles > kFewTiles || !fills_its_memory(weight)) return once();
 
-  const Key key{args.weight, args.outputs, args.inputs, packing};
-  Fingerprint print = fingerprint_of(args.weight, weight.numel());
+  const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing};
+  Fingerprint print = fingerprint_of(weight);
   if (PackedWeights found = kept().find(key, print)) return found;
   const int64_t bytes = (count * int64_t(sizeof(float)) + kLine - 1) / kLine * kLine;
   if (!kept().has_room(bytes)) return once();
@@ -151,7 +172,8 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   if (memory == nullptr) return once();
   ask_for_large_pages(memory, bytes);
   const PackedWeights result(pack_to(memory), [memory](const float*) { std::free(memory); });
-  kept().add(key, std::move(print), result, bytes);
+  // Not if another thread changed the weight meanwhile.
+  if (fingerprint_of(weight) == print) kept().add(key, std::move(print), result, bytes);
   return result;
 }
 
