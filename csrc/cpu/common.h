@@ -11,6 +11,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -189,14 +190,29 @@ Tensor tensor_of(const Tensor& like, const std::vector<V>& contents) {
   return result;
 }
 
-// kernel(args, begin, end) over [0, count), in parallel from about 16,000 values up.
+// kernel(args, begin, end) over [0, count), in parallel from about 16,000 values up. Every thread
+// has a share, of which it takes a piece at a time, and then helps with the others: no two
+// processors are equally fast all the time.
 template <class Args>
 void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_t count,
          int64_t values_each) {
   if (count == 0) return;
+  constexpr int64_t kPieces = 16;
   const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(values_each, 1));
-  torch::stable::parallel_for(0, count, grain,
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), (count + grain - 1) / grain);
+  if (threads == 1) return kernel(args, 0, count);
+  std::vector<std::atomic<int64_t>> taken(threads);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    for (int64_t thread = first; thread < last; ++thread)
+      for (int64_t i = 0; i < threads; ++i) {
+        const int64_t share = (thread + i) % threads;
+        const int64_t begin = count * share / threads, end = count * (share + 1) / threads;
+        const int64_t piece = std::max<int64_t>(1, (end - begin) / kPieces);
+        for (int64_t at; (at = begin + piece * taken[share]++) < end;)
+          kernel(args, at, std::min(at + piece, end));
+      }
+  });
 }
 
 // The values of a weight in order: where they lie if they lie so.

@@ -15,9 +15,10 @@ namespace {
 
 constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 
-// From so many tiles on packing takes less than a sixth of the convolution: not kept, as the
-// packed weights take four times the memory of the weights.
-constexpr int64_t kFewTiles = 128;
+// The packed weights take four times the memory of the weights. They are kept where making them
+// anew would count, which is a matter of the tiles, and where the map is small against the
+// network's others: of so many multiply-adds.
+constexpr int64_t kFewTiles = 256, kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
 
 // Where the weight lies and how, and its packing, which stands for op and instruction set.
@@ -161,7 +162,8 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   const auto once = [&] {
     return PackedWeights(PackedWeights(), pack_to(memory_of_thread(count)));
   };
-  if (!keep || tiles > kFewTiles || !fills_its_memory(weight)) return once();
+  if (!keep || tiles > kFewTiles || tiles * count > kFewProducts || !fills_its_memory(weight))
+    return once();
 
   const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing};
   Fingerprint print = fingerprint_of(weight);

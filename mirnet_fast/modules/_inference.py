@@ -85,17 +85,19 @@ def activated_conv(first, activation, second, x, statistics=None):
         return convolved(second, activated(first, activation, x))
     n, _, height, width = x.shape
     out = empty_map((n, second.out_channels, height, width), x)
-    pooled = sums = None
+    every, pooled, sums = bands(x), None, None
     if statistics is not None and by_engine:
         pooled = x.new_empty(n, 2, height, width)
-        sums = x.new_zeros(n, second.out_channels, dtype=torch.float64)
-        statistics += pooled, sums
+        sums = x.new_empty(len(every), n, second.out_channels, dtype=torch.float64)
     halo = second.padding[0]
-    for begin, end in bands(x):
+    for i, (begin, end) in enumerate(every):
         above, below = max(begin - halo, 0), min(end + halo, height)
         between = rows(first, activation, x, above, below)
         parts = [None if whole is None else whole[:, :, begin:end] for whole in (out, pooled)]
-        rows(second, None, between, begin - above, end - above, *parts, sums)
+        parts.append(None if sums is None else sums[i])
+        rows(second, None, between, begin - above, end - above, *parts)
+    if pooled is not None:
+        statistics += pooled, sums.sum(0) if len(every) > 1 else sums[0]
     return out
 
 
@@ -112,7 +114,7 @@ def add_conv(conv, x, residual):
 def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, residual=None):
     """Rows [begin, end) of activation(conv(x)) + residual for what `runs_in_rows`, in `out` if given.
 
-    pooled and sums are those of conv3x3_into, sums added to what is there.
+    pooled and sums are those of conv3x3_into.
     """
     if not _fits_engine(conv, activation, x):
         result = _conv_rows(conv, x, begin, end)
@@ -127,11 +129,8 @@ def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, resi
     if conv.kernel_size == (1, 1):
         torch.ops.mirnet_fast_cpu.conv1x1_into(out, x[:, :, begin:end], conv.weight, conv.bias, slope)
         return out
-    part = None if sums is None else torch.empty_like(sums)
-    arguments = conv.weight, conv.bias, slope, residual, pooled, part
+    arguments = conv.weight, conv.bias, slope, residual, pooled, sums
     torch.ops.mirnet_fast_cpu.conv3x3_into(out, x, *arguments, first_row=begin)
-    if sums is not None:
-        sums += part
     return out
 
 

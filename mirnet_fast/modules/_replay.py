@@ -39,6 +39,7 @@ _FUNCTIONS = {
     _aten.conv2d.default,
     _aten.conv_transpose2d.input,  # of maps too small for the engine
     _aten.div.Tensor,
+    _aten.sum.dim_IntList,
     torch.ops.mirnet_fast_cpu.skff_pool.default,
 }
 
@@ -167,8 +168,6 @@ class _Recorder(TorchDispatchMode):
             return result
         if function._schema.is_mutable:
             self._add(function, args, kwargs)
-        elif function is _aten.new_zeros.default:
-            self._add(_aten.zero_.default, (result,), {})
         elif function in _FUNCTIONS:
             self._add(_overwrite, (result, function, args, kwargs), {})
         else:

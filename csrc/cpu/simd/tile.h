@@ -411,7 +411,9 @@ inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A*
   constexpr int kTogether = kLanes<A>;
   for (int64_t i = 0; i < count; i += kTogether) {
     const int64_t valid = least(kTogether, count - i);
-    Vec<A> best[kTogether]{}, sum[kTogether]{};
+    // Not `best[kTogether]{}`: for that the compiler calls a slow instruction.
+    Vec<A> best[kTogether], sum[kTogether];
+    for (int64_t j = valid; j < kTogether; ++j) best[j] = sum[j] = Vec<A>{};
     for (int64_t j = 0; j < valid; ++j) {
       const A* pixel = x.data + (i + j) * x.ld;
       Vec<A> b = splat<A>(-__builtin_inf()), s{};

@@ -444,18 +444,19 @@ inline void panel_products(const Work& work, int64_t column) {
   const float* weights = args.packed + column * k * kAll;
   // Of rows as equal as can be: a group of one or two would wait for its weights.
   const int64_t groups = (work.count + kRows - 1) / kRows, calls = groups * kSharing;
+  const int64_t fewer = work.count / groups, with_one_more = work.count % groups;
   const int64_t lines = (kWidth + calls - 1) / calls;
-  int64_t call = 0;
+  int64_t call = 0, call_of_weight = 0;
   each_point<Rows, Cols>([&](int64_t p, int64_t index) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
     float* out = work.products + p * plane(args.block_tiles, kWidth);
     for (int64_t group = 0; group < groups; ++group) {
-      const int64_t t = work.count * group / groups, next = work.count * (group + 1) / groups;
+      const int64_t rows = fewer + (group < with_one_more ? 1 : 0);
       const int64_t row = least(call, work.count * kOut - 1);
-      Ahead ahead{in + t * work.in_ld,
+      Ahead ahead{in,
                   work.next_out[row] + column,
                   work.next_residual[row],
-                  weights + (index + 1) * each + call % calls * lines * k,
+                  weights + (index + 1) * each + call_of_weight * lines * k,
                   work.in_ld,
                   args.out.sw,
                   args.residual.sw,
@@ -467,8 +468,10 @@ inline void panel_products(const Work& work, int64_t column) {
         if (index + 1 == kAll) ahead.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
-      multiply_rows<N>(next - t, in + t * work.in_ld, work.in_ld, weights + index * each, k,
-                       out + t * kWidth, ahead);
+      if (++call_of_weight == calls) call_of_weight = 0;
+      multiply_rows<N>(rows, in, work.in_ld, weights + index * each, k, out, ahead);
+      in += rows * work.in_ld;
+      out += rows * kWidth;
     }
   });
 }
