@@ -333,19 +333,31 @@ inline void micro_rows(int64_t rows, const A* a, int64_t sm, int64_t sk, const A
   }
 }
 
+// Rows in groups that the registers have room for, as equal as can be: one or two rows alone would
+// wait for their weights.
+struct RowGroups {
+  int64_t count, fewest, larger;
+  explicit RowGroups(int64_t rows)
+      : count((rows + kRows - 1) / kRows),
+        fewest(rows / (count > 0 ? count : 1)),
+        larger(rows - fewest * count) {}
+  int64_t rows(int64_t group) const { return fewest + (group < larger ? 1 : 0); }
+};
+
 // out (m x padded n, leading dimension ldo) (+)= a (m x k) times w. Panels of up to kMaxVectors
 // vectors of columns; a panel's rows are `ldw` apart, or packed where ldw is 0.
 template <class A>
 inline void gemm(const A* a, int64_t sm, int64_t sk, int64_t m, const A* w, int64_t ldw, int64_t k,
                  int64_t n, A* out, int64_t ldo, bool accumulate) {
   const int64_t vectors = pad<A>(n) / kLanes<A>;
+  const RowGroups groups(m);
   for (int64_t v = 0; v < vectors; v += kMaxVectors) {
     const int64_t take = least(kMaxVectors, vectors - v);
     const int64_t column = v * kLanes<A>;
     const A* panel = ldw == 0 ? w + column * k : w + column;
     const int64_t step = ldw == 0 ? take * kLanes<A> : ldw;
-    for (int64_t i = 0; i < m; i += kRows) {
-      const int64_t rows = least(kRows, m - i);
+    for (int64_t i = 0, group = 0; i < m; i += groups.rows(group++)) {
+      const int64_t rows = groups.rows(group);
       A* o = out + i * ldo + column;
       if (take == 1) micro_rows<A, 1>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
       if (take == 2) micro_rows<A, 2>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);

@@ -442,16 +442,15 @@ inline void panel_products(const Work& work, int64_t column) {
   constexpr int kAll = kWeights<Rows, Cols>, kSharing = Rows::kPoints * Cols::kPoints / kAll;
   const int64_t k = args.in.c, each = k * kWidth;
   const float* weights = args.packed + column * k * kAll;
-  // Of rows as equal as can be: a group of one or two would wait for its weights.
-  const int64_t groups = (work.count + kRows - 1) / kRows, calls = groups * kSharing;
-  const int64_t fewer = work.count / groups, with_one_more = work.count % groups;
+  const RowGroups groups(work.count);
+  const int64_t calls = groups.count * kSharing;
   const int64_t lines = (kWidth + calls - 1) / calls;
   int64_t call = 0, call_of_weight = 0;
   each_point<Rows, Cols>([&](int64_t p, int64_t index) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
     float* out = work.products + p * plane(args.block_tiles, kWidth);
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t rows = fewer + (group < with_one_more ? 1 : 0);
+    for (int64_t group = 0; group < groups.count; ++group) {
+      const int64_t rows = groups.rows(group);
       const int64_t row = least(call, work.count * kOut - 1);
       Ahead ahead{in,
                   work.next_out[row] + column,
