@@ -15,9 +15,9 @@ namespace {
 
 constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 
-// The packed weights take four times the memory of the weights. They are kept where making them
-// anew would count, which is a matter of the tiles, and where the map is small against the
-// network's others: of so many multiply-adds.
+// The packed weights take four times the memory of the weights. They are kept where packing counts
+// beside the convolution, which is a matter of the tiles, and where that is of few multiply-adds:
+// a large image, whose maps take memory enough, keeps none for its lower resolutions either.
 constexpr int64_t kFewTiles = 256, kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
 

@@ -445,7 +445,7 @@ inline void panel_products(const Work& work, int64_t column) {
   const RowGroups groups(work.count);
   const int64_t calls = groups.count * kSharing;
   const int64_t lines = (kWidth + calls - 1) / calls;
-  int64_t call = 0, call_of_weight = 0;
+  int64_t call = 0;
   each_point<Rows, Cols>([&](int64_t p, int64_t index) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
     float* out = work.products + p * plane(args.block_tiles, kWidth);
@@ -455,7 +455,7 @@ inline void panel_products(const Work& work, int64_t column) {
       Ahead ahead{in,
                   work.next_out[row] + column,
                   work.next_residual[row],
-                  weights + (index + 1) * each + call_of_weight * lines * k,
+                  weights + (index + 1) * each + (call - index * calls) * lines * k,
                   work.in_ld,
                   args.out.sw,
                   args.residual.sw,
@@ -467,7 +467,6 @@ inline void panel_products(const Work& work, int64_t column) {
         if (index + 1 == kAll) ahead.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
-      if (++call_of_weight == calls) call_of_weight = 0;
       multiply_rows<N>(rows, in, work.in_ld, weights + index * each, k, out, ahead);
       in += rows * work.in_ld;
       out += rows * kWidth;
