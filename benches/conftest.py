@@ -1,4 +1,4 @@
-"""Collects the rows of the benchmarks: a table at the end of the run, and --results FILE."""
+"""Collects the rows of the benchmarks: --results FILE, row by row, and a table at the end of the run."""
 
 from pathlib import Path
 
@@ -32,11 +32,16 @@ def same_values():
 
 @pytest.fixture
 def record(request, benchmark):
-    """Takes the finished row of a benchmark."""
+    """Takes the finished row of a benchmark, also into the file: a whole run may take hours."""
 
     def take(row):
         benchmark.extra_info.update(row)
-        request.config.stash[ROWS].append(row)
+        rows = request.config.stash[ROWS]
+        rows.append(row)
+        target = request.config.getoption("results")
+        if target:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(harness.results_text(rows))
 
     return take
 
@@ -48,8 +53,5 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("mirnet_fast against the others, medians of interleaved rounds")
     for line in harness.table(rows):
         terminalreporter.write_line(line, red=line.endswith("LOSES"))
-    target = config.getoption("results")
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(harness.results_text(rows))
+    if target := config.getoption("results"):
         terminalreporter.write_line(f"written: {target}")

@@ -193,13 +193,14 @@ def timed(benchmark, variants, yardsticks, budget):
     their turn, in rotated order, so that nobody always follows the same one.
 
     Args:
-        budget: about so many seconds go into the rounds, but there are at least 5 and at most 50.
+        budget: about so many seconds go into the rounds, but there are at least 5 and at most 50;
+            where a round takes more than a minute and a half, 3 are enough.
     """
     calls = variants | yardsticks
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     # The variants have run once, when their answers were compared; this is the last warm-up.
     one_round = sum(t for [t] in measure.interleave(calls, 1, 0, synchronize).values())
-    rounds = ROUNDS or min(50, max(5, round(budget / one_round)))
+    rounds = ROUNDS or min(50, max(3 if one_round > 90 else 5, round(budget / one_round)))
     others = [name for name in calls if name != FAST]
     times = {name: [] for name in others}
     turns = itertools.count()
