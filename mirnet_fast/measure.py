@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from . import _native
+
 
 def interleave(variants, rounds, warmup=1, synchronize=None):
     """Time several callables round by round, so that a noisy machine is noisy for all of them.
@@ -106,6 +108,7 @@ def machine():
     """The machine, the versions and the commit, as {str: str, int or None}."""
     return {
         "cpu": _cpu_model(),
+        "cpu_isa": _native.build_info().get("isa_active"),
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

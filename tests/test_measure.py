@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirnet_fast import measure
+from mirnet_fast import _native, measure
 
 MEGABYTE = 2**20
 
@@ -82,3 +82,4 @@ def test_machine():
     assert machine["torch"] == torch.__version__
     assert machine["threads"] == torch.get_num_threads()
     assert machine["cores"] >= 1 and machine["cpu"]
+    assert machine["cpu_isa"] in (_native.ISAS if _native.build_info()["compiled"] else (None,))
