@@ -81,8 +81,6 @@ void dau_gate(const DauArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-constexpr int64_t kAtOnce = 2 * kRows;
-
 // out = A (spatial_gate r) + B (channel_gate r) + bias + x; rows [begin, end) of N * H.
 template <class T>
 void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
@@ -101,8 +99,7 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
       });
     const A* packed_channel =
         static_cast<const A*>(args.packed_channel) + n * args.packed_channel_stride;
-    // A few pixels at a time, each time asking memory for what the sums and the next tile need:
-    // asked for at once, most of it would be dropped.
+    // Each time asking for what the sums and the next tile need.
     for (int64_t i = 0; i < count; i += kAtOnce) {
       const int64_t some = least(kAtOnce, count - i);
       if (residual) prefetch_tile<T>(args.x, n, h, w + i, some);

@@ -21,10 +21,14 @@ void down_tail(const DownArgs& args, int64_t begin, int64_t end) {
     resample<T>(args.top, args.rows, args.cols, n, h, w, count, static_cast<const A*>(args.slope),
                 line, top, ld);
     resample<T>(args.bottom, args.rows, args.cols, n, h, w, count, nullptr, line, bottom, ld);
-    gemm<A>(top, ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs, sum,
-            ldo, false);
-    gemm<A>(bottom, ld, 1, count, static_cast<const A*>(args.packed_bottom), 0, channels, outputs,
-            sum, ldo, true);
+    for (int64_t i = 0; i < count; i += kAtOnce) {
+      const int64_t some = least(kAtOnce, count - i);
+      prefetch_tile<T>(args.out, n, h, w + i, some);
+      gemm<A>(top + i * ld, ld, 1, some, static_cast<const A*>(args.packed_top), 0, channels,
+              outputs, sum + i * ldo, ldo, false);
+      gemm<A>(bottom + i * ld, ld, 1, some, static_cast<const A*>(args.packed_bottom), 0, channels,
+              outputs, sum + i * ldo, ldo, true);
+    }
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
       const Vec<A> v = load(sum + i * ldo + c, Full{});
       return bias == nullptr ? v : v + load(bias + c, span);

@@ -10,6 +10,9 @@ namespace mirnet_fast::cpu::MIRNET_ISA {
 // 48 pixels: a multiple of the GEMM's 6 rows; 64 channels of both halves take 24 KiB.
 constexpr int64_t kTile = 48;
 constexpr int kRows = 6;
+// Memory is asked for what so many pixels will need while their products are made: asked for at
+// once, what a whole tile needs would keep these waiting.
+constexpr int64_t kAtOnce = 2 * kRows;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -307,11 +310,11 @@ inline void micro(const A* a, int64_t sm, int64_t sk, const A* w, int64_t ldw, i
     } while (++k < last);
   } while (k < k_count);
   // `out` joins last: over many tiles the sum of short sums rounds less than one long sum.
-  if (accumulate)
-    for (int i = 0; i < R; ++i)
-      for (int j = 0; j < V; ++j) sum[i][j] += load(out + i * ldo + j * kLanes<A>, Full{});
   for (int i = 0; i < R; ++i)
-    for (int j = 0; j < V; ++j) store(out + i * ldo + j * kLanes<A>, sum[i][j], Full{});
+    for (int j = 0; j < V; ++j) {
+      A* const to = out + i * ldo + j * kLanes<A>;
+      store(to, accumulate ? sum[i][j] + load(to, Full{}) : sum[i][j], Full{});
+    }
 }
 
 template <class A, int V>
