@@ -400,10 +400,10 @@ def _digits(value, digits=4):
     return float(f"{value:.{digits}g}")
 
 
-def results_text(rows):
+def results_text(machine, rows):
     """The result file: what it was measured on, then one row a line, so that a diff shows rows."""
     lines = ",\n".join(f"  {json.dumps(row)}" for row in sorted(rows, key=_order))
-    return f'{{\n"machine": {json.dumps(measure.machine(), indent=1)},\n"rows": [\n{lines}\n]\n}}\n'
+    return f'{{\n"machine": {json.dumps(machine, indent=1)},\n"rows": [\n{lines}\n]\n}}\n'
 
 
 def table(rows):
