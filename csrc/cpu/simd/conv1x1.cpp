@@ -19,13 +19,12 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
     for (int64_t column = 0; column < outputs; column += kPanel) {
       const int64_t width = least(kPanel, outputs - column);
       // A panel's share of the next tile, and where its outputs go: waiting for that memory only
-      // when they are stored takes as long as a third of the products. These few lines come into
-      // the first-level cache; in the second-level one, as by prefetch_tile, they gain nothing.
+      // when they are stored takes as long as a third of the products.
       const int64_t asked = count * column / outputs, next = count * (column + width) / outputs;
       prefetch_tile<T>(args.in, n, h, w + count + asked, next - asked);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = column; c < column + width; c += 64 / int64_t(sizeof(T)))
-          __builtin_prefetch(out + i * args.out.sw + c, 1, 3);
+          __builtin_prefetch(out + i * args.out.sw + c, 1, 2);
       gemm<T>(x.data, x.ld, 1, count, args.packed + column * inputs, 0, inputs, width, sum, kPanel,
               false);
       for (int64_t i = 0; i < count; ++i)
