@@ -19,8 +19,9 @@ from .ops.common import needs_kernels
 pytestmark = needs_kernels
 
 OPS = ("conv3x3", "conv_transpose3x3")
-FEW, MANY = 64, 65  # 256 and 289 tiles of 4 x 4: packed weights are kept up to 256
-LITTLE, MUCH = 160, 176  # channels: up to 2**28 multiply-adds for 256 tiles, and more
+# Packed weights are kept up to 2**28 multiply-adds.
+SMALL, LARGE = 64, 72  # 256 and 324 tiles of 4 x 4, for 160 channels
+LITTLE, MUCH = 160, 176  # channels, for 256 tiles
 
 
 @pytest.fixture(autouse=True)
@@ -77,14 +78,14 @@ def test_contract(op, channels):
 
 @pytest.mark.parametrize("op", OPS)
 def test_only_where_maps_are_small(op):
-    large, small = Convolution(op, size=MANY), Convolution(op, size=FEW)
+    large, small = Convolution(op, LITTLE, LITTLE, LARGE), Convolution(op, LITTLE, LITTLE, SMALL)
     assert large.is_right() and packed_weights_bytes() == 0
     assert small.is_right() and packed_weights_bytes() == small.bytes()
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_only_where_there_is_little_to_compute(op):
-    large, small = Convolution(op, MUCH, MUCH, FEW), Convolution(op, LITTLE, LITTLE, FEW)
+    large, small = Convolution(op, MUCH, MUCH, SMALL), Convolution(op, LITTLE, LITTLE, SMALL)
     assert large.is_right() and packed_weights_bytes() == 0
     assert small.is_right() and packed_weights_bytes() == small.bytes()
 

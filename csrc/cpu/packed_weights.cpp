@@ -16,9 +16,8 @@ namespace {
 constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 
 // The packed weights take four times the memory of the weights. They are kept where packing counts
-// beside the convolution, which is a matter of the tiles, and where that is of few multiply-adds:
-// a large image, whose maps take memory enough, keeps none for its lower resolutions either.
-constexpr int64_t kFewTiles = 256, kFewProducts = int64_t(1) << 28;
+// beside the convolution: not for a large image, whose maps take memory enough, at any resolution.
+constexpr int64_t kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
 
 // Where the weight lies and how, and its packing, which stands for op and instruction set.
@@ -162,8 +161,7 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   const auto once = [&] {
     return PackedWeights(PackedWeights(), pack_to(memory_of_thread(count)));
   };
-  if (!keep || tiles > kFewTiles || tiles * count > kFewProducts || !fills_its_memory(weight))
-    return once();
+  if (!keep || tiles * count > kFewProducts || !fills_its_memory(weight)) return once();
 
   const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing};
   Fingerprint print = fingerprint_of(weight);

@@ -13,7 +13,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from .. import backends
 from ._arena import empty_map
 
-BAND_BYTES = 2**25  # what one convolution hands to the next stays in the last-level cache
+BAND_BYTES = 2**24  # what one convolution hands to the next stays in the last-level cache
 TILE = 4
 # With fewer pixels a convolution of 64 to 256 channels takes longer to bring its weights into
 # Winograd's form than oneDNN takes for all of it (two cores with AVX-512; benches/bench_conv3x3.py).

@@ -38,6 +38,7 @@ class SKFF(reference.SKFF):
             parts = [whole[:, :, 2 * begin : 2 * end] for whole in branches]
             made = [step.rows(x, begin, end) for step, x in late]
             engine.skff_select_into(parts[-1], [*parts, *made], *weights, means)
+            del made  # before the next ones are there
         return out
 
     def _weights(self):
