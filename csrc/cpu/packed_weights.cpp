@@ -15,8 +15,9 @@ namespace {
 
 constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 
-// The packed weights take four times the memory of the weights. They are kept where packing counts
-// beside the convolution: not for a large image, whose maps take memory enough, at any resolution.
+// The packed weights take four times the memory of the weights. They are kept for a convolution of
+// few multiply-adds: beside many, packing does not count, and a large image's maps take memory
+// enough.
 constexpr int64_t kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
 
