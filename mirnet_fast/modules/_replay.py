@@ -131,9 +131,9 @@ class _State:
         # Not the network itself: it has to be able to go.
         self._others, self._types = modules[1:], [*map(type, modules)]
         self._forwards = {t: t.forward for t in self._types}
-        self._dicts = [
-            d for m in modules for d in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))
-        ]
+        dicts = [d for m in modules for d in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
+        self._dicts = [d for d in dicts if d]
+        self._empty = [d for d in dicts if not d]  # most of them, and quicker to ask
         self._values = [*self._all_values()]
         self._tensors = [v for v in self._values if isinstance(v, torch.Tensor)]
         self._storages = [*self._all_storages()]
@@ -142,6 +142,7 @@ class _State:
         return (
             [type(network), *map(type, self._others)] == self._types
             and all(t.forward is forward for t, forward in self._forwards.items())
+            and not any(self._empty)
             and sum(map(len, self._dicts)) == len(self._values)
             and all(map(operator.is_, self._all_values(), self._values))
             and [*self._all_storages()] == self._storages
