@@ -129,9 +129,7 @@ def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
         expected = plain(image.double())
         error = (network(image) - expected).norm() / (expected - image).norm()
     assert error < BOUND
-    # In each column but the first: streams 0 and 1 as a whole, the others in bands.
-    assert set(pools) == ({2, height - 2} if width > 1 else set())
-    assert pools.count(2) >= width - 1
+    assert not pools  # what makes a map, or a band of it, leaves its sums
 
 
 def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):

@@ -97,6 +97,15 @@ inline void check_conv(const char* op, const char* name, const Tensor& weight,
   if (bias) check(op, name, *bias, {rows}, first);
 }
 
+// (N, C) sums of a map over its pixels.
+inline void check_sums(const char* op, const char* name, const Tensor& sums, int64_t images,
+                       int64_t channels) {
+  const Shape shape = {images, channels};
+  STD_TORCH_CHECK(sums.scalar_type() == torch::headeronly::ScalarType::Double && sums.is_cpu() &&
+                      sums.is_contiguous() && shape_of(sums) == shape,
+                  op, ": ", name, " must be contiguous float64 of shape ", text(shape));
+}
+
 // A producer's statistics of x: each pixel's maximum and mean over the channels, and the sum of
 // each image's channels.
 inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
@@ -107,10 +116,7 @@ inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
   check(op, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
   STD_TORCH_CHECK(x.size(3) == 1 || pooled->stride(3) == 1, op,
                   ": pooled's rows must be contiguous");
-  const Shape shape = {x.size(0), channels};
-  STD_TORCH_CHECK(sums->scalar_type() == torch::headeronly::ScalarType::Double && sums->is_cpu() &&
-                      sums->is_contiguous() && shape_of(*sums) == shape,
-                  op, ": sums must be contiguous float64 of shape ", text(shape));
+  check_sums(op, "sums", *sums, x.size(0), channels);
 }
 
 inline Map map_of(const Tensor& t) {
@@ -274,6 +280,33 @@ void add_matrices(const A* sums, int64_t chunks, int64_t step, int64_t rows, int
           result[i * stride + j] += scale(chunk, j) * double(sums[chunk * step + i * ld + j]);
   });
 }
+
+// What a kernel that runs in groups of pixels adds to a map's sums: (N * groups, C) zeros for it,
+// whose totals go to `sums` in order.
+class GroupedSums {
+ public:
+  GroupedSums(const OptionalTensor& sums, int64_t images, int64_t groups, int64_t channels)
+      : sums_(sums ? static_cast<double*>(sums->data_ptr()) : nullptr),
+        images_(images),
+        each_(groups * channels),
+        channels_(channels),
+        parts_(sums ? images * groups * channels : 0) {}
+
+  double* parts() { return sums_ == nullptr ? nullptr : parts_.data(); }
+
+  void finish() const {
+    if (sums_ == nullptr) return;
+    std::fill(sums_, sums_ + images_ * channels_, 0.0);
+    for (int64_t n = 0; n < images_; ++n)
+      for (int64_t i = n * each_; i < (n + 1) * each_; i += channels_)
+        for (int64_t c = 0; c < channels_; ++c) sums_[n * channels_ + c] += parts_[i + c];
+  }
+
+ private:
+  double* sums_;
+  int64_t images_, each_, channels_;
+  std::vector<double> parts_;
+};
 
 // Chunks of about `pixels` pixels, at most `limit` in all images together if that is above 0.
 inline Chunks chunks_of(const Map& map, int64_t pixels, int64_t limit = 0) {

@@ -7,14 +7,6 @@ namespace {
 
 constexpr const char* kOp = "conv3x3";
 
-// (N, C) from (N * groups, C), in order.
-void add_groups(const std::vector<double>& parts, int64_t groups, const Map& out, double* sums) {
-  std::fill(sums, sums + out.n * out.c, 0.0);
-  for (int64_t group = 0; group < out.n * groups; ++group)
-    for (int64_t c = 0; c < out.c; ++c)
-      sums[group / groups * out.c + c] += parts[group * out.c + c];
-}
-
 void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
               OptionalTensor residual, OptionalTensor pooled, OptionalTensor sums,
               int64_t first_row, bool keep_weights) {
@@ -42,15 +34,12 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
-  const int64_t groups = sum_groups(tiles_of(args.out));
-  std::vector<double> parts(pooled ? args.out.n * groups * C : 0);
-  if (pooled) {
-    args.pooled = map_of(*pooled);
-    args.sums = parts.data();
-  }
+  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args.out)), C);
+  if (pooled) args.pooled = map_of(*pooled);
+  args.sums = grouped.parts();
   run(MIRNET_KERNEL(conv3x3_blocks, float), args, args.out.n * args.blocks,
       args.block_tiles * 16 * std::max(args.in.c, C));
-  if (sums) add_groups(parts, groups, args.out, static_cast<double*>(sums->data_ptr()));
+  grouped.finish();
 }
 
 }  // namespace

@@ -159,16 +159,17 @@ struct Gates {
 }  // namespace
 
 // out may be r: a tile is read before it is written, and the gates are known before the first.
-// pooled and sums are those of conv3x3_into.
+// pooled and sums are those of conv3x3_into. out_sums: (N, C), for the sums of out over its pixels.
 void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_weight,
                         Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
                         OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias,
-                        OptionalTensor pooled, OptionalTensor sums) {
+                        OptionalTensor pooled, OptionalTensor sums, OptionalTensor out_sums) {
   const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
                         excite_bias,    fuse_weight,    fuse_bias};
   check_all(r, weights);
   if (x) check(kOp, "x", *x, shape_of(r), r);
   check(kOp, "out", out, shape_of(r), r);
+  if (out_sums) check_sums(kOp, "out_sums", *out_sums, r.size(0), r.size(1));
   by_dtype(kOp, r, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -194,7 +195,10 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     args.packed_channel = channel.get();
     const std::vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : std::vector<A>();
     args.bias = fuse_bias ? bias.data() : nullptr;
+    GroupedSums grouped(out_sums, args.r.n, args.r.h, C);
+    args.out_sums = grouped.parts();
     run(MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
+    grouped.finish();
   });
 }
 
@@ -204,7 +208,7 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   check_map(kOp, "r", r);
   Tensor out = empty_like(r, shape_of(r));
   dau_attention_into(out, r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt);
+                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt, std::nullopt);
   return out;
 }
 

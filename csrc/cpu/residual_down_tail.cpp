@@ -25,14 +25,16 @@ Shape small_shape(const Tensor& top, const Tensor& top_weight) {
 
 }  // namespace
 
+// sums: (N, D), for the sums of out over its pixels.
 void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                              OptionalTensor top_bias, Tensor bottom_weight,
-                             OptionalTensor bottom_bias) {
+                             OptionalTensor bottom_bias, OptionalTensor sums) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_all(top, bottom, weights);
   check(kOp, "out", out, small_shape(top, top_weight), top);
   const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
+  if (sums) check_sums(kOp, "sums", *sums, out.size(0), D);
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -51,7 +53,10 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     args.packed_top = packed_top.get();
     args.packed_bottom = packed_bottom.get();
     args.bias = bias.empty() ? nullptr : bias.data();
+    GroupedSums grouped(sums, args.out.n, args.out.h, D);
+    args.out_sums = grouped.parts();
     run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
+    grouped.finish();
   });
 }
 
@@ -60,8 +65,8 @@ Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_we
                           OptionalTensor bottom_bias) {
   check_all(top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
   Tensor out = empty_like(top, small_shape(top, top_weight));
-  residual_down_tail_into(out, top, bottom, slope, top_weight, top_bias, bottom_weight,
-                          bottom_bias);
+  residual_down_tail_into(out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias,
+                          std::nullopt);
   return out;
 }
 

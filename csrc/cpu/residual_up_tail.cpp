@@ -90,11 +90,12 @@ void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, 
 }
 
 // The same with top = conv_transpose3x3(x, conv_weight, conv_bias), which is never there as a
-// whole. x has the rows of the small map from first_row / 2 on that the output's rows need.
+// whole. x has the rows of the small map from first_row / 2 on that the output's rows need. sums:
+// (N, D), for the sums of out over its pixels.
 void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, OptionalTensor conv_bias,
                               Tensor bottom, Tensor slope, Tensor top_weight,
                               OptionalTensor top_bias, Tensor bottom_weight,
-                              OptionalTensor bottom_bias, int64_t first_row) {
+                              OptionalTensor bottom_bias, int64_t first_row, OptionalTensor sums) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_input(kOp, x);
   check_map(kOp, "bottom", bottom);
@@ -109,6 +110,7 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
                   ": out must be rows that x's ", x.size(2),
                   " rows become; got first_row = ", first_row, " and ", out.size(2), " rows");
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
+  if (sums) check_sums(kOp, "sums", *sums, out.size(0), out.size(1));
 
   Forward<float> forward(out, bottom, weights, first_row);
   forward.args.slope = nullptr;
@@ -129,8 +131,11 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   args.conv.bias = biases.data();
   args.conv.slope = slopes.data();
   set_blocks(args.conv);
+  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(args.conv.out)), out.size(1));
+  args.sums = grouped.parts();
   run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, args.conv.out.n * args.conv.blocks,
       args.conv.block_tiles * 64 * std::max(x.size(1), C));
+  grouped.finish();
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,

@@ -146,19 +146,18 @@ Tensor skff_pool(std::vector<Tensor> branches) {
   return result;
 }
 
-// means: skff_pool's sums divided by the pixels, of the image of which these may be a band of rows.
+// given: sums (N, C), which together are the branches' sum over `pixels` pixels of an image of
+// which these may be a band of rows; none: they are taken of the branches.
 void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_weight,
                       OptionalTensor reduce_bias, OptionalTensor slope,
                       std::vector<Tensor> select_weights, std::vector<Tensor> select_biases,
-                      OptionalTensor means) {
+                      std::optional<std::vector<Tensor>> given, int64_t pixels) {
   check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
   check(kOp, "out", out, shape_of(branches[0]), branches[0]);
-  if (means) {
-    const Shape shape = {out.size(0), out.size(1)};
-    STD_TORCH_CHECK(means->scalar_type() == torch::headeronly::ScalarType::Double &&
-                        means->is_cpu() && means->is_contiguous() && shape_of(*means) == shape,
-                    kOp, ": means must be contiguous float64 of shape ", text(shape));
-  }
+  const std::vector<Tensor> sums = given.value_or(std::vector<Tensor>());
+  for (const Tensor& part : sums) check_sums(kOp, "sums", part, out.size(0), out.size(1));
+  STD_TORCH_CHECK(sums.empty() || pixels > 0, kOp, ": pixels must be those of the sums; got ",
+                  pixels);
   by_dtype(kOp, out, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -172,13 +171,12 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
     args.branches = select.branches;
     args.inputs = inputs.data();
     args.out = map_of(out);
-    Doubles pooled;
-    if (means) {
-      pooled = values<double>(*means);
-    } else {
-      pooled = pool<T>(inputs);
-      for (double& value : pooled) value /= double(first.h * first.w);
+    Doubles pooled = sums.empty() ? pool<T>(inputs) : values<double>(sums[0]);
+    for (size_t part = 1; part < sums.size(); ++part) {
+      const auto* more = static_cast<const double*>(sums[part].data_ptr());
+      for (double& value : pooled) value += *more++;
     }
+    for (double& value : pooled) value /= double(sums.empty() ? first.h * first.w : pixels);
     std::vector<A> attention(first.n * count);
     for (int64_t n = 0; n < first.n; ++n) {
       const Selector::Image image = select(&pooled[n * first.c]);
@@ -195,7 +193,7 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
   check_branches(branches);
   Tensor out = empty_like(branches[0], shape_of(branches[0]));
   skff_select_into(out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases,
-                   std::nullopt);
+                   std::nullopt, 0);
   return out;
 }
 

@@ -47,6 +47,15 @@ def may_replace(x, *producers):
     )
 
 
+def does_nothing_else(network, x):
+    """Whether network(x) only calls kernels on the CPU: no hook is there, and no code of others."""
+    modules = [*network.modules()]
+    return may_overwrite(x, *modules) and all(
+        type(m).__module__.split(".")[0] in ("torch", __name__.split(".")[0]) and "forward" not in vars(m)
+        for m in modules
+    )
+
+
 def may_write_into(op, x, *producers):
     """Whether, beyond that, the C++ kernels' in-place form of `op` fits: it takes x as it is."""
     return (

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import backends
 from ._arena import arena
-from ._inference import may_overwrite
+from ._inference import does_nothing_else
 
 SEEN, NOT_REPEATABLE = "seen once", "has calls that cannot be repeated"
 LARGEST = 2**28  # for larger arenas Python is a hundredth of the time, and places take a tenth more memory
@@ -72,22 +72,13 @@ def replayed(network, forward, x, nbytes):
                 return known[key].run(space, x)
             known[key] = SEEN
             return forward(x)
-        if known[key] == NOT_REPEATABLE or not _is_known(network, x):
+        if known[key] == NOT_REPEATABLE or not does_nothing_else(network, x):
             return forward(x)
         known[key] = NOT_REPEATABLE
         image, steps, result = _record(forward, x, space)
         if steps is not None:
             known[key] = Recording(network, space, image, steps, result)
         return result.clone()
-
-
-def _is_known(network, x):
-    """Whether a forward does nothing but call kernels: no hook is there, and no code of others."""
-    modules = [*network.modules()]
-    return may_overwrite(x, *modules) and all(
-        type(m).__module__.split(".")[0] in ("torch", __name__.split(".")[0]) and "forward" not in vars(m)
-        for m in modules
-    )
 
 
 def _record(forward, x, space):

@@ -5,6 +5,7 @@ import torch
 from .. import ops, reference
 from ._arena import empty_map
 from ._inference import activated_conv, may_write_into, slope_of
+from ._sums import sums_for, taken_sums
 
 
 class SKFF(reference.SKFF):
@@ -19,7 +20,8 @@ class SKFF(reference.SKFF):
         if not may_write_into("skff_select", branches[0]):
             return ops.skff_select(branches, *weights)
         out = empty_map(branches[0].shape, branches[0]) if spare is None else spare
-        torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights)
+        pixels = out.shape[2] * out.shape[3]
+        torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights, taken_sums(branches), pixels)
         return out
 
     def over_last_branch(self, branches, late):
@@ -30,15 +32,16 @@ class SKFF(reference.SKFF):
         """
         engine, weights, out = torch.ops.mirnet_fast_cpu, self._weights(), branches[-1]
         step, small = late[0]
-        sums = engine.skff_pool(branches)
+        sums, pixels = taken_sums(branches) or [engine.skff_pool(branches)], out.shape[2] * out.shape[3]
         for begin, end in step.bands(small):
-            sums += engine.skff_pool([step.rows(x, begin, end) for step, x in late])
-        means = sums / (out.shape[2] * out.shape[3])
+            made = [step.rows(x, begin, end) for step, x in late]
+            sums += taken_sums(made) or [engine.skff_pool(made)]
+            del made  # before the next ones are there
         for begin, end in step.bands(small):
             parts = [whole[:, :, 2 * begin : 2 * end] for whole in branches]
             made = [step.rows(x, begin, end) for step, x in late]
-            engine.skff_select_into(parts[-1], [*parts, *made], *weights, means)
-            del made  # before the next ones are there
+            engine.skff_select_into(parts[-1], [*parts, *made], *weights, sums, pixels)
+            del made
         return out
 
     def _weights(self):
@@ -75,5 +78,5 @@ class DAU(reference.DAU):
         if not may_write_into("dau_attention", r, second):
             return ops.dau_attention(r, skip, *weights)
         pooled, sums = statistics or (None, None)
-        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights, pooled, sums)
+        torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights, pooled, sums, sums_for(r))
         return r

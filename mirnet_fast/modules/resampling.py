@@ -16,6 +16,7 @@ from ._inference import (
     transposed_conv,
     transposed_rows,
 )
+from ._sums import joined_sums, sums_for
 
 
 class Downsample(reference.Downsample):
@@ -58,7 +59,7 @@ class ResidualDownSample(reference.ResidualDownSample):
             return ops.residual_down_tail(top, x, *weights)
         n, _, height, width = x.shape
         out = empty_map((n, project.out_channels, (height + 1) // 2, (width + 1) // 2), x)
-        torch.ops.mirnet_fast_cpu.residual_down_tail_into(out, top, x, *weights)
+        torch.ops.mirnet_fast_cpu.residual_down_tail_into(out, top, x, *weights, sums_for(out))
         return out
 
 
@@ -76,8 +77,8 @@ class ResidualUpSample(reference.ResidualUpSample):
             return ops.residual_up_tail(transposed_conv(conv, activated(expand, act, x)), x, *self._tail())
         n, channels, height, width = x.shape
         out = empty_map((n, channels // 2, 2 * height, 2 * width), x)
-        for begin, end in self.bands(x):
-            self.rows(x, begin, end, out[:, :, 2 * begin : 2 * end])
+        made = [self.rows(x, begin, end, out[:, :, 2 * begin : 2 * end]) for begin, end in self.bands(x)]
+        joined_sums(out, made)
         return out
 
     def runs_in_rows(self, x):
@@ -99,7 +100,7 @@ class ResidualUpSample(reference.ResidualUpSample):
         # An odd row of the large map also reads the next small row.
         between = rows(expand, act, x, begin, min(end + 1, height))
         if is_fused_with_tail(conv, between):
-            arguments = conv.weight, conv.bias, x, *self._tail(), 2 * begin
+            arguments = conv.weight, conv.bias, x, *self._tail(), 2 * begin, sums_for(out)
             torch.ops.mirnet_fast_cpu.residual_up_tail_of_conv(out, between, *arguments)
             return out
         top = transposed_rows(conv, between, end - begin)

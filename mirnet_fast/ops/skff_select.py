@@ -85,8 +85,9 @@ register(
     output_shape,
 )
 
-# For maps in bands of rows: the pooled sums of all bands, divided by the pixels, are each band's `means`.
-register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor? means=None"])
+# `sums`: (N, C) float64 tensors whose total is the branches' sum over `pixels` pixels: what the ops that
+# made them left, and where these are a band of rows, what skff_pool gives for the bands.
+register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor[]? sums=None", "int pixels=0"])
 
 
 def _sums(branches):

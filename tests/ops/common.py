@@ -135,6 +135,42 @@ class WritesInto:
                 self.into(wrong.clone(), *args)
 
 
+class LeavesSums(WritesInto):
+    """Of those that also leave the sums of what they write for skff_select."""
+
+    sums = "sums"  # the argument
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+    @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
+    def test_sums(self, any_case, layout, dtype):
+        args = self.direct(self.cases[any_case](Values(dtype)))
+        out = Values(dtype, layout).map(*self.fast(*args).shape)
+        sums = torch.full(out.shape[:2], float("nan"), dtype=torch.float64)
+        self.into(out, *args, **{self.sums: sums})
+        check_sums(sums, out)
+
+    def test_sums_opcheck(self):
+        args = self.direct(self.cases["tiny"](Values(torch.float32)))
+        out = self.fast(*args)
+        sums = {self.sums: torch.zeros(out.shape[:2], dtype=torch.float64)}
+        torch.library.opcheck(self.into, (torch.zeros_like(out), *args), sums)
+
+    def test_sums_that_do_not_fit(self):
+        args = self.direct(self.cases["tiny"](Values(torch.float32)))
+        out = self.fast(*args)
+        right = torch.zeros(out.shape[:2], dtype=torch.float64)
+        for wrong in (right[:, :-1].contiguous(), right.float(), right.T.contiguous().T):
+            with pytest.raises(RuntimeError, match=f"{self.op}: {self.sums} must be contiguous float64"):
+                self.into(out, *args, **{self.sums: wrong})
+
+
+def check_sums(sums, x):
+    """Of a few dozen pixels at a time in the precision of x, then in float64."""
+    error = (sums - x.double().sum((2, 3))).abs()
+    bound = 4 * max(torch.finfo(x.dtype).eps, 1e-16) if x.dtype != torch.bfloat16 else 1e-6
+    assert (error <= bound * x.double().abs().sum((2, 3))).all()
+
+
 def check_special_values(test, clean, special):
     """A special value in each tensor in turn ends where the reference's does."""
     dtype = tensors(clean)[0].dtype

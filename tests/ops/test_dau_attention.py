@@ -8,10 +8,10 @@ from mirnet_fast import ops, reference
 from .common import (
     LAYOUTS,
     CudaTests,
+    LeavesSums,
     OpTests,
     TritonTests,
     Values,
-    WritesInto,
     gradient_maker,
     lay_out,
     needs_kernels,
@@ -37,8 +37,9 @@ def case(n, c, h, w, squeezed=2, taps=5, bias=False):
     return make
 
 
-class TestDauAttention(WritesInto, OpTests):
+class TestDauAttention(LeavesSums, OpTests):
     op = "dau_attention"
+    sums = "out_sums"
     residual = 1
     rounded_twice = (1,)  # r's gradient: the pooled terms are added in a second pass
     cases = {

@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import CudaTests, OpTests, TritonTests, Values, WritesInto, gradient_maker, run
+from .common import CudaTests, LeavesSums, OpTests, TritonTests, Values, gradient_maker, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -23,7 +23,7 @@ def case(n, c, h, w, outputs, slope=1, bias=False):
     return make
 
 
-class TestResidualDownTail(WritesInto, OpTests):
+class TestResidualDownTail(LeavesSums, OpTests):
     op = "residual_down_tail"
     cases = {
         "plain": case(2, 16, 9, 12, 32),

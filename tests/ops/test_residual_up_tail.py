@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mirnet_fast import ops
 
-from .common import CudaTests, OpTests, TritonTests, Values, gradient_maker, needs_kernels
+from .common import CudaTests, OpTests, TritonTests, Values, check_sums, gradient_maker, needs_kernels
 from .test_conv3x3 import close
 
 
@@ -126,10 +126,13 @@ class ConvArguments:
     def empty(self):
         return torch.full(self.shape, float("nan")).contiguous(memory_format=torch.channels_last)
 
-    def run_into(self, out, x, first=0):
+    def run_into(self, out, x, first=0, sums=None):
         engine = torch.ops.mirnet_fast_cpu
-        engine.residual_up_tail_of_conv(out, x, *self.conv, self.bottom, *self.weights(), first)
+        engine.residual_up_tail_of_conv(out, x, *self.conv, self.bottom, *self.weights(), first, sums)
         return out
+
+    def sums(self):
+        return torch.full(self.shape[:2], float("nan"), dtype=torch.float64)
 
     def run(self):
         return self.run_into(self.empty(), self.x)
@@ -172,6 +175,17 @@ class TestOfConv:
         # Where tiles begin decides how they are rounded.
         close(out, whole.double(), 1e-6)
 
+    @pytest.mark.parametrize("shape", CONV_SHAPES)
+    def test_sums(self, shape):
+        a = ConvArguments(CONV_SHAPES[shape])
+        sums = a.sums()
+        check_sums(sums, a.run_into(a.empty(), a.x, sums=sums))
+
+    def test_sums_that_do_not_fit(self):
+        a = ConvArguments(CONV_SHAPES["several blocks"])
+        with pytest.raises(RuntimeError, match="residual_up_tail: sums must be contiguous float64"):
+            a.run_into(a.empty(), a.x, sums=a.sums()[:, 1:])
+
     def test_sliced_maps(self):
         a = ConvArguments((2, 18, 35, 11, 14, 7, 5), layout="sliced")
         big = torch.full((2, 10, 24, 32), 7.0).contiguous(memory_format=torch.channels_last)
@@ -186,11 +200,12 @@ class TestOfConv:
         try:
             for threads in (1, 2, 3):
                 torch.set_num_threads(threads)
-                results.append(a.run())
+                sums = a.sums()
+                results.append((a.run_into(a.empty(), a.x, sums=sums), sums))
         finally:
             torch.set_num_threads(usual)
-        assert torch.equal(results[0], results[1])
-        assert torch.equal(results[0], results[2])
+        for other in results[1:]:
+            assert all(map(torch.equal, results[0], other))
 
     def test_special_values(self):
         a = ConvArguments(CONV_SHAPES["several blocks"])
@@ -232,6 +247,6 @@ class TestOfConv:
     def test_opcheck(self):
         a = ConvArguments((2, 6, 20, 8, 9, 6, 5))
         tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-        arguments = a.run(), a.x, *a.conv, a.bottom, *a.weights(), 0
+        arguments = a.run(), a.x, *a.conv, a.bottom, *a.weights(), 0, a.sums().zero_()
         op = torch.ops.mirnet_fast_cpu.residual_up_tail_of_conv.default
         torch.library.opcheck(op, arguments, test_utils=tests)

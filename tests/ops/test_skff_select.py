@@ -54,23 +54,27 @@ class TestSkffSelect(WritesInto, OpTests):
         whole = ops.skff_select(branches, *weights)
         bands = [slice(first, first + 10) for first in range(0, whole.shape[2], 10)]
         engine = torch.ops.mirnet_fast_cpu
-        sums = sum(engine.skff_pool([b[:, :, band] for b in branches]) for band in bands)
-        torch.testing.assert_close(sums, sum(branches).double().sum((2, 3)), rtol=1e-6, atol=1e-5)
+        sums = [engine.skff_pool([b[:, :, band] for b in branches]) for band in bands]
+        torch.testing.assert_close(sum(sums), sum(branches).double().sum((2, 3)), rtol=1e-6, atol=1e-5)
         out = torch.full_like(whole, float("nan"))
         for band in bands:
             parts = [b[:, :, band] for b in branches]
-            engine.skff_select_into(out[:, :, band], parts, *weights, sums / whole[0, 0].numel())
+            engine.skff_select_into(out[:, :, band], parts, *weights, sums, whole[0, 0].numel())
         torch.testing.assert_close(out, whole, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
 
     @needs_kernels
-    def test_means_that_do_not_fit(self):
+    def test_sums_that_do_not_fit(self):
         branches, *weights = self.cases["plain"](Values())
         out = torch.empty_like(branches[0])
-        for wrong in (torch.zeros(2, 15, dtype=torch.float64), torch.zeros(2, 16)):
+        into = torch.ops.mirnet_fast_cpu.skff_select_into
+        good = torch.zeros(2, 16, dtype=torch.float64)
+        for wrong in (good[:, :15].contiguous(), good.float()):
             with pytest.raises(
-                RuntimeError, match=r"skff_select: means must be .* float64 of shape \(2, 16\)"
+                RuntimeError, match=r"skff_select: sums must be .* float64 of shape \(2, 16\)"
             ):
-                torch.ops.mirnet_fast_cpu.skff_select_into(out, branches, *weights, wrong)
+                into(out, branches, *weights, [good, wrong], 1)
+        with pytest.raises(RuntimeError, match="skff_select: pixels must be those of the sums; got 0"):
+            into(out, branches, *weights, [good])
 
     def test_one_tensor_in_every_branch(self):
         branches, *weights = self.cases["plain"](Values())

@@ -1,9 +1,9 @@
 // conv_transpose3x3: the transposed 3x3 convolution of stride 2 (padding 1, output padding 1) as
 // its four sub-pixel phases: an even output row or column has one tap, an odd one two, and these go
-// by F(4, 2). Fused: bias, PReLU, and in conv_transpose3x3_tail all of residual_up_tail. Floor: the
-// products of 16 + 20 + 20 + 25 points for 144 multiply-adds of the phases (and 576 with inserted
-// zeros). A tile is 4 x 4 pixels of each phase, from 5 x 5 of the input; the phases of a block
-// follow each other, so its input is in the cache.
+// by F(4, 2). Fused: bias, PReLU, and in conv_transpose3x3_tail all of residual_up_tail and the
+// sums of the result for skff_select. Floor: the products of 16 + 20 + 20 + 25 points for 144
+// multiply-adds of the phases (and 576 with inserted zeros). A tile is 4 x 4 pixels of each phase,
+// from 5 x 5 of the input; the phases of a block follow each other, so its input is in the cache.
 #include "winograd.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
@@ -53,9 +53,10 @@ inline int64_t inside(int64_t index, int64_t first, int64_t count) {
 
 // The tile's output in one phase: the products in `sum`, and the enlarged projection. A pixel of a
 // phase lies between two of the small map along each axis, at a quarter of their distance from one.
+// `total`: null, or (D), to which the pixels are added.
 template <class Rows, class Cols>
 inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Tile& tile,
-                         const float* sum, int64_t ldo) {
+                         const float* sum, int64_t ldo, double* total) {
   constexpr int kNear = kOut + 1;
   constexpr int kDown = Rows::kTaps - 1, kRight = Cols::kTaps - 1;
   // Of the two, the nearer one first, as in the table that residual_up_tail_rows goes by.
@@ -88,11 +89,14 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
       for (int i = 0; i < kOut; ++i) half[i][j] = between(near[i], near[i + 1], kDown);
     }
     const V shift = bias == nullptr ? V{} : load(bias + c, span);
+    V all{};
     pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
       const V y = load(sum + (i * kOut + j) * ldo + c, Full{}) +
-                  between(half[i][j], half[i][j + 1], kRight);
-      store(to + i * out.sh + j * out.sw + c, y + shift, span);
+                  between(half[i][j], half[i][j + 1], kRight) + shift;
+      store(to + i * out.sh + j * out.sw + c, y, span);
+      all += y;
     });
+    if (total != nullptr) add_to<float>(total + c, all, span);
   });
 }
 
@@ -129,9 +133,14 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
         const int64_t now = least(kTogether, count - t);
         gemm<float>(top + t * kPixels * ld, ld, 1, now * kPixels,
                     static_cast<const float*>(args.tail.packed_top), 0, C, D, sum, ldo, false);
-        for (int64_t i = 0; i < now; ++i)
-          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at(conv.out, first + t + i),
-                                   sum + i * kPixels * ldo, ldo);
+        for (int64_t i = 0; i < now; ++i) {
+          const int64_t tile = first + t + i;
+          double* const total = args.sums == nullptr
+                                    ? nullptr
+                                    : args.sums + (n * sum_groups(tiles) + tile / kSumTiles) * D;
+          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at(conv.out, tile),
+                                   sum + i * kPixels * ldo, ldo, total);
+        }
       }
     });
   }

@@ -1,6 +1,7 @@
 // dau_attention: one pass over r gives each pixel's channel maximum and mean and each channel's
 // sum; the gates follow from these small maps; one more pass multiplies r by both halves of the
-// 1x1 convolution, gates applied on the way, bias and residual added. Floor: 4 maps. Backward:
+// 1x1 convolution, gates applied on the way, bias and residual added, and sums the result for
+// skff_select where it is to. Floor: 4 maps. Backward:
 // statistics again (1 map), one pass over gradient and r that leaves all but the pooled terms in
 // the gradient of r (3 maps), one that adds those (2 maps).
 #include "tile.h"
@@ -110,18 +111,22 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
       gemm<A>(r.data + i * r.ld, r.ld, 1, some, packed_channel, 0, channels, channels, sum + i * ld,
               ld, true);
     }
-    if (!residual) {
+    const auto put = [&](auto f) {
       store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-        const Vec<A> v = load(sum + i * ld + c, Full{});
+        const Vec<A> v = f(i, c, span);
         return bias == nullptr ? v : v + load(bias + c, span);
       });
-      return;
+    };
+    if (residual) {
+      const View<A> x = view_tile<T>(args.x, n, h, w, count, x_buffer);
+      put([&](int64_t i, int64_t c, auto span) {
+        return load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);
+      });
+    } else {
+      put([&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, Full{}); });
     }
-    const View<A> x = view_tile<T>(args.x, n, h, w, count, x_buffer);
-    store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-      const Vec<A> v = load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);
-      return bias == nullptr ? v : v + load(bias + c, span);
-    });
+    if (args.out_sums != nullptr)
+      add_tile<T>(args.out_sums + row * channels, args.out, n, h, w, count, spare);
   });
 }
 

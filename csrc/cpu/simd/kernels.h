@@ -89,6 +89,7 @@ struct DauArgs {
   const void* bias;  // (C), or null
   Chunks chunks;
   double* sums;       // stats (chunks, C); backward (chunks, 2, C): gate gradient, bias gradient
+  double* out_sums;   // (N * H, C) of zeros, to which a row's pixels are added, or null
   void* weight_sums;  // (chunks, 2, C, padded C): spatial branch, ungated channel branch
   double* tap_sums;   // (chunks, 2, taps, taps)
 };
@@ -102,6 +103,7 @@ struct DownArgs {
   const void* packed_top;
   const void* packed_bottom;
   const void* bias;  // (D), or null
+  double* out_sums;  // (N * H', D) of zeros, to which a row's pixels are added, or null
   void* small_top;   // (N, H', W', C): gradients of the blurred maps
   void* small_bottom;
   Chunks chunks;
@@ -155,7 +157,7 @@ struct ConvArgs {
   const float* bias;    // (C' in whole groups)
   const float* slope;   // (C' in whole groups)
   Map pooled;           // (N, 2, H, W): max, mean; its data null: none
-  double* sums;         // (N * sum_groups(tiles), C'), where there is pooled
+  double* sums;         // (N * sum_groups(tiles), C') of zeros, where there is pooled
   int64_t blocks;       // an image; tiles are counted along its rows
   int64_t block_tiles;  // whole groups
 };
@@ -169,6 +171,7 @@ constexpr int64_t sum_groups(int64_t tiles) { return (tiles + kSumTiles - 1) / k
 struct ConvTailArgs {
   ConvArgs conv;  // out: the pixels of the tail's output in the first phase, C' channels each
   UpArgs tail;    // no top and no slope: the convolution applies it
+  double* sums;   // (N * sum_groups(tiles), D) of zeros, to which the pixels are added, or null
 };
 
 #define MIRNET_DECLARE_KERNELS(isa)                                             \

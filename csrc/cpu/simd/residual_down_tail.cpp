@@ -1,5 +1,6 @@
 // residual_down_tail: blur and 1x1 convolution commute with the sum of both halves, so a tile of
-// 48 output pixels is blurred from both maps (PReLU on the way in) and multiplied once with K = 2C.
+// 48 output pixels is blurred from both maps (PReLU on the way in) and multiplied once with K = 2C,
+// and summed for skff_select where it is to.
 // Floor: both maps read, one of half their size written. Backward: a pass over the small map gives
 // the weights' gradients and the gradients of both blurred maps (half a map each, kept for the next
 // pass), a pass over the large maps applies the transposed blur and the PReLU's derivative.
@@ -33,6 +34,8 @@ void down_tail(const DownArgs& args, int64_t begin, int64_t end) {
       const Vec<A> v = load(sum + i * ldo + c, Full{});
       return bias == nullptr ? v : v + load(bias + c, span);
     });
+    if (args.out_sums != nullptr)
+      add_tile<T>(args.out_sums + row * outputs, args.out, n, h, w, count, spare);
   });
 }
 

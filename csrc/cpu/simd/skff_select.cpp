@@ -1,6 +1,7 @@
 // skff_select: one pass sums the branches over the pixels, one pass weighs and adds them; the
 // logits in between are a few thousand multiplications and done by the caller. Floor: 2 B + 1
-// maps. Backward: one pass over gradient and branches, one that writes B gradients; 2 B + 2 maps.
+// maps; B + 1 where what made the branches left their sums, and there is no first pass. Backward:
+// one pass over gradient and branches, one that writes B gradients; 2 B + 2 maps.
 #include "tile.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
@@ -18,12 +19,8 @@ void skff_pool(const SkffArgs& args, int64_t begin, int64_t end) {
     double* total = args.sums + chunk * first.c;
     zero(total, first.c);
     tiles(rows.begin, rows.end, first.w, [&](int64_t h, int64_t w, int64_t count) {
-      for (int64_t b = 0; b < args.branches; ++b) {
-        const View<A> x = view_tile<T>(args.inputs[b], rows.n, h, w, count, buffer);
-        add_columns<A>(total, first.c, count, [&](int64_t i, int64_t c, auto span) {
-          return load(x.data + i * x.ld + c, span);
-        });
-      }
+      for (int64_t b = 0; b < args.branches; ++b)
+        add_tile<T>(total, args.inputs[b], rows.n, h, w, count, buffer);
     });
   }
 }

@@ -420,6 +420,16 @@ inline void add_columns(double* total, int64_t channels, int64_t count, F f) {
   });
 }
 
+// The same for a tile of a map.
+template <class T>
+inline void add_tile(double* total, const Map& map, int64_t n, int64_t h, int64_t w, int64_t count,
+                     Acc<T>* buffer) {
+  const View<Acc<T>> x = view_tile<T>(map, n, h, w, count, buffer);
+  add_columns<Acc<T>>(total, map.c, count, [&](int64_t i, int64_t c, auto span) {
+    return load(x.data + i * x.ld + c, span);
+  });
+}
+
 // Maximum and sum over the channels of `count` pixels; a NaN wins, as in torch.max.
 template <class A>
 inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A* total) {

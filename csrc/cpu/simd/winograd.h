@@ -572,7 +572,6 @@ inline void write_pooled(const Work& work) {
 }
 
 inline void clear_statistics(const Work& work) {
-  zero(work.sums, sum_groups(work.count) * work.args.out.c);
   zero(work.pooled, work.count * 2 * kPixels);
   for (int64_t t = 0; t < work.count; ++t)
     for (int i = 0; i < kPixels; ++i) work.pooled[t * 2 * kPixels + i] = -__builtin_inff();
