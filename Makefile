@@ -42,7 +42,7 @@ sanitize: $(VENV)/installed $(TOOLKIT)
 	rm -f $(SANITIZED)/mirnet_fast/*.so
 	$(UNDER_SANITIZERS) MIRNET_FAST_BUILD=cpu $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "not Triton and not Cuda and \
-	    (test_contract or into_a_map or special or wrong or in_bands or empty_batch)"
+	    (test_contract or into_a_map or special or wrong or in_bands or sums or empty_batch)"
 	for isa in base avx2; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTEST) \
 	    -k "not Triton and not Cuda and test_contract and (sliced or many_pixels)" || exit; done
 	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "Cuda and (test_contract or another_order or empty_batch)"
