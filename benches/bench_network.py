@@ -39,9 +39,11 @@ def fast(network, image):
 # {variant: function of the reference network and an image, which returns the call to measure}
 VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
 NO_PEERS = {}
+PAUSE = 0
 if harness.DEVICE == "cpu":
     peers_here, NO_PEERS = peers.installed()
     VARIANTS |= peers_here
+    PAUSE = 0 if harness.TINY else 0.3
 if harness.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 
@@ -89,7 +91,7 @@ def test_network(benchmark, record, size, dtype):
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     missing = NO_PEERS | harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
-    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30, pause=PAUSE)
     if seconds is None:
         return
     row = harness.make_row("network", size, dtype, harness.FORWARD, seconds, benchmark)

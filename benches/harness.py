@@ -14,6 +14,7 @@ import json
 import math
 import os
 import statistics
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -186,7 +187,7 @@ def compiled_modes():
     return modes
 
 
-def timed(benchmark, variants, yardsticks, budget):
+def timed(benchmark, variants, yardsticks, budget, pause=0):
     """{name: median seconds}, all of them interleaved round by round; None under --benchmark-disable.
 
     pytest-benchmark times mirnet_fast; before each of its rounds, in its set-up, all others have
@@ -195,6 +196,8 @@ def timed(benchmark, variants, yardsticks, budget):
     Args:
         budget: about so many seconds go into the rounds, but there are at least 5 and at most 50;
             where a round takes more than a minute and a half, 3 are enough.
+        pause: seconds before every timed call, untimed: the threads of some runtimes go on spinning for a
+            while, and the next variant would pay for it.
     """
     calls = variants | yardsticks
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
@@ -207,10 +210,10 @@ def timed(benchmark, variants, yardsticks, budget):
 
     def time_the_others():
         first = next(turns) % len(others)
-        order = others[first:] + others[:first]
-        turn = measure.interleave({name: calls[name] for name in order}, 1, 0, synchronize)
-        for name, [seconds] in turn.items():
-            times[name].append(seconds)
+        for name in others[first:] + others[:first]:
+            time.sleep(pause)
+            times[name] += measure.interleave({name: calls[name]}, 1, 0, synchronize)[name]
+        time.sleep(pause)
 
     def fast():
         calls[FAST]()
