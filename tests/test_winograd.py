@@ -113,7 +113,8 @@ def test_with_biases_and_other_streams(image, calls):
 @pytest.mark.parametrize("rows", [1, 5, 8])
 @pytest.mark.parametrize("height", [3, 4])
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
+@pytest.mark.parametrize("winograd", [True, False])
+def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width, winograd):
     arguments = CONFIG | {"height": height, "width": width, "n_RRG": 1}
     torch.manual_seed(7)
     network, plain = MIRNet(**arguments).eval(), reference.MIRNet(**arguments).double().eval()
@@ -122,14 +123,27 @@ def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width):
     pools = []
     pool = torch.ops.mirnet_fast_cpu.skff_pool
     monkeypatch.setattr(torch.ops.mirnet_fast_cpu, "skff_pool", lambda x: pools.append(len(x)) or pool(x))
+    made_late, over = [], mirnet_fast.SKFF.over_last_branch
+
+    def counted(skff, branches, late):
+        made_late.append((len(branches), len(late)))
+        return over(skff, branches, late)
+
+    monkeypatch.setattr(mirnet_fast.SKFF, "over_last_branch", counted)
     monkeypatch.setattr("mirnet_fast.modules.network.LATE_BYTES", 0)
     monkeypatch.setattr("mirnet_fast.modules._inference.BAND_BYTES", rows * 2 * 16 * 48 * 4)
     monkeypatch.setattr("mirnet_fast.modules._arena.SMALLEST", 1)
-    with torch.inference_mode():
+    with torch.inference_mode(), mirnet_fast.use_winograd(winograd):
         expected = plain(image.double())
         error = (network(image) - expected).norm() / (expected - image).norm()
     assert error < BOUND
-    assert not pools  # what makes a map, or a band of it, leaves its sums
+    # In each column but the first: streams 0 and 1 as a whole, the others in bands.
+    assert made_late == [(2, height - 2)] * (width - 1)
+    if winograd:
+        assert not pools  # what makes a map, or a band of it, leaves its sums
+    else:
+        assert set(pools) == ({2, height - 2} if width > 1 else set())
+        assert pools.count(2) >= width - 1
 
 
 def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):

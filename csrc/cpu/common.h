@@ -281,14 +281,24 @@ void add_matrices(const A* sums, int64_t chunks, int64_t step, int64_t rows, int
   });
 }
 
+// (N, columns) totals of the sums (N * groups, columns), in order.
+inline std::vector<double> totals(const std::vector<double>& sums, int64_t groups, int64_t images,
+                                  int64_t columns) {
+  std::vector<double> result(images * columns);
+  for (int64_t group = 0; group < images * groups; ++group)
+    for (int64_t i = 0; i < columns; ++i)
+      result[group / groups * columns + i] += sums[group * columns + i];
+  return result;
+}
+
 // What a kernel that runs in groups of pixels adds to a map's sums: (N * groups, C) zeros for it,
-// whose totals go to `sums` in order.
+// whose totals go to `sums`.
 class GroupedSums {
  public:
   GroupedSums(const OptionalTensor& sums, int64_t images, int64_t groups, int64_t channels)
       : sums_(sums ? static_cast<double*>(sums->data_ptr()) : nullptr),
         images_(images),
-        each_(groups * channels),
+        groups_(groups),
         channels_(channels),
         parts_(sums ? images * groups * channels : 0) {}
 
@@ -296,15 +306,13 @@ class GroupedSums {
 
   void finish() const {
     if (sums_ == nullptr) return;
-    std::fill(sums_, sums_ + images_ * channels_, 0.0);
-    for (int64_t n = 0; n < images_; ++n)
-      for (int64_t i = n * each_; i < (n + 1) * each_; i += channels_)
-        for (int64_t c = 0; c < channels_; ++c) sums_[n * channels_ + c] += parts_[i + c];
+    const std::vector<double> all = totals(parts_, groups_, images_, channels_);
+    std::copy(all.begin(), all.end(), sums_);
   }
 
  private:
   double* sums_;
-  int64_t images_, each_, channels_;
+  int64_t images_, groups_, channels_;
   std::vector<double> parts_;
 };
 

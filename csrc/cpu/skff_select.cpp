@@ -98,15 +98,6 @@ void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
   for (const Tensor& bias : select_biases) check(kOp, "select_biases", bias, {channels}, first);
 }
 
-// (N, columns) totals of the chunks' sums (chunks, columns).
-Doubles totals(const Doubles& sums, const Chunks& chunks, int64_t images, int64_t columns) {
-  Doubles result(images * columns);
-  for (int64_t chunk = 0; chunk < images * chunks.per_image; ++chunk)
-    for (int64_t i = 0; i < columns; ++i)
-      result[chunk / chunks.per_image * columns + i] += sums[chunk * columns + i];
-  return result;
-}
-
 std::vector<Map> maps_of(const std::vector<Tensor>& tensors) {
   std::vector<Map> maps;
   for (const Tensor& tensor : tensors) maps.push_back(map_of(tensor));
@@ -126,7 +117,7 @@ Doubles pool(const std::vector<Map>& inputs) {
   args.sums = sums.data();
   run(MIRNET_KERNEL(skff_pool, T), args, chunks,
       args.chunks.rows * first.w * args.branches * first.c);
-  return totals(sums, args.chunks, first.n, first.c);
+  return totals(sums, args.chunks.per_image, first.n, first.c);
 }
 
 }  // namespace
@@ -227,7 +218,7 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
     run(MIRNET_KERNEL(skff_pool_backward, T), args, chunks,
         args.chunks.rows * first.w * (1 + B) * C);
 
-    const Doubles total = totals(sums, args.chunks, first.n, (1 + B) * C);
+    const Doubles total = totals(sums, args.chunks.per_image, first.n, (1 + B) * C);
     std::vector<A> attention(first.n * B * C), shift(first.n * C);
     Doubles reduce_grad(D * C), reduce_bias_grad(D), slope_grad(select.slope.size());
     std::vector<Doubles> select_grad(B, Doubles(C * D)), select_bias_grad(B, Doubles(C));
