@@ -20,7 +20,7 @@ pytestmark = needs_kernels
 
 OPS = ("conv3x3", "conv_transpose3x3")
 # Packed weights are kept up to 2**28 multiply-adds.
-SMALL, LARGE = 64, 72  # 256 and 324 tiles of 4 x 4, for 160 channels
+SMALL, LARGE = 64, 72  # 256 and 324 tiles of 4 x 4, for 160 channels: too many for 4 x 6
 LITTLE, MUCH = 160, 176  # channels, for 256 tiles
 
 
@@ -34,7 +34,7 @@ def nothing_kept():
 class Convolution:
     """One of OPS as inference calls it, and PyTorch's in float64."""
 
-    def __init__(self, op, inputs=24, outputs=40, size=12, seed=0):
+    def __init__(self, op, inputs=24, outputs=40, size=16, seed=0):
         generator = torch.Generator().manual_seed(seed)
         self.op, self.inputs, self.outputs = op, inputs, outputs
         shape = (outputs, inputs) if op == "conv3x3" else (inputs, outputs)
@@ -60,20 +60,39 @@ class Convolution:
         return ((self() - expected).norm() / expected.norm()).item() < 3e-6
 
     def bytes(self):
-        """36 points for 9 taps, outputs in groups of 16, whole cache lines."""
-        return 36 * self.inputs * (-(-self.outputs // 16) * 16) * 4
+        """36 points for 9 taps, or 48 for tiles of six columns; outputs in groups of 16."""
+        points = 48 if self.tile_columns() == 6 else 36
+        return points * self.inputs * (-(-self.outputs // 16) * 16) * 4
+
+    def tile_columns(self):
+        width = self.x.shape[3]
+        few = 48 * -(-width // 6) < 36 * -(-width // 4) and self.inputs <= 128
+        return 6 if few and self.op == "conv3x3" else 4
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("size", [12, 16])
 @pytest.mark.parametrize("channels", [(1, 1), (3, 5), (17, 40), (64, 64)])
-def test_contract(op, channels):
-    conv = Convolution(op, *channels)
+def test_contract(op, channels, size):
+    conv = Convolution(op, *channels, size)
     assert conv.is_right()
     assert packed_weights_bytes() == conv.bytes()
     first = conv()
     conv.x.neg_()
     assert torch.equal(conv(), -first)
     assert packed_weights_bytes() == conv.bytes()
+
+
+def test_one_for_each_shape_of_tiles():
+    wide, narrow = Convolution("conv3x3", size=12), Convolution("conv3x3", size=16)
+    assert (wide.tile_columns(), narrow.tile_columns()) == (6, 4)
+    narrow.weight = wide.weight
+    for _ in range(2):
+        assert wide.is_right() and narrow.is_right()
+        assert packed_weights_bytes() == wide.bytes() + narrow.bytes()
+    wide.weight.neg_()
+    assert narrow.is_right() and wide.is_right()
+    assert packed_weights_bytes() == wide.bytes() + narrow.bytes()
 
 
 @pytest.mark.parametrize("op", OPS)

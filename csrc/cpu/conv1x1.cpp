@@ -19,7 +19,7 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
-  const std::vector<float> biases = per_channel(bias, D, 0), slopes = per_channel(slope, D, 1);
+  const PerChannel biases(bias, D), slopes(slope, D);
   const auto panels = packed(Ordered<float>(weight).data(), C, 1, D, C);
   args.packed = panels.get();
   args.bias = biases.data();

@@ -27,18 +27,20 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.out = map_of(out);
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
-  const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
-  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true,
-                                        args.out.n * tiles_of(args.out), keep_weights);
+  const PerChannel biases(bias, C), slopes(slope, C);
+  args.tile_columns = tile_columns(args.in, args.out);
+  const PackedWeights packed =
+      pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true, args.tile_columns,
+               args.out.n * tiles_of(args), keep_weights);
   args.packed = packed.get();
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
-  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args.out)), C);
+  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
   if (pooled) args.pooled = map_of(*pooled);
   args.sums = grouped.parts();
   run(MIRNET_KERNEL(conv3x3_blocks, float), args, args.out.n * args.blocks,
-      args.block_tiles * 16 * std::max(args.in.c, C));
+      args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
   grouped.finish();
 }
 

@@ -25,9 +25,11 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.out.w = x.size(3);
   args.out.sh *= 2;
   args.out.sw *= 2;
-  const std::vector<float> biases = per_channel(bias, C, 0), slopes = per_channel(slope, C, 1);
-  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false,
-                                        args.out.n * tiles_of(args.out), keep_weights);
+  const PerChannel biases(bias, C), slopes(slope, C);
+  args.tile_columns = kTransposedColumns;
+  const PackedWeights packed =
+      pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, args.tile_columns,
+               args.out.n * tiles_of(args), keep_weights);
   args.packed = packed.get();
   args.bias = biases.data();
   args.slope = slopes.data();

@@ -15,14 +15,16 @@ namespace {
 
 constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 
-// The packed weights take four times the memory of the weights. They are kept for a convolution of
-// few multiply-adds: beside many, packing does not count, and a large image's maps take memory
-// enough.
+// The packed weights take four to five times the memory of the weights. They are kept for a
+// convolution of few multiply-adds: beside many, packing does not count, and a large image's maps
+// take memory enough.
 constexpr int64_t kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
+constexpr size_t kLargePage = size_t(1) << 21;
 
-// Where the weight lies and how, and its packing, which stands for op and instruction set.
-using Key = std::tuple<const void*, Shape, Shape, Packing>;
+// Where the weight lies and how, its packing, which stands for op and instruction set, and the
+// columns of a tile.
+using Key = std::tuple<const void*, Shape, Shape, Packing, int64_t>;
 using Fingerprint = std::vector<uint64_t>;
 
 class Kept {
@@ -129,26 +131,32 @@ Fingerprint fingerprint_of(const Tensor& weight) {
 // Memory of the calling thread for the packed weights of one convolution: fresh pages would cost
 // more than packing does.
 float* memory_of_thread(size_t count) {
-  static thread_local std::vector<float> memory;
-  constexpr size_t kSpare = kLine / sizeof(float);
-  if (memory.size() < count + kSpare) {
-    memory = {};
-    memory.resize(count + kSpare);
+  static thread_local std::unique_ptr<float, decltype(&std::free)> memory(nullptr, &std::free);
+  static thread_local size_t size = 0;
+  if (size < count) {
+    const size_t bytes = (count * sizeof(float) + kLargePage - 1) / kLargePage * kLargePage;
+    memory.reset();
+    memory.reset(static_cast<float*>(std::aligned_alloc(kLargePage, bytes)));
+    STD_TORCH_CHECK(memory != nullptr, "no memory for ", bytes, " bytes of packed weights");
+    ask_for_large_pages(memory.get(), bytes);
+    size = bytes / sizeof(float);
   }
-  const auto address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (kSpare - address / sizeof(float) % kSpare) % kSpare;
+  return memory.get();
 }
 
 }  // namespace
 
-PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first, int64_t tiles,
-                       bool keep) {
+PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first,
+                       int64_t tile_columns, int64_t tiles, bool keep) {
   ConvPackArgs args{};
   args.outputs = weight.size(outputs_first ? 0 : 1);
   args.inputs = weight.size(outputs_first ? 1 : 0);
   args.output_stride = 9 * (outputs_first ? args.inputs : 1);
   args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
-  const int64_t count = 36 * args.inputs * grouped(args.outputs);
+  args.tile_columns = tile_columns;
+  // A tile's points; the four phases of conv_transpose3x3 have as many weights as 4 x 4 outputs.
+  const int64_t points = (kTileRows + 2) * (tile_columns + 2);
+  const int64_t count = points * args.inputs * grouped(args.outputs);
   const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
   const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
   const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
@@ -156,7 +164,7 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
     const Ordered<float> values(weight);
     args.weight = values.data();
     args.packed = packed;
-    run(packing, args, panels * chunks, 36 * panel * kPackInputs);
+    run(packing, args, panels * chunks, points * panel * kPackInputs);
     return packed;
   };
   const auto once = [&] {
@@ -164,7 +172,7 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   };
   if (!keep || tiles * count > kFewProducts || !fills_its_memory(weight)) return once();
 
-  const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing};
+  const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing, tile_columns};
   Fingerprint print = fingerprint_of(weight);
   if (PackedWeights found = kept().find(key, print)) return found;
   const int64_t bytes = (count * int64_t(sizeof(float)) + kLine - 1) / kLine * kLine;

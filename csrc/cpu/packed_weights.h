@@ -21,8 +21,8 @@ inline int64_t grouped(int64_t channels) {
 }
 
 // The packed form of a weight (outputs, inputs, 3, 3), or with these two in the other order, for
-// a convolution of so many tiles. Without `keep` it is valid until the calling thread's next one.
-PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first, int64_t tiles,
-                       bool keep);
+// so many tiles of so many columns. Without `keep` it is valid until the calling thread's next one.
+PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first,
+                       int64_t tile_columns, int64_t tiles, bool keep);
 
 }  // namespace mirnet_fast::cpu

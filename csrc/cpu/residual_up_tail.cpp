@@ -123,15 +123,16 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   args.conv.out.w = width;
   args.conv.out.sh *= 2;
   args.conv.out.sw *= 2;
-  const std::vector<float> biases = per_channel(conv_bias, C, 0);
-  const std::vector<float> slopes = per_channel(slope, C, 1);
-  const PackedWeights packed = pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight,
-                                        false, args.conv.out.n * tiles_of(args.conv.out), true);
+  const PerChannel biases(conv_bias, C), slopes(slope, C);
+  args.conv.tile_columns = kTransposedColumns;
+  const PackedWeights packed =
+      pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
+               args.conv.tile_columns, args.conv.out.n * tiles_of(args.conv), true);
   args.conv.packed = packed.get();
   args.conv.bias = biases.data();
   args.conv.slope = slopes.data();
   set_blocks(args.conv);
-  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(args.conv.out)), out.size(1));
+  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(args.conv)), out.size(1));
   args.sums = grouped.parts();
   run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, args.conv.out.n * args.conv.blocks,
       args.conv.block_tiles * 64 * std::max(x.size(1), C));

@@ -29,10 +29,10 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
               false);
       for (int64_t i = 0; i < count; ++i)
         lanes<T>(width, [&](int64_t c, auto span) {
-          const Vec<T> v =
-              load(sum + i * kPanel + c, Full{}) + load(args.bias + column + c, Full{});
-          store(out + i * args.out.sw + column + c, prelu(v, load(args.slope + column + c, Full{})),
-                span);
+          Vec<T> v = load(sum + i * kPanel + c, Full{});
+          if (args.bias != nullptr) v += load(args.bias + column + c, Full{});
+          if (args.slope != nullptr) v = prelu(v, load(args.slope + column + c, Full{}));
+          store(out + i * args.out.sw + column + c, v, span);
         });
     }
   });

@@ -1,4 +1,5 @@
-// conv3x3: 'same' 3x3 convolution by F(4x4, 3x3). Fused: bias, PReLU, residual, and the statistics
+// conv3x3: 'same' 3x3 convolution by F(4x6, 3x3), or F(4x4, 3x3) where fewer tiles of that fit the
+// width. Fused: bias, PReLU, residual, and the statistics
 // of dau_attention (per-pixel maximum and mean, per-channel sum), so that the output is not read
 // again. Floor: the products, 36 / 144 of the plain convolution's multiply-adds. A tile is 6 x 6
 // pixels in and 4 x 4 out: the next larger one loses too much accuracy in float32.
@@ -6,21 +7,38 @@
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
+namespace {
+
+// f(Cols): the taps along a row, for tiles of this many columns.
+template <class F>
+inline void with_columns(int64_t tile_columns, F f) {
+  if (tile_columns == ThreeTapsOfSix::kOut)
+    f(ThreeTapsOfSix{});
+  else
+    f(ThreeTaps{});
+}
+
+}  // namespace
+
 // Units [begin, end).
 template <class T>
 void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    const PackUnit unit = pack_unit(args, i);
-    pack_weights<ThreeTaps, ThreeTaps>(args, unit, PackedTaps(args, unit), args.packed);
-  }
+  with_columns(args.tile_columns, [&](auto cols) {
+    for (int64_t i = begin; i < end; ++i) {
+      const PackUnit unit = pack_unit(args, i);
+      pack_weights<ThreeTaps, decltype(cols)>(args, unit, PackedTaps(args, unit), args.packed);
+    }
+  });
 }
 
 // Blocks [begin, end) of N * blocks.
 template <class T>
 void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
-  const Scratch scratch(args, panel_of(columns_of(args)));
-  for (int64_t block = begin; block < end; ++block)
-    convolve_block<ThreeTaps, ThreeTaps>(args, block, scratch);
+  with_columns(args.tile_columns, [&](auto cols) {
+    const Scratch<ThreeTaps, decltype(cols)> scratch(args);
+    for (int64_t block = begin; block < end; ++block)
+      convolve_block<ThreeTaps, decltype(cols)>(args, block, scratch);
+  });
 }
 
 template void conv3x3_pack<float>(const ConvPackArgs&, int64_t, int64_t);

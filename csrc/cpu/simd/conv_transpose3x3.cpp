@@ -57,7 +57,8 @@ inline int64_t inside(int64_t index, int64_t first, int64_t count) {
 template <class Rows, class Cols>
 inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Tile& tile,
                          const float* sum, int64_t ldo, double* total) {
-  constexpr int kNear = kOut + 1;
+  constexpr int kOut = Cols::kOut, kNear = kOut + 1;
+  static_assert(Rows::kOut == kOut);
   constexpr int kDown = Rows::kTaps - 1, kRight = Cols::kTaps - 1;
   // Of the two, the nearer one first, as in the table that residual_up_tail_rows goes by.
   const auto between = [](V before, V after, int second) __attribute__((always_inline)) {
@@ -90,7 +91,7 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
     }
     const V shift = bias == nullptr ? V{} : load(bias + c, span);
     V all{};
-    pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
+    pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
       const V y = load(sum + (i * kOut + j) * ldo + c, Full{}) +
                   between(half[i][j], half[i][j + 1], kRight) + shift;
       store(to + i * out.sh + j * out.sw + c, y, span);
@@ -105,7 +106,7 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
 // Blocks [begin, end) of N * blocks.
 template <class T>
 void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
-  const Scratch scratch(args, panel_of(columns_of(args)));
+  const Scratch<TwoTaps, TwoTaps> scratch(args);
   for (int64_t block = begin; block < end; ++block)
     phases(args, [&](auto rows, auto cols, const ConvArgs& phase) {
       convolve_block<decltype(rows), decltype(cols)>(phase, block, scratch);
@@ -116,12 +117,12 @@ void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) 
 // cache.
 template <class T>
 void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end) {
-  constexpr int64_t kTogether = kTile / kPixels;
+  constexpr int64_t kAll = kPixels<TwoTaps, TwoTaps>, kTogether = kTile / kAll;
   const ConvArgs& conv = args.conv;
   const int64_t C = conv.out.c, D = args.tail.out.c, ld = pad<float>(C), ldo = pad<float>(D);
-  const Scratch scratch(conv, panel_of(columns_of(conv)));
-  Buffer<float> top(conv.block_tiles * kPixels * ld), sum(kTile * ldo);
-  const int64_t tiles = ((conv.out.h + kOut - 1) / kOut) * ((conv.out.w + kOut - 1) / kOut);
+  const Scratch<TwoTaps, TwoTaps> scratch(conv);
+  Buffer<float> top(conv.block_tiles * kAll * ld), sum(kTile * ldo);
+  const int64_t tiles = tiles_of<TwoTaps, TwoTaps>(conv.out);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t n = block / conv.blocks, first = block % conv.blocks * conv.block_tiles;
     const int64_t count = least(conv.block_tiles, tiles - first);
@@ -131,15 +132,15 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
       convolve_block<Rows, Cols>(phase, block, scratch, top);
       for (int64_t t = 0; t < count; t += kTogether) {
         const int64_t now = least(kTogether, count - t);
-        gemm<float>(top + t * kPixels * ld, ld, 1, now * kPixels,
+        gemm<float>(top + t * kAll * ld, ld, 1, now * kAll,
                     static_cast<const float*>(args.tail.packed_top), 0, C, D, sum, ldo, false);
         for (int64_t i = 0; i < now; ++i) {
           const int64_t tile = first + t + i;
           double* const total = args.sums == nullptr
                                     ? nullptr
                                     : args.sums + (n * sum_groups(tiles) + tile / kSumTiles) * D;
-          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at(conv.out, tile),
-                                   sum + i * kPixels * ldo, ldo, total);
+          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at<Rows, Cols>(conv.out, tile),
+                                   sum + i * kAll * ldo, ldo, total);
         }
       }
     });

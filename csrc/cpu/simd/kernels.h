@@ -147,19 +147,24 @@ constexpr int64_t kFingerprintValues = 16384;
 struct ConvPackArgs {
   const float* weight;  // filters of 9
   int64_t outputs, inputs, output_stride, input_stride;
+  int64_t tile_columns;  // as in ConvArgs
   float* packed;
 };
+
+// Of a tile's outputs.
+constexpr int64_t kTileRows = 4;
 
 struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
   int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
-  const float* bias;    // (C' in whole groups)
-  const float* slope;   // (C' in whole groups)
-  Map pooled;           // (N, 2, H, W): max, mean; its data null: none
-  double* sums;         // (N * sum_groups(tiles), C') of zeros, where there is pooled
-  int64_t blocks;       // an image; tiles are counted along its rows
-  int64_t block_tiles;  // whole groups
+  const float* bias;     // (C' in whole groups), or null
+  const float* slope;    // (C' in whole groups), or null
+  Map pooled;            // (N, 2, H, W): max, mean; its data null: none
+  double* sums;          // (N * sum_groups(tiles), C') of zeros, where there is pooled
+  int64_t tile_columns;  // of a tile's outputs: 4, and for conv3x3 also 6
+  int64_t blocks;        // an image; tiles are counted along its rows
+  int64_t block_tiles;   // whole groups
 };
 
 // Tiles whose statistics are summed in one place: few, so that blocks can have any number of

@@ -1,10 +1,11 @@
-// Convolutions by Winograd's minimal filtering: 4 x 4 outputs of a small filter from the products
-// at a few points, where the plain way would keep the arithmetic unit busy several times as long.
+// Convolutions by Winograd's minimal filtering: a tile of outputs of a small filter from the
+// products at a few points, where the plain way would keep the arithmetic unit busy several times
+// as long.
 //
-// A block is about 30 tiles of 4 x 4 outputs. Its transformed input stays in the second-level cache
-// while the products of a panel of output channels are made, and so does a panel's result until it
-// is transformed back: nothing in between goes to memory. Along each axis one of the structs below
-// says how; V is one vector of channels.
+// A block is about 30 tiles of 4 x 4 or 4 x 6 outputs. Its transformed input stays in the
+// second-level cache while the products of a panel of output channels are made, and so does a
+// panel's result until it is transformed back: nothing in between goes to memory. Along each axis
+// one of the structs below says how; V is one vector of channels.
 #pragma once
 
 #include "tile.h"
@@ -12,9 +13,6 @@
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
 namespace {
-
-constexpr int kOut = 4, kPixels = kOut * kOut;
-constexpr int kMostIn = 6, kMostPoints = 36;
 
 using V = Vec<float>;
 
@@ -34,7 +32,7 @@ inline __attribute__((always_inline)) void outputs_of(const V* m, float a, float
 // The points are +-a, 0, +-1/a and infinity with a = sqrt(1/2): against the usual 0, +-1, +-2 they
 // halve the error, and as the product of the squares is 1 they cost no multiplication more.
 struct ThreeTaps {
-  static constexpr int kIn = 6, kFirst = -1, kPoints = 6, kParts = 2, kPart = 3;
+  static constexpr int kOut = 4, kIn = 6, kFirst = -1, kPoints = 6, kParts = 2, kPart = 3;
   static constexpr bool kOneWeight = false;
   static constexpr float kA = 0.70710678118654752f, kB = 1.4142135623730950f;
   static constexpr float kA2 = 0.5f, kB2 = 2.0f;
@@ -64,9 +62,56 @@ struct ThreeTaps {
   }
 };
 
+// The same for six outputs: F(6, 3) with the points +-1/2, +-1, +-2, 0 and infinity. On both axes
+// it would lose too much accuracy in float32; beside F(4, 3) as above it has the error of the usual
+// F(4, 3) on both.
+struct ThreeTapsOfSix {
+  static constexpr int kOut = 6, kIn = 8, kFirst = -1, kPoints = 8, kParts = 1, kPart = 8;
+  static constexpr bool kOneWeight = false;
+  static constexpr int kTaps = 3, kTap[] = {0, 1, 2};
+  static constexpr float kFilter[][kTaps] = {{1 / 1.40625f, 0.5f / 1.40625f, 0.25f / 1.40625f},
+                                             {1 / 1.40625f, -0.5f / 1.40625f, 0.25f / 1.40625f},
+                                             {-1 / 4.5f, -1 / 4.5f, -1 / 4.5f},
+                                             {-1 / 4.5f, 1 / 4.5f, -1 / 4.5f},
+                                             {1 / 90.f, 2 / 90.f, 4 / 90.f},
+                                             {1 / 90.f, -2 / 90.f, 4 / 90.f},
+                                             {1, 0, 0},
+                                             {0, 0, 1}};
+
+  // Values at +-a: what vanishes at the other two pairs, whose squares have this sum and product.
+  static inline __attribute__((always_inline)) void pair(const V* x, float a, float sum,
+                                                         float product, V* out) {
+    const V even = x[6] - sum * x[4] + product * x[2];
+    const V odd = a * (x[5] - sum * x[3] + product * x[1]);
+    out[0] = even + odd;
+    out[1] = even - odd;
+  }
+
+  template <int>
+  static inline __attribute__((always_inline)) void to_points(const V* x, V* out) {
+    pair(x, 0.5f, 5, 4, out);
+    pair(x, 1, 4.25f, 1, out + 2);
+    pair(x, 2, 1.25f, 0.25f, out + 4);
+    out[6] = (x[0] - x[6]) + 5.25f * (x[4] - x[2]);
+    out[7] = (x[7] - x[1]) + 5.25f * (x[3] - x[5]);
+  }
+
+  static inline __attribute__((always_inline)) void from_points(const V* m, V* out) {
+    const V even_a = m[0] + m[1], odd_a = m[0] - m[1];
+    const V even_b = m[2] + m[3], odd_b = m[2] - m[3];
+    const V even_c = m[4] + m[5], odd_c = m[4] - m[5];
+    out[0] = even_a + even_b + even_c + m[6];
+    out[1] = 0.5f * odd_a + odd_b + 2 * odd_c;
+    out[2] = 0.25f * even_a + even_b + 4 * even_c;
+    out[3] = 0.125f * odd_a + odd_b + 8 * odd_c;
+    out[4] = 0.0625f * even_a + even_b + 16 * even_c;
+    out[5] = 0.03125f * odd_a + odd_b + 32 * odd_c + m[7];
+  }
+};
+
 // Two taps, the output at the first of them: F(4, 2) with the points +-a, infinity, +-b.
 struct TwoTaps {
-  static constexpr int kIn = 5, kFirst = 0, kPoints = 5, kParts = 2, kPart = 3;
+  static constexpr int kOut = 4, kIn = 5, kFirst = 0, kPoints = 5, kParts = 2, kPart = 3;
   static constexpr bool kOneWeight = false;
   static constexpr float kA = 0.5f, kB = 1.25f;
   // An odd output reads this input by the filter's last tap and the next by its first.
@@ -97,7 +142,7 @@ struct TwoTaps {
 
 // One tap, at the output: the values themselves, all with the same weight.
 struct OneTap {
-  static constexpr int kIn = 4, kFirst = 0, kPoints = 4, kParts = 1, kPart = 4;
+  static constexpr int kOut = 4, kIn = 4, kFirst = 0, kPoints = 4, kParts = 1, kPart = 4;
   static constexpr bool kOneWeight = true;
   static constexpr int kTaps = 1, kTap[] = {1};
   static constexpr float kFilter[][kTaps] = {{1}};
@@ -117,6 +162,17 @@ inline __attribute__((always_inline)) void to_all_points(const V* x, V* out) {
   if constexpr (Axis::kParts > 1) Axis::template to_points<1>(x, out + Axis::kPart);
 }
 
+// The pointer, as one that the compiler does not know the origin of: a few of these with the small
+// multiples of one step are fewer registers than an address for each of a tile's pixels or points.
+template <class P>
+inline __attribute__((always_inline)) P* origin(P* pointer) {
+  __asm__("" : "+r"(pointer));
+  return pointer;
+}
+
+template <class Rows, class Cols>
+constexpr int kPixels = Rows::kOut * Cols::kOut;
+
 // Planes of one point each, a cache line further apart than their contents: at a power of two all
 // 36 lines of a tile would compete for the same few places of the first-level cache.
 inline int64_t plane(int64_t tiles, int64_t ld) { return tiles * ld + 16; }
@@ -126,10 +182,16 @@ struct Tile {
   int64_t rows, cols;  // of its output pixels that lie inside the map
 };
 
+template <class Rows, class Cols>
 inline Tile tile_at(const Map& out, int64_t index) {
-  const int64_t across = (out.w + kOut - 1) / kOut;
-  const int64_t h = index / across * kOut, w = index % across * kOut;
-  return {h, w, least(kOut, out.h - h), least(kOut, out.w - w)};
+  const int64_t across = (out.w + Cols::kOut - 1) / Cols::kOut;
+  const int64_t h = index / across * Rows::kOut, w = index % across * Cols::kOut;
+  return {h, w, least(Rows::kOut, out.h - h), least(Cols::kOut, out.w - w)};
+}
+
+template <class Rows, class Cols>
+inline int64_t tiles_of(const Map& out) {
+  return (out.h + Rows::kOut - 1) / Rows::kOut * ((out.w + Cols::kOut - 1) / Cols::kOut);
 }
 
 // The pixels that a tile reads, whole vectors of channels: pixel (i, j) at data + i * sh + j * sw.
@@ -169,22 +231,23 @@ inline __attribute__((always_inline)) void transform_part(const Window& x, float
   constexpr int kCount =
       Rows::kPoints - kFirst < Rows::kPart ? Rows::kPoints - kFirst : Rows::kPart;
   V half[Cols::kIn][Rows::kPart];  // [column][point]
-#pragma GCC unroll 6
+#pragma GCC unroll 8
   for (int j = 0; j < Cols::kIn; ++j) {
     V column[Rows::kIn];
+    const float* const from = origin(x.data + j * x.sw);
 #pragma GCC unroll 6
-    for (int i = 0; i < Rows::kIn; ++i) column[i] = load(x.data + i * x.sh + j * x.sw, Full{});
+    for (int i = 0; i < Rows::kIn; ++i) column[i] = load(from + i * x.sh, Full{});
     Rows::template to_points<Part>(column, half[j]);
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kCount; ++i) {
     V row[Cols::kIn], out[Cols::kPoints];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int j = 0; j < Cols::kIn; ++j) row[j] = half[j][i];
     to_all_points<Cols>(row, out);
-#pragma GCC unroll 6
-    for (int j = 0; j < Cols::kPoints; ++j)
-      store(points + ((kFirst + i) * Cols::kPoints + j) * step, out[j], Full{});
+    float* const to = origin(points + (kFirst + i) * Cols::kPoints * step);
+#pragma GCC unroll 8
+    for (int j = 0; j < Cols::kPoints; ++j) store(to + j * step, out[j], Full{});
   }
 }
 
@@ -198,19 +261,20 @@ inline void transform_in(const Window& x, int64_t channels, float* points, int64
   }
 }
 
-// One vector of the channels of a tile's 4 x 4 outputs.
+// One vector of the channels of a tile's outputs.
 template <class Rows, class Cols>
 inline __attribute__((always_inline)) void transform_out(const float* points, int64_t step,
-                                                         V (*out)[kOut]) {
-  V half[kOut][Cols::kPoints];
+                                                         V (*out)[Cols::kOut]) {
+  V half[Rows::kOut][Cols::kPoints];
   for (int j = 0; j < Cols::kPoints; ++j) {
-    V column[Rows::kPoints], y[kOut];
+    V column[Rows::kPoints], y[Rows::kOut];
+    const float* const from = origin(points + j * step);
     for (int i = 0; i < Rows::kPoints; ++i)
-      column[i] = load(points + (i * Cols::kPoints + j) * step, Full{});
+      column[i] = load(from + i * Cols::kPoints * step, Full{});
     Rows::from_points(column, y);
-    for (int i = 0; i < kOut; ++i) half[i][j] = y[i];
+    for (int i = 0; i < Rows::kOut; ++i) half[i][j] = y[i];
   }
-  for (int i = 0; i < kOut; ++i) Cols::from_points(half[i], out[i]);
+  for (int i = 0; i < Rows::kOut; ++i) Cols::from_points(half[i], out[i]);
 }
 
 // What one block works with.
@@ -219,9 +283,8 @@ struct Work {
   int64_t n, first, count, tiles;
   int64_t in_ld;  // channels of a transformed input
   float *in, *products, *window;
-  float* values;  // a tile's 16 pixels
-  float* pooled;  // a pair a tile: maximum and sum of its 16 pixels so far
-  float* top;     // a tile's 16 pixels, one tile after the other; null: to the map
+  float* pooled;  // (tiles, pixels, 2, lanes): maximum and sum so far of every so many channels
+  float* top;     // a tile's pixels, one tile after the other; null: to the map
   double* sums;   // (groups of kSumTiles tiles, C')
   const float **next_in, **next_out, **next_residual;
 };
@@ -230,45 +293,53 @@ template <class Rows, class Cols>
 inline void block_in(const Work& work) {
   const int64_t step = plane(work.args.block_tiles, work.in_ld);
   for (int64_t t = 0; t < work.count; ++t) {
-    const Tile tile = tile_at(work.args.out, work.first + t);
+    const Tile tile = tile_at<Rows, Cols>(work.args.out, work.first + t);
     const Window x = window_of<Rows, Cols>(work.args, work.n, tile, work.window);
     transform_in<Rows, Cols>(x, work.in_ld, work.in + t * work.in_ld, step);
   }
 }
 
-// What a product asks for on the way: four pixels of this block's output and of what is added to
-// it, in the last panel four of the next block's input, and its share of the weights that are next.
-// The arithmetic unit is busy and the memory idle here, and the other way round in between.
+// What a product asks for on the way: its share of the weights that are next, and in the last panel
+// some pixels of the next block's input. The arithmetic unit is busy and the memory idle here, and
+// the other way round in between.
 struct Ahead {
-  const float *in, *out, *residual, *weights;
-  int64_t in_step, out_step, residual_step;
-  int64_t lines;  // of `weights` for 16 inputs
+  const float* weights;
+  int64_t lines;    // of `weights` for 16 inputs
+  const float* in;  // or null
+  int64_t in_step;
 };
+
+constexpr int64_t kLine = 16;  // of the cache, in values
+
+// Asks for a row of a tile's pixels in one panel, to write them if `Write`.
+template <int Pixels, int64_t Width, int Write>
+inline void ask_for_pixels(const float* pixel, int64_t step) {
+  for (int j = 0; j < Pixels; ++j)
+    for (int64_t c = 0; c < Width; c += kLine) __builtin_prefetch(pixel + j * step + c, Write, 2);
+}
 
 // out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only. On its
 // own, or the loop gets its place and its registers from what surrounds it.
-template <int R, int N>
+template <int R, int N, int Pixels>
 __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda, const float* w,
                                                      int64_t k_count, float* out,
                                                      const Ahead& ahead) {
-  constexpr int64_t kLine = 16, kWidth = N * kLanes<float>;
+  constexpr int64_t kWidth = N * kLanes<float>;
   // Not `sum[R][N]{}`, nor loops that may not run at all: either way the sums would be in memory.
   V sum[R][N];
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < N; ++j) sum[i][j] = V{};
+  const float *next_weights = ahead.weights, *next_in = ahead.in;
   int64_t first = 0;
   do {
-    for (int j = 0; j < kOut; ++j) {
-      __builtin_prefetch(ahead.in + j * ahead.in_step + first, 0, 2);
-      if (first < kWidth) __builtin_prefetch(ahead.out + j * ahead.out_step + first, 1, 2);
+    if (next_in != nullptr) {
+      ask_for_pixels<Pixels, kLine, 0>(next_in, ahead.in_step);
+      next_in += kLine;
     }
-    if (ahead.residual != nullptr && first < kWidth)
-      for (int j = 0; j < kOut; ++j)
-        __builtin_prefetch(ahead.residual + j * ahead.residual_step + first, 0, 2);
+    for (int64_t j = 0; j < ahead.lines; ++j, next_weights += kLine)
+      __builtin_prefetch(next_weights, 0, 2);
     // The rows of the product after this one, into the first-level cache.
     for (int j = 0; j < R; ++j) __builtin_prefetch(a + (R + j) * lda + first, 0, 3);
-    for (int64_t j = 0; j < ahead.lines; ++j)
-      __builtin_prefetch(ahead.weights + (first / kLine * ahead.lines + j) * kLine, 0, 2);
     int64_t k = first;
     first = least(first + kLine, k_count);
     do {
@@ -284,30 +355,31 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
     for (int j = 0; j < N; ++j) store(out + i * kWidth + j * kLanes<float>, sum[i][j], Full{});
 }
 
-template <int N, int R = kRows>
+template <int N, int Pixels, int R = kRows>
 inline void multiply_rows(int64_t rows, const float* a, int64_t lda, const float* w, int64_t k,
                           float* out, const Ahead& ahead) {
   if constexpr (R > 1)
-    if (rows < R) return multiply_rows<N, R - 1>(rows, a, lda, w, k, out, ahead);
-  multiply<R, N>(a, lda, w, k, out, ahead);
+    if (rows < R) return multiply_rows<N, Pixels, R - 1>(rows, a, lda, w, k, out, ahead);
+  multiply<R, N, Pixels>(a, lda, w, k, out, ahead);
 }
 
-// The rows of four pixels that products ask for, as many as there are products in a block at most.
+// The rows of pixels that products ask for, as many as there are products in a block at most.
 template <class Rows, class Cols>
 inline void look_ahead(const Work& work) {
   const ConvArgs& args = work.args;
   for (int64_t t = 0; t < work.count; ++t) {
-    const Tile next = tile_at(args.out, least(work.first + work.count + t, work.tiles - 1));
+    const Tile next =
+        tile_at<Rows, Cols>(args.out, least(work.first + work.count + t, work.tiles - 1));
     for (int64_t i = 0; i < Rows::kIn; ++i) {
       const int64_t h = args.first_row + next.h + Rows::kFirst + i;
       const int64_t inside = h < 0 ? 0 : least(h, args.in.h - 1);
       work.next_in[t * Rows::kIn + i] =
-          address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - kOut);
+          address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - Cols::kOut);
     }
-    const Tile own = tile_at(args.out, work.first + t);
-    for (int64_t i = 0; i < kOut; ++i) {
-      work.next_out[t * kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
-      work.next_residual[t * kOut + i] =
+    const Tile own = tile_at<Rows, Cols>(args.out, work.first + t);
+    for (int64_t i = 0; i < Rows::kOut; ++i) {
+      work.next_out[t * Rows::kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
+      work.next_residual[t * Rows::kOut + i] =
           args.residual.data == nullptr ? nullptr
                                         : address<float>(args.residual, work.n, own.h + i, own.w);
     }
@@ -402,7 +474,7 @@ inline void pack_row(const ConvPackArgs& args, const PackUnit& unit, const Packe
             half[j] += Rows::kFilter[P][i] *
                        load(tap + (Rows::kTap[i] * 3 + Cols::kTap[j]) * PackedTaps::kPanel, Full{});
       }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int q = 0; q < kColPoints; ++q) {
         V value{};
 #pragma GCC unroll 3
@@ -451,23 +523,18 @@ inline void panel_products(const Work& work, int64_t column) {
     float* out = work.products + p * plane(args.block_tiles, kWidth);
     for (int64_t group = 0; group < groups.count; ++group) {
       const int64_t rows = groups.rows(group);
-      const int64_t row = least(call, work.count * kOut - 1);
-      Ahead ahead{in,
-                  work.next_out[row] + column,
-                  work.next_residual[row],
-                  weights + (index + 1) * each + (call - index * calls) * lines * k,
-                  work.in_ld,
-                  args.out.sw,
-                  args.residual.sw,
-                  lines};
-      if (ahead.residual != nullptr) ahead.residual += column;
+      const int64_t row = least(call, work.count * Rows::kOut - 1);
+      ask_for_pixels<Cols::kOut, kWidth, 1>(work.next_out[row] + column, args.out.sw);
+      if (work.next_residual[row] != nullptr)
+        ask_for_pixels<Cols::kOut, kWidth, 0>(work.next_residual[row] + column, args.residual.sw);
+      Ahead ahead{weights + (index + 1) * each + (call - index * calls) * lines * k, lines, nullptr,
+                  args.in.sw};
       if (column + kWidth >= args.out.c) {
         ahead.in = work.next_in[least(call, work.count * Rows::kIn - 1)];
-        ahead.in_step = args.in.sw;
         if (index + 1 == kAll) ahead.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
-      multiply_rows<N>(rows, in, work.in_ld, weights + index * each, k, out, ahead);
+      multiply_rows<N, Cols::kOut>(rows, in, work.in_ld, weights + index * each, k, out, ahead);
       in += rows * work.in_ld;
       out += rows * kWidth;
     }
@@ -486,39 +553,48 @@ inline void panel_products(const Work& work, int64_t column, [[maybe_unused]] in
 }
 
 // f(i, j) for the pixels of a tile that lie inside the map, unrolled: f's arrays stay registers.
-template <class F>
+template <class Rows, class Cols, class F>
 inline __attribute__((always_inline)) void pixels(const Tile& tile, F f) {
-  if (tile.rows == kOut && tile.cols == kOut) {
+  if (tile.rows == Rows::kOut && tile.cols == Cols::kOut) {
 #pragma GCC unroll 4
-    for (int i = 0; i < kOut; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < kOut; ++j) f(i, j);
+    for (int i = 0; i < Rows::kOut; ++i)
+#pragma GCC unroll 6
+      for (int j = 0; j < Cols::kOut; ++j) f(i, j);
   } else {
 #pragma GCC unroll 4
-    for (int i = 0; i < kOut; ++i)
-#pragma GCC unroll 4
-      for (int j = 0; j < kOut; ++j)
+    for (int i = 0; i < Rows::kOut; ++i)
+#pragma GCC unroll 6
+      for (int j = 0; j < Cols::kOut; ++j)
         if (i < tile.rows && j < tile.cols) f(i, j);
   }
 }
 
-// The tile's statistics with those of its `channels` outputs in work.values, `width` apart.
-inline void add_statistics(const Work& work, int64_t t, int64_t channels, int64_t width) {
-  float max[kPixels], sum[kPixels];
-  pool_channels<float>({work.values, width}, channels, kPixels, max, sum);
-  float* best = work.pooled + t * 2 * kPixels;
-  float* total = best + kPixels;
-  for (int i = 0; i < kPixels; ++i) {
-    best[i] = best[i] > max[i] || best[i] != best[i] ? best[i] : max[i];
-    total[i] += sum[i];
-  }
+// A tile's statistics with those of one vector of its channels. Lanes without a channel may hold a
+// NaN: no weight times an infinite input.
+template <class Rows, class Cols, class Span>
+inline __attribute__((always_inline)) void add_statistics(float* pooled, V (*y)[Cols::kOut],
+                                                          Span span) {
+  constexpr int64_t kAll = kLanes<float>;
+#pragma GCC unroll 4
+  for (int i = 0; i < Rows::kOut; ++i)
+#pragma GCC unroll 6
+    for (int j = 0; j < Cols::kOut; ++j) {
+      float* const at = pooled + (i * Cols::kOut + j) * 2 * kAll;
+      V high = y[i][j], value = y[i][j];
+      if constexpr (__is_same(Span, Part))
+        for (int64_t l = span.count; l < kAll; ++l) high[l] = -__builtin_inff(), value[l] = 0;
+      const V best = load(at, Full{});
+      store(at, select<float>(high > best, high, best), Full{});
+      store(at + kAll, load(at + kAll, Full{}) + value, Full{});
+    }
 }
 
 // Outputs of a tile's channels from `column` on, `width` of them in the products.
 template <class Rows, class Cols>
 inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width) {
+  constexpr int kAll = kPixels<Rows, Cols>, kOut = Cols::kOut;
   const ConvArgs& args = work.args;
-  const Tile tile = tile_at(args.out, work.first + t);
+  const Tile tile = tile_at<Rows, Cols>(args.out, work.first + t);
   const float* products = work.products + t * width;
   const int64_t channels = least(width, args.out.c - column);
   float* out = address<float>(args.out, work.n, tile.h, tile.w) + column;
@@ -526,72 +602,91 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
   if (work.top != nullptr) {
     sw = pad<float>(args.out.c);
     sh = kOut * sw;
-    out = work.top + t * kPixels * sw + column;
+    out = work.top + t * kAll * sw + column;
   }
   lanes<float>(channels, [&](int64_t c, auto span) {
-    V y[kOut][kOut];
+    V y[Rows::kOut][kOut];
     transform_out<Rows, Cols>(products + c, plane(args.block_tiles, width), y);
-    const V bias = load(args.bias + column + c, Full{});
-    const V slope = load(args.slope + column + c, Full{});
-    for (int i = 0; i < kOut; ++i)
-      for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j] + bias, slope);
+    if (args.bias != nullptr) {
+      const V bias = load(args.bias + column + c, Full{});
+      for (int i = 0; i < Rows::kOut; ++i)
+        for (int j = 0; j < kOut; ++j) y[i][j] += bias;
+    }
+    if (args.slope != nullptr) {
+      const V slope = load(args.slope + column + c, Full{});
+      for (int i = 0; i < Rows::kOut; ++i)
+        for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j], slope);
+    }
     if (args.residual.data != nullptr) {
       const float* residual = address<float>(args.residual, work.n, tile.h, tile.w) + column + c;
-      pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
-        y[i][j] += load(residual + i * args.residual.sh + j * args.residual.sw, span);
+      const float* rows[Rows::kOut];
+      for (int i = 0; i < Rows::kOut; ++i) rows[i] = origin(residual + i * args.residual.sh);
+      pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
+        y[i][j] += load(rows[i] + j * args.residual.sw, span);
       });
     }
-    pixels(tile, [&](int i, int j) __attribute__((always_inline)) {
-      store(out + i * sh + j * sw + c, y[i][j], span);
+    float* rows[Rows::kOut];
+    for (int i = 0; i < Rows::kOut; ++i) rows[i] = origin(out + i * sh + c);
+    pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
+      store(rows[i] + j * sw, y[i][j], span);
     });
     if (args.pooled.data == nullptr) return;
     V total{};
-    pixels(tile, [&](int i, int j) __attribute__((always_inline)) { total += y[i][j]; });
+    pixels<Rows, Cols>(tile,
+                       [&](int i, int j) __attribute__((always_inline)) { total += y[i][j]; });
     add_to<float>(work.sums + t / kSumTiles * args.out.c + column + c, total, span);
-    for (int i = 0; i < kPixels; ++i)
-      store(work.values + i * width + c, y[i / kOut][i % kOut], Full{});
+    add_statistics<Rows, Cols>(work.pooled + t * kAll * 2 * kLanes<float>, y, span);
   });
-  if (args.pooled.data != nullptr) add_statistics(work, t, channels, width);
 }
 
+// to[i] = what op gives over the lanes of the vector at from + i * step, for `count` of them.
+template <class Op>
+inline void reduce_pixels(const float* from, int64_t step, int64_t count, float* to, Op op) {
+  constexpr int64_t kAll = kLanes<float>;
+  for (int64_t i = 0; i < count; i += kAll) {
+    V v[kAll];
+    for (int64_t j = 0; j < kAll; ++j) v[j] = load(from + least(i + j, count - 1) * step, Full{});
+    reduce_each<float>(v, op);
+    store(to + i, v[0], Full{});
+  }
+}
+
+template <class Rows, class Cols>
 inline void write_pooled(const Work& work) {
+  constexpr int64_t kAll = kPixels<Rows, Cols>, kEach = 2 * kLanes<float>;
   const Map& map = work.args.out;
   const Map& pooled = work.args.pooled;
   float* max = static_cast<float*>(pooled.data) + work.n * pooled.sn;
   float* mean = max + pooled.sc;
   for (int64_t t = 0; t < work.count; ++t) {
-    const Tile tile = tile_at(map, work.first + t);
-    const float* best = work.pooled + t * 2 * kPixels;
+    const Tile tile = tile_at<Rows, Cols>(map, work.first + t);
+    const float* from = work.pooled + t * kAll * kEach;
+    float best[kAll + kLanes<float>], total[kAll + kLanes<float>];
+    reduce_pixels(from, kEach, kAll, best, [](V a, V b) { return select<float>(a > b, a, b); });
+    reduce_pixels(from + kLanes<float>, kEach, kAll, total, [](V a, V b) { return a + b; });
     for (int64_t i = 0; i < tile.rows; ++i)
       for (int64_t j = 0; j < tile.cols; ++j) {
         const int64_t at = (tile.h + i) * pooled.sh + tile.w + j;
-        max[at] = best[i * kOut + j];
-        mean[at] = best[kPixels + i * kOut + j] / float(map.c);
+        const float sum = total[i * Cols::kOut + j];
+        max[at] = best[i * Cols::kOut + j];
+        mean[at] = sum / float(map.c);
+        if (sum == sum) continue;
+        // The comparisons pass over a NaN; its pixel's sum is one too, and that is rare.
+        const float* value = address<float>(map, work.n, tile.h + i, tile.w + j);
+        for (int64_t c = 0; c < map.c; ++c)
+          if (value[c] != value[c]) max[at] = value[c];
       }
   }
 }
 
+template <class Rows, class Cols>
 inline void clear_statistics(const Work& work) {
-  zero(work.pooled, work.count * 2 * kPixels);
-  for (int64_t t = 0; t < work.count; ++t)
-    for (int i = 0; i < kPixels; ++i) work.pooled[t * 2 * kPixels + i] = -__builtin_inff();
+  constexpr int64_t kAll = kPixels<Rows, Cols>, kEach = 2 * kLanes<float>;
+  for (int64_t i = 0; i < work.count * kAll; ++i) {
+    store(work.pooled + i * kEach, splat<float>(-__builtin_inff()), Full{});
+    store(work.pooled + i * kEach + kLanes<float>, V{}, Full{});
+  }
 }
-
-// The memory of one thread.
-struct Scratch {
-  Buffer<float> in, products, window, values, pooled;
-  Buffer<const float*> next_in, next_out, next_residual;
-
-  Scratch(const ConvArgs& args, int64_t panel)
-      : in(kMostPoints * plane(args.block_tiles, pad<float>(args.in.c))),
-        products(kMostPoints * plane(args.block_tiles, panel)),
-        window(kMostIn * kMostIn * pad<float>(args.in.c)),
-        values(kPixels * panel),
-        pooled(args.block_tiles * 2 * kPixels),
-        next_in(args.block_tiles * kMostIn),
-        next_out(args.block_tiles * kOut),
-        next_residual(args.block_tiles * kOut) {}
-};
 
 inline int64_t panel_of(int64_t columns) { return least(kMaxVectors * kLanes<float>, columns); }
 
@@ -599,11 +694,29 @@ inline int64_t columns_of(const ConvArgs& args) {
   return (args.out.c + kConvGroup - 1) / kConvGroup * kConvGroup;
 }
 
+// The memory of one thread, for the tiles that have the most inputs, points and outputs.
 template <class Rows, class Cols>
-inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& scratch,
+struct Scratch {
+  Buffer<float> in, products, window, pooled;
+  Buffer<const float*> next_in, next_out, next_residual;
+
+  explicit Scratch(const ConvArgs& args)
+      : in(Rows::kPoints * Cols::kPoints * plane(args.block_tiles, pad<float>(args.in.c))),
+        products(Rows::kPoints * Cols::kPoints *
+                 plane(args.block_tiles, panel_of(columns_of(args)))),
+        window(Rows::kIn * Cols::kIn * pad<float>(args.in.c)),
+        pooled(args.pooled.data == nullptr
+                   ? 0
+                   : args.block_tiles * kPixels<Rows, Cols> * 2 * kLanes<float>),
+        next_in(args.block_tiles * Rows::kIn),
+        next_out(args.block_tiles * Rows::kOut),
+        next_residual(args.block_tiles * Rows::kOut) {}
+};
+
+template <class Rows, class Cols, class S>
+inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch,
                            float* top = nullptr) {
-  const int64_t columns = columns_of(args);
-  const int64_t tiles = ((args.out.h + kOut - 1) / kOut) * ((args.out.w + kOut - 1) / kOut);
+  const int64_t columns = columns_of(args), tiles = tiles_of<Rows, Cols>(args.out);
   const int64_t first = block % args.blocks * args.block_tiles;
   const int64_t count = least(args.block_tiles, tiles - first);
   const int64_t n = block / args.blocks;
@@ -619,14 +732,13 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
                   scratch.in,
                   scratch.products,
                   scratch.window,
-                  scratch.values,
                   scratch.pooled,
                   top,
                   sums,
                   scratch.next_in,
                   scratch.next_out,
                   scratch.next_residual};
-  if (args.pooled.data != nullptr) clear_statistics(work);
+  if (args.pooled.data != nullptr) clear_statistics<Rows, Cols>(work);
   look_ahead<Rows, Cols>(work);
   block_in<Rows, Cols>(work);
   for (int64_t column = 0; column < columns; column += panel_of(columns)) {
@@ -634,7 +746,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const Scratch& s
     panel_products<Rows, Cols>(work, column, width);
     for (int64_t t = 0; t < count; ++t) tile_out<Rows, Cols>(work, t, column, width);
   }
-  if (args.pooled.data != nullptr) write_pooled(work);
+  if (args.pooled.data != nullptr) write_pooled<Rows, Cols>(work);
 }
 
 }  // namespace
