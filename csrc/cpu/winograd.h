@@ -1,8 +1,6 @@
 // What the convolutions share, checks; and those on simd/winograd.h: blocks.
 #pragma once
 
-#include <cstdlib>
-
 #include "packed_weights.h"
 
 namespace mirnet_fast::cpu {
@@ -87,8 +85,7 @@ inline int64_t tiles_of(const ConvArgs& args) {
 // Blocks that keep every thread busy to the end: of at most 36 tiles, which the second-level cache
 // has room for, and not of few, as reading the weights takes a block as long as 8 tiles more would.
 inline void set_blocks(ConvArgs& args) {
-  const int64_t kMost = std::getenv("KM") ? std::atoi(std::getenv("KM")) : 36,
-                kWeights = std::getenv("KW") ? std::atoi(std::getenv("KW")) : 8;
+  constexpr int64_t kMost = 36, kWeights = 8;
   const int64_t threads = torch::stable::get_num_threads(), tiles = tiles_of(args);
   int64_t shortest = INT64_MAX;
   for (int64_t most = kMost; most > 0; most -= kSumTiles) {

@@ -90,11 +90,17 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
       for (int i = 0; i < kOut; ++i) half[i][j] = between(near[i], near[i + 1], kDown);
     }
     const V shift = bias == nullptr ? V{} : load(bias + c, span);
+    const float* products[kOut];
+    float* rows[kOut];
+    for (int i = 0; i < kOut; ++i) {
+      products[i] = origin(sum + i * kOut * ldo + c);
+      rows[i] = origin(to + i * out.sh + c);
+    }
     V all{};
     pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
-      const V y = load(sum + (i * kOut + j) * ldo + c, Full{}) +
-                  between(half[i][j], half[i][j + 1], kRight) + shift;
-      store(to + i * out.sh + j * out.sw + c, y, span);
+      const V y =
+          load(products[i] + j * ldo, Full{}) + between(half[i][j], half[i][j + 1], kRight) + shift;
+      store(rows[i] + j * out.sw, y, span);
       all += y;
     });
     if (total != nullptr) add_to<float>(total + c, all, span);

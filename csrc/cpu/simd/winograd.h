@@ -311,11 +311,11 @@ struct Ahead {
 
 constexpr int64_t kLine = 16;  // of the cache, in values
 
-// Asks for a row of a tile's pixels in one panel, to write them if `Write`.
-template <int Pixels, int64_t Width, int Write>
-inline void ask_for_pixels(const float* pixel, int64_t step) {
-  for (int j = 0; j < Pixels; ++j)
-    for (int64_t c = 0; c < Width; c += kLine) __builtin_prefetch(pixel + j * step + c, Write, 2);
+// Asks for a cache line of each of a row of pixels, to write it if `Write`. Inline always: gcc
+// takes a function that only asks for one without effects, and leaves out its call.
+template <int Pixels, int Write>
+inline __attribute__((always_inline)) void ask_for_pixels(const float* pixel, int64_t step) {
+  for (int j = 0; j < Pixels; ++j) __builtin_prefetch(pixel + j * step, Write, 2);
 }
 
 // out[m][n] = sum over k of a[m * lda + k] * w[k * width + n] for R tiles, registers only. On its
@@ -333,7 +333,7 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
   int64_t first = 0;
   do {
     if (next_in != nullptr) {
-      ask_for_pixels<Pixels, kLine, 0>(next_in, ahead.in_step);
+      ask_for_pixels<Pixels, 0>(next_in, ahead.in_step);
       next_in += kLine;
     }
     for (int64_t j = 0; j < ahead.lines; ++j, next_weights += kLine)
@@ -507,6 +507,17 @@ inline void each_point(F f) {
         f(i * Cols::kPoints + j, weight);
 }
 
+// Asks for what a block writes of a panel, and what is added to it: one line of a tile's row.
+template <class Rows, class Cols, int64_t Lines>
+inline __attribute__((always_inline)) void ask_for_outputs(const Work& work, int64_t column,
+                                                           int64_t index) {
+  const int64_t row = index / Lines, at = column + index % Lines * kLine;
+  if (row >= work.count * Rows::kOut) return;
+  ask_for_pixels<Cols::kOut, 1>(work.next_out[row] + at, work.args.out.sw);
+  if (work.next_residual[row] != nullptr)
+    ask_for_pixels<Cols::kOut, 0>(work.next_residual[row] + at, work.args.residual.sw);
+}
+
 template <class Rows, class Cols, int N>
 inline void panel_products(const Work& work, int64_t column) {
   const ConvArgs& args = work.args;
@@ -517,20 +528,22 @@ inline void panel_products(const Work& work, int64_t column) {
   const RowGroups groups(work.count);
   const int64_t calls = groups.count * kSharing;
   const int64_t lines = (kWidth + calls - 1) / calls;
+  // Between the products, not in them: there it would take them registers.
+  constexpr int64_t kLines = (kWidth + kLine - 1) / kLine;
+  constexpr int64_t kPoints = Rows::kPoints * Cols::kPoints;
+  constexpr int64_t kAsked = (kLines * Rows::kOut * kRows + kPoints - 1) / kPoints;
   int64_t call = 0;
   each_point<Rows, Cols>([&](int64_t p, int64_t index) {
     const float* in = work.in + p * plane(args.block_tiles, work.in_ld);
     float* out = work.products + p * plane(args.block_tiles, kWidth);
     for (int64_t group = 0; group < groups.count; ++group) {
       const int64_t rows = groups.rows(group);
-      const int64_t row = least(call, work.count * Rows::kOut - 1);
-      ask_for_pixels<Cols::kOut, kWidth, 1>(work.next_out[row] + column, args.out.sw);
-      if (work.next_residual[row] != nullptr)
-        ask_for_pixels<Cols::kOut, kWidth, 0>(work.next_residual[row] + column, args.residual.sw);
+      for (int64_t i = 0; i < kAsked; ++i)
+        ask_for_outputs<Rows, Cols, kLines>(work, column, call * kAsked + i);
       Ahead ahead{weights + (index + 1) * each + (call - index * calls) * lines * k, lines, nullptr,
                   args.in.sw};
       if (column + kWidth >= args.out.c) {
-        ahead.in = work.next_in[least(call, work.count * Rows::kIn - 1)];
+        if (call < work.count * Rows::kIn) ahead.in = work.next_in[call];
         if (index + 1 == kAll) ahead.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
