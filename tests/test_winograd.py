@@ -270,10 +270,11 @@ def test_an_accelerated_network_runs_so_too(image, calls):
 
 
 @pytest.mark.parametrize("scale", [1, 30, 1000])
-def test_conditioning(scale):
-    """Where the sums cancel, F(4x4)'s larger intermediate values show; the bound is of the largest value."""
+@pytest.mark.parametrize("width", [16, 24])  # tiles of four columns, and of six
+def test_conditioning(scale, width):
+    """Where the sums cancel, the larger intermediate values show; the bound is of the largest value."""
     draw = torch.Generator().manual_seed(6)
-    x = torch.randn(1, 32, 24, 24, generator=draw) + scale
+    x = torch.randn(1, 32, 24, width, generator=draw) + scale
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(32, 32, 3, 3, generator=draw)
     weight -= weight.mean((1, 2, 3), keepdim=True)

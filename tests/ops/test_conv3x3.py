@@ -16,6 +16,7 @@ SHAPES = {
     "a panel and a bit": (1, 20, 67, 6, 7),
     "two panels and 16": (1, 33, 144, 13, 10),
     "whole tiles": (1, 64, 64, 16, 16),
+    "whole wide tiles": (1, 64, 64, 8, 18),
     "deep": (1, 256, 32, 12, 12),
     "many blocks": (2, 8, 9, 81, 86),
 }

@@ -63,8 +63,8 @@ struct ThreeTaps {
 };
 
 // The same for six outputs: F(6, 3) with the points +-1/2, +-1, +-2, 0 and infinity. On both axes
-// it would lose too much accuracy in float32; beside F(4, 3) as above it has the error of the usual
-// F(4, 3) on both.
+// it would lose too much accuracy in float32; beside F(4, 3) as above it has the error that the
+// usual points have for F(4, 3) on both.
 struct ThreeTapsOfSix {
   static constexpr int kOut = 6, kIn = 8, kFirst = -1, kPoints = 8, kParts = 1, kPart = 8;
   static constexpr bool kOneWeight = false;
