@@ -82,13 +82,14 @@ inline int64_t tiles_of(const ConvArgs& args) {
   return ((args.out.h + kTileRows - 1) / kTileRows) * ((args.out.w + columns - 1) / columns);
 }
 
-// Blocks that keep every thread busy to the end: of at most 36 tiles, which the second-level cache
-// has room for, and not of few, as reading the weights takes a block as long as 8 tiles more would.
+// Blocks that keep every thread busy to the end: of at most 36 tiles (44 of 6 columns), which the
+// second-level cache about has room for, and not of few, as reading the weights takes a block as
+// long as 8 tiles more would.
 inline void set_blocks(ConvArgs& args) {
-  constexpr int64_t kMost = 36, kWeights = 8;
+  constexpr int64_t kWeights = 8;
   const int64_t threads = torch::stable::get_num_threads(), tiles = tiles_of(args);
   int64_t shortest = INT64_MAX;
-  for (int64_t most = kMost; most > 0; most -= kSumTiles) {
+  for (int64_t most = args.tile_columns == 6 ? 44 : 36; most > 0; most -= kSumTiles) {
     const int64_t blocks = (tiles + most - 1) / most;
     const int64_t time = (args.out.n * blocks + threads - 1) / threads * (most + kWeights);
     if (time >= shortest) continue;
