@@ -12,8 +12,8 @@ namespace {
 // f(Cols): the taps along a row, for tiles of this many columns.
 template <class F>
 inline void with_columns(int64_t tile_columns, F f) {
-  if (tile_columns == ThreeTapsOfSix::kOut)
-    f(ThreeTapsOfSix{});
+  if (tile_columns == ThreeTapsWide::kOut)
+    f(ThreeTapsWide{});
   else
     f(ThreeTaps{});
 }

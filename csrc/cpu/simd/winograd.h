@@ -65,7 +65,7 @@ struct ThreeTaps {
 // The same for six outputs: F(6, 3) with the points +-1/2, +-1, +-2, 0 and infinity. On both axes
 // it would lose too much accuracy in float32; beside F(4, 3) as above it has the error that the
 // usual points have for F(4, 3) on both.
-struct ThreeTapsOfSix {
+struct ThreeTapsWide {
   static constexpr int kOut = 6, kIn = 8, kFirst = -1, kPoints = 8, kParts = 1, kPart = 8;
   static constexpr bool kOneWeight = false;
   static constexpr int kTaps = 3, kTap[] = {0, 1, 2};
@@ -174,7 +174,7 @@ template <class Rows, class Cols>
 constexpr int kPixels = Rows::kOut * Cols::kOut;
 
 // Planes of one point each, a cache line further apart than their contents: at a power of two all
-// 36 lines of a tile would compete for the same few places of the first-level cache.
+// lines of a tile would compete for the same few places of the first-level cache.
 inline int64_t plane(int64_t tiles, int64_t ld) { return tiles * ld + 16; }
 
 struct Tile {
@@ -311,8 +311,8 @@ struct Ahead {
 
 constexpr int64_t kLine = 16;  // of the cache, in values
 
-// Asks for a cache line of each of a row of pixels, to write it if `Write`. Inline always: gcc
-// takes a function that only asks for one without effects, and leaves out its call.
+// Asks for a cache line of each of a row of pixels, to write it if `Write`. Always inline, as
+// prefetch_tile is.
 template <int Pixels, int Write>
 inline __attribute__((always_inline)) void ask_for_pixels(const float* pixel, int64_t step) {
   for (int j = 0; j < Pixels; ++j) __builtin_prefetch(pixel + j * step, Write, 2);
