@@ -26,7 +26,6 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.out.sh *= 2;
   args.out.sw *= 2;
   const PerChannel biases(bias, C), slopes(slope, C);
-  args.tile_columns = kTransposedColumns;
   const PackedWeights packed =
       pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, args.tile_columns,
                args.out.n * tiles_of(args), keep_weights);

@@ -20,7 +20,6 @@ constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 // take memory enough.
 constexpr int64_t kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
-constexpr size_t kLargePage = size_t(1) << 21;
 
 // Where the weight lies and how, its packing, which stands for op and instruction set, and the
 // columns of a tile.
@@ -131,17 +130,14 @@ Fingerprint fingerprint_of(const Tensor& weight) {
 // Memory of the calling thread for the packed weights of one convolution: fresh pages would cost
 // more than packing does.
 float* memory_of_thread(size_t count) {
-  static thread_local std::unique_ptr<float, decltype(&std::free)> memory(nullptr, &std::free);
-  static thread_local size_t size = 0;
-  if (size < count) {
-    const size_t bytes = (count * sizeof(float) + kLargePage - 1) / kLargePage * kLargePage;
-    memory.reset();
-    memory.reset(static_cast<float*>(std::aligned_alloc(kLargePage, bytes)));
-    STD_TORCH_CHECK(memory != nullptr, "no memory for ", bytes, " bytes of packed weights");
-    ask_for_large_pages(memory.get(), bytes);
-    size = bytes / sizeof(float);
+  static thread_local std::vector<float> memory;
+  constexpr size_t kSpare = kLine / sizeof(float);
+  if (memory.size() < count + kSpare) {
+    memory = {};
+    memory.resize(count + kSpare);
   }
-  return memory.get();
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (kSpare - address / sizeof(float) % kSpare) % kSpare;
 }
 
 }  // namespace
@@ -154,8 +150,9 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   args.output_stride = 9 * (outputs_first ? args.inputs : 1);
   args.input_stride = 9 * (outputs_first ? 1 : args.outputs);
   args.tile_columns = tile_columns;
-  // A tile's points; the four phases of conv_transpose3x3 have as many weights as 4 x 4 outputs.
-  const int64_t points = (kTileRows + 2) * (tile_columns + 2);
+  // The four phases of conv_transpose3x3 have as many weights as a tile of 4 x 4 outputs has
+  // points.
+  const int64_t points = tile_points(tile_columns);
   const int64_t count = points * args.inputs * grouped(args.outputs);
   const int64_t panel = MIRNET_KERNEL(panel_columns, float)();
   const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;

@@ -124,7 +124,6 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   args.conv.out.sh *= 2;
   args.conv.out.sw *= 2;
   const PerChannel biases(conv_bias, C), slopes(slope, C);
-  args.conv.tile_columns = kTransposedColumns;
   const PackedWeights packed =
       pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
                args.conv.tile_columns, args.conv.out.n * tiles_of(args.conv), true);

@@ -67,19 +67,13 @@ class PerChannel {
   std::vector<float> values_;
 };
 
-constexpr int64_t kTransposedColumns = 4;
-
-// Of the tiles of conv3x3: 6 where that is fewer products, of 48 points a tile instead of 36, and
-// the channels are few: the error grows with their root, to 2.2e-6 of the result at 128 against
-// 1.1e-6 with 4 columns, and with more of them reading the weights would take what is gained.
+// Of the tiles of conv3x3: 6 where that is fewer products, and the channels are few: the error
+// grows with their root, to 2.2e-6 of the result at 128 against 1.1e-6 with 4 columns, and with
+// more of them reading the weights would take what is gained.
 inline int64_t tile_columns(const Map& in, const Map& out) {
   constexpr int64_t kFewInputs = 128;
-  return in.c <= kFewInputs && 48 * ((out.w + 5) / 6) < 36 * ((out.w + 3) / 4) ? 6 : 4;
-}
-
-inline int64_t tiles_of(const ConvArgs& args) {
-  const int64_t columns = args.tile_columns;
-  return ((args.out.h + kTileRows - 1) / kTileRows) * ((args.out.w + columns - 1) / columns);
+  const int64_t wide = tile_points(6) * ((out.w + 5) / 6);
+  return in.c <= kFewInputs && wide < tile_points(4) * ((out.w + 3) / 4) ? 6 : 4;
 }
 
 // Blocks that keep every thread busy to the end: of at most 36 tiles (44 of 6 columns), which the

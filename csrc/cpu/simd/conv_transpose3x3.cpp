@@ -128,7 +128,7 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
   const int64_t C = conv.out.c, D = args.tail.out.c, ld = pad<float>(C), ldo = pad<float>(D);
   const Scratch<TwoTaps, TwoTaps> scratch(conv);
   Buffer<float> top(conv.block_tiles * kAll * ld), sum(kTile * ldo);
-  const int64_t tiles = tiles_of<TwoTaps, TwoTaps>(conv.out);
+  const int64_t tiles = tiles_of(conv);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t n = block / conv.blocks, first = block % conv.blocks * conv.block_tiles;
     const int64_t count = least(conv.block_tiles, tiles - first);

@@ -154,18 +154,27 @@ struct ConvPackArgs {
 // Of a tile's outputs.
 constexpr int64_t kTileRows = 4;
 
+// Of a tile of conv3x3.
+constexpr int64_t tile_points(int64_t columns) { return (kTileRows + 2) * (columns + 2); }
+
 struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
   int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
-  const float* bias;     // (C' in whole groups), or null
-  const float* slope;    // (C' in whole groups), or null
-  Map pooled;            // (N, 2, H, W): max, mean; its data null: none
-  double* sums;          // (N * sum_groups(tiles), C') of zeros, where there is pooled
-  int64_t tile_columns;  // of a tile's outputs: 4, and for conv3x3 also 6
-  int64_t blocks;        // an image; tiles are counted along its rows
-  int64_t block_tiles;   // whole groups
+  const float* bias;         // (C' in whole groups), or null
+  const float* slope;        // (C' in whole groups), or null
+  Map pooled;                // (N, 2, H, W): max, mean; its data null: none
+  double* sums;              // (N * sum_groups(tiles), C') of zeros, where there is pooled
+  int64_t tile_columns = 4;  // of a tile's outputs; for conv3x3 also 6
+  int64_t blocks;            // an image; tiles are counted along its rows
+  int64_t block_tiles;       // whole groups
 };
+
+// Of an image.
+constexpr int64_t tiles_of(const ConvArgs& args) {
+  const int64_t columns = args.tile_columns;
+  return ((args.out.h + kTileRows - 1) / kTileRows) * ((args.out.w + columns - 1) / columns);
+}
 
 // Tiles whose statistics are summed in one place: few, so that blocks can have any number of
 // groups and the sums still do not depend on it.

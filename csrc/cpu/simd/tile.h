@@ -432,6 +432,15 @@ inline void add_tile(double* total, const Map& map, int64_t n, int64_t h, int64_
   });
 }
 
+// A NaN of the pixel becomes its maximum: comparisons pass over it. Its sum is one too, and that is
+// rare.
+template <class A>
+inline void keep_nan(const A* pixel, int64_t channels, A sum, A* max) {
+  if (sum == sum) return;
+  for (int64_t c = 0; c < channels; ++c)
+    if (pixel[c] != pixel[c]) *max = pixel[c];
+}
+
 // Maximum and sum over the channels of `count` pixels; a NaN wins, as in torch.max.
 template <class A>
 inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A* total) {
@@ -464,11 +473,7 @@ inline void pool_channels(View<A> x, int64_t channels, int64_t count, A* max, A*
       store(total + i, sum[0], Part{valid});
     }
   }
-  // The comparisons above pass over a NaN; its pixel's sum is one too, and that is rare.
-  for (int64_t i = 0; i < count; ++i)
-    if (total[i] != total[i])
-      for (int64_t c = 0; c < channels; ++c)
-        if (x.data[i * x.ld + c] != x.data[i * x.ld + c]) max[i] = x.data[i * x.ld + c];
+  for (int64_t i = 0; i < count; ++i) keep_nan(x.data + i * x.ld, channels, total[i], max + i);
 }
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

@@ -189,11 +189,6 @@ inline Tile tile_at(const Map& out, int64_t index) {
   return {h, w, least(Rows::kOut, out.h - h), least(Cols::kOut, out.w - w)};
 }
 
-template <class Rows, class Cols>
-inline int64_t tiles_of(const Map& out) {
-  return (out.h + Rows::kOut - 1) / Rows::kOut * ((out.w + Cols::kOut - 1) / Cols::kOut);
-}
-
 // The pixels that a tile reads, whole vectors of channels: pixel (i, j) at data + i * sh + j * sw.
 struct Window {
   const float* data;
@@ -683,11 +678,7 @@ inline void write_pooled(const Work& work) {
         const float sum = total[i * Cols::kOut + j];
         max[at] = best[i * Cols::kOut + j];
         mean[at] = sum / float(map.c);
-        if (sum == sum) continue;
-        // The comparisons pass over a NaN; its pixel's sum is one too, and that is rare.
-        const float* value = address<float>(map, work.n, tile.h + i, tile.w + j);
-        for (int64_t c = 0; c < map.c; ++c)
-          if (value[c] != value[c]) max[at] = value[c];
+        keep_nan(address<float>(map, work.n, tile.h + i, tile.w + j), map.c, sum, max + at);
       }
   }
 }
@@ -729,7 +720,8 @@ struct Scratch {
 template <class Rows, class Cols, class S>
 inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch,
                            float* top = nullptr) {
-  const int64_t columns = columns_of(args), tiles = tiles_of<Rows, Cols>(args.out);
+  const int64_t columns = columns_of(args), tiles = tiles_of(args);
+  static_assert(Rows::kOut == kTileRows);
   const int64_t first = block % args.blocks * args.block_tiles;
   const int64_t count = least(args.block_tiles, tiles - first);
   const int64_t n = block / args.blocks;
