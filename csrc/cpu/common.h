@@ -149,16 +149,19 @@ inline Tensor empty_like(const Tensor& like, const Shape& shape) {
   return result;
 }
 
-// f(offset, i) for the elements of a small tensor in order.
+// f(offset, i) for the elements of a small tensor in order. What torch is asked for, it is asked
+// once: the answer takes longer than an element.
 template <class F>
 void each_element(const Tensor& t, F f) {
   const int64_t count = t.numel();
+  if (t.is_contiguous()) {
+    for (int64_t i = 0; i < count; ++i) f(i, i);
+    return;
+  }
+  const Shape sizes = shape_of(t), strides = strides_of(t);
   for (int64_t i = 0; i < count; ++i) {
     int64_t offset = 0, rest = i;
-    for (int64_t d = t.dim() - 1; d >= 0; --d) {
-      offset += rest % t.size(d) * t.stride(d);
-      rest /= t.size(d);
-    }
+    for (size_t d = sizes.size(); d-- > 0; rest /= sizes[d]) offset += rest % sizes[d] * strides[d];
     f(offset, i);
   }
 }
@@ -177,11 +180,7 @@ template <class T, class A = Acc<T>>
 std::vector<A> values(const Tensor& t, int64_t spare = 0) {
   std::vector<A> result(t.numel() + spare);
   const auto* data = static_cast<const typename Scalar<T>::type*>(t.data_ptr());
-  if (t.is_contiguous()) {
-    for (int64_t i = 0; i < t.numel(); ++i) result[i] = A(data[i]);
-  } else {
-    each_element(t, [&](int64_t offset, int64_t i) { result[i] = A(data[offset]); });
-  }
+  each_element(t, [&](int64_t offset, int64_t i) { result[i] = A(data[offset]); });
   return result;
 }
 
@@ -327,8 +326,13 @@ inline Chunks chunks_of(const Map& map, int64_t pixels, int64_t limit = 0) {
   return {(map.h + rows - 1) / rows, rows};
 }
 
-// Sums of pixels: 2,048 a chunk. Sums of outer products keep a matrix a chunk: few chunks.
-constexpr int64_t kChunkPixels = 2048;
-constexpr int64_t kMatrixChunks = 32;
+// For sums of pixels.
+constexpr int64_t kChunkPixels = 512;
+
+// For sums of outer products, which keep a matrix a chunk: as few as keep some threads busy.
+inline Chunks matrix_chunks_of(const Map& map) {
+  constexpr int64_t kSome = 8, kMost = 32, kFewPixels = 256, kManyPixels = 2048;
+  return chunks_of(map, std::clamp(map.h * map.w / kSome, kFewPixels, kManyPixels), kMost);
+}
 
 }  // namespace mirnet_fast::cpu

@@ -243,7 +243,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     args.packed_channel = channel.get();
     args.channel_gate = channel_gate.data();
     args.spatial_grad = spatial_grad.data();
-    args.chunks = chunks_of(map, kChunkPixels, kMatrixChunks);
+    args.chunks = matrix_chunks_of(map);
     const int64_t chunks = map.n * args.chunks.per_image;
     Doubles sums(chunks * 2 * C);
     std::vector<A> weight_sums(chunks * 2 * C * ld);

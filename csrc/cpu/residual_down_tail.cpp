@@ -110,7 +110,7 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
     const std::unique_ptr<A[]> small_top(new A[half_map]), small_bottom(new A[half_map]);
     args.small_top = small_top.get();
     args.small_bottom = small_bottom.get();
-    args.chunks = chunks_of(small, kChunkPixels, kMatrixChunks);
+    args.chunks = matrix_chunks_of(small);
     const int64_t chunks = small.n * args.chunks.per_image;
     std::vector<double> sums(chunks * D);
     std::vector<A> weight_sums(chunks * 2 * D * ld);

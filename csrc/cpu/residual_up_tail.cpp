@@ -179,7 +179,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     args.packed_bottom = packed_bottom.get();
 
     const int64_t ld = MIRNET_KERNEL(padded, A)(C), lde = MIRNET_KERNEL(padded, A)(E);
-    args.chunks = chunks_of(args.top, kChunkPixels, kMatrixChunks);
+    args.chunks = matrix_chunks_of(args.top);
     const int64_t chunks = args.top.n * args.chunks.per_image;
     std::vector<double> sums(chunks * (D + C));
     std::vector<A> top_sums(chunks * D * ld);
@@ -187,7 +187,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     args.top_sums = top_sums.data();
     run(MIRNET_KERNEL(up_tail_backward_large, T), args, chunks, args.chunks.rows * args.top.w * C);
 
-    args.small_chunks = chunks_of(args.bottom, kChunkPixels, kMatrixChunks);
+    args.small_chunks = matrix_chunks_of(args.bottom);
     const int64_t small_chunks = args.bottom.n * args.small_chunks.per_image;
     std::vector<A> bottom_sums(small_chunks * D * lde);
     args.bottom_sums = bottom_sums.data();

@@ -53,6 +53,18 @@ inline T* address(const Map& map, int64_t n, int64_t h, int64_t w) {
   return static_cast<T*>(map.data) + n * map.sn + h * map.sh + w * map.sw;
 }
 
+// f(i, c) for the squares of kLanes pixels and as many channels that cover a tile, where it has so
+// many: the last ones overlap with those before.
+template <class A, class F>
+inline bool squares(int64_t pixels, int64_t channels, F f) {
+  constexpr int64_t kAll = kLanes<A>;
+  if (pixels < kAll || channels < kAll) return false;
+  for (int64_t c = 0; c < channels; c += kAll)
+    for (int64_t i = 0; i < pixels; i += kAll)
+      f(least(i, pixels - kAll), least(c, channels - kAll));
+  return true;
+}
+
 // dst[i][c] = f(map[n, c, h, w + i], c): f takes a vector or a scalar, with its channel.
 template <class T, class F>
 inline void load_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t count, Acc<T>* dst,
@@ -66,6 +78,13 @@ inline void load_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t c
       });
     return;
   }
+  const auto turn = [&](int64_t i, int64_t c) {
+    Vec<A> v[kLanes<A>];
+    for (int j = 0; j < kLanes<A>; ++j) v[j] = load(p + (c + j) * map.sc + i, Full{});
+    transpose<A>(v);
+    for (int j = 0; j < kLanes<A>; ++j) store(dst + (i + j) * ld + c, f(v[j], c), Full{});
+  };
+  if (map.sw == 1 && squares<A>(count, map.c, turn)) return;
   for (int64_t c = 0; c < map.c; ++c)
     for (int64_t i = 0; i < count; ++i) dst[i * ld + c] = f(to_acc(p[c * map.sc + i * map.sw]), c);
 }
@@ -126,6 +145,13 @@ inline void store_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t 
   for (int64_t i = 0; i < count; ++i)
     lanes<A>(map.c,
              [&](int64_t c, auto span) { store(buffer + i * ld + c, f(i, c, span), Full{}); });
+  const auto turn = [&](int64_t i, int64_t c) {
+    Vec<A> v[kLanes<A>];
+    for (int j = 0; j < kLanes<A>; ++j) v[j] = load(buffer + (i + j) * ld + c, Full{});
+    transpose<A>(v);
+    for (int j = 0; j < kLanes<A>; ++j) store(p + (c + j) * map.sc + i, v[j], Full{});
+  };
+  if (map.sw == 1 && squares<A>(count, map.c, turn)) return;
   for (int64_t c = 0; c < map.c; ++c)
     for (int64_t i = 0; i < count; ++i) from_acc(buffer[i * ld + c], p + c * map.sc + i * map.sw);
 }
