@@ -352,10 +352,18 @@ def test_a_map_that_still_lives_is_not_overwritten(network):
     assert (value == 3).all()
 
 
-def test_large_arenas_are_not_recorded(network, monkeypatch):
+def test_large_images_are_not_recorded(network, monkeypatch):
     monkeypatch.setattr(_replay, "LARGEST", 2**16)
     recorded(network)
     assert not _replay._recordings
+
+
+def test_a_small_image_in_the_arena_of_a_large_one(network, monkeypatch):
+    monkeypatch.setattr(_replay, "LARGEST", 2**20)
+    expected = plain(network, image_of(32))
+    recorded(network, image_of(128), image_of(32))
+    with only_replayed(monkeypatch):
+        assert torch.equal(forward(network, image_of(32)), expected)
 
 
 def test_no_more_than_so_many(network, monkeypatch):

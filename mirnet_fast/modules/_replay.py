@@ -19,7 +19,7 @@ from ._arena import arena
 from ._inference import does_nothing_else
 
 SEEN, NOT_REPEATABLE = "seen once", "has calls that cannot be repeated"
-LARGEST = 2**28  # for larger arenas Python is a hundredth of the time, and places take a tenth more memory
+LARGEST = 2**28  # for more memory Python is a hundredth of the time, and places take a tenth more of it
 MOST = 8  # recordings of one network in one arena: shapes, layouts and modes
 
 _recordings = weakref.WeakKeyDictionary()  # {Arena: {network: {key: Recording, SEEN or NOT_REPEATABLE}}}
@@ -52,7 +52,7 @@ def replayed(network, forward, x, nbytes):
     with arena(nbytes) as space:
         if (
             space is None
-            or len(space) > LARGEST
+            or nbytes > LARGEST
             or x.dtype != torch.float32
             or not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
             or torch.is_autocast_enabled("cpu")
