@@ -26,8 +26,7 @@ inline void pack_square(const PackArgs& args, int64_t output, int64_t input, int
   weight += input * args.stride_k;
   Vec<A> v[kAll];
   if (args.stride_k == 1 && outputs == kAll && count == kAll) {
-    for (int64_t j = 0; j < kAll; ++j) v[j] = load(weight + j * args.stride_n, Full{});
-    transpose<A>(v);
+    load_turned<A>(weight, args.stride_n, v);
   } else if (args.stride_n == 1 && outputs == kAll) {
     for (int64_t k = 0; k < count; ++k) v[k] = load(weight + k * args.stride_k, Full{});
   } else {

@@ -80,8 +80,7 @@ inline void load_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t c
   }
   const auto turn = [&](int64_t i, int64_t c) {
     Vec<A> v[kLanes<A>];
-    for (int j = 0; j < kLanes<A>; ++j) v[j] = load(p + (c + j) * map.sc + i, Full{});
-    transpose<A>(v);
+    load_turned<A>(p + c * map.sc + i, map.sc, v);
     for (int j = 0; j < kLanes<A>; ++j) store(dst + (i + j) * ld + c, f(v[j], c), Full{});
   };
   if (map.sw == 1 && squares<A>(count, map.c, turn)) return;
@@ -147,8 +146,7 @@ inline void store_tile(const Map& map, int64_t n, int64_t h, int64_t w, int64_t 
              [&](int64_t c, auto span) { store(buffer + i * ld + c, f(i, c, span), Full{}); });
   const auto turn = [&](int64_t i, int64_t c) {
     Vec<A> v[kLanes<A>];
-    for (int j = 0; j < kLanes<A>; ++j) v[j] = load(buffer + (i + j) * ld + c, Full{});
-    transpose<A>(v);
+    load_turned<A>(buffer + i * ld + c, ld, v);
     for (int j = 0; j < kLanes<A>; ++j) store(p + (c + j) * map.sc + i, v[j], Full{});
   };
   if (map.sw == 1 && squares<A>(count, map.c, turn)) return;

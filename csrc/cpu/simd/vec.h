@@ -170,6 +170,13 @@ inline __attribute__((always_inline)) void transpose(Vec<A>* v) {
   }
 }
 
+// v[i][j] = from[j * step + i], a square of kLanes values each way.
+template <class A, class T>
+inline __attribute__((always_inline)) void load_turned(const T* from, int64_t step, Vec<A>* v) {
+  for (int64_t j = 0; j < kLanes<A>; ++j) v[j] = load(from + j * step, Full{});
+  transpose<A>(v);
+}
+
 template <class A>
 inline Vec<A> select(typename VecOf<A>::mask condition, Vec<A> yes, Vec<A> no) {
   return condition ? yes : no;

@@ -434,8 +434,7 @@ struct PackedTaps {
     for (int64_t i = 0; i < count; i += kAll) {
       const int64_t first = count < kAll ? 0 : least(i, count - kAll);
       V v[kAll];
-      for (int64_t j = 0; j < kAll; ++j) v[j] = load(from + j * stride + first, Full{});
-      transpose<float>(v);
+      load_turned<float>(from + first, stride, v);
       for (int64_t r = 0; r < least(kAll, count - first); ++r)
         store(to + (first + r) * kPanel, v[r], Full{});
     }
