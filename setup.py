@@ -294,8 +294,8 @@ class NinjaFile:
         self.lines.append(f"  flags = {flags.replace('$', '$$')}")
         return output
 
-    def compile(self, source, flags, suffix="", rule="compile"):
-        return self.step(rule, [source], f"{self.folder}/{source}{suffix}.o", flags)
+    def compile(self, source, flags, suffix="", rule="compile", folder=None):
+        return self.step(rule, [source], f"{folder or self.folder}/{source}{suffix}.o", flags)
 
     def link_library(self, name, objects, flags, uses=()):
         flags = f"{LIBRARY_LINK_FLAGS} {flags}"
@@ -311,7 +311,9 @@ def write_cuda(plan, file, torch_headers, torch_libraries):
     codes = [name.split("_") for name in plan.architectures]
     made = " ".join(f"-gencode arch=compute_{number},code={kind}_{number}" for kind, number in codes)
     flags = f"{CUDA_FLAGS} {made} {torch_headers}"
-    objects = [file.compile(source, flags, rule="compile-cuda") for source in sources("csrc/cuda/*.cu")]
+    # A folder for each list of architectures, so that a build of one, for a test, costs no other its objects.
+    folder = f"{file.folder}/{'-'.join(plan.architectures)}"
+    objects = [file.compile(s, flags, rule="compile-cuda", folder=folder) for s in sources("csrc/cuda/*.cu")]
     if cuda_of(plan.torch[1]):
         torch, uses = torch_libraries, []
     else:

@@ -2,6 +2,8 @@ import os
 
 import torch
 
+from .cases import combine as pytest_generate_tests  # noqa: F401
+
 if not torch.cuda.is_available():
     # Before anything imports Triton: without a GPU its interpreter runs the kernels.
     os.environ.setdefault("TRITON_INTERPRET", "1")

@@ -298,7 +298,7 @@ def test_the_cuda_library_is_linked_against_torch_or_a_stub_of_its_name(
         assert setup.write_ninja(plan, "b")[setup.CUDA_LIBRARY] == "b/libmirnet_fast_cuda.so"
         lines = (tmp_path / "b/build.ninja").read_text().splitlines()
         flags = {a.split(":")[0].removeprefix("build b/"): b for a, b in pairwise(lines)}
-        compiled = flags["csrc/cuda/op.cu.o"]
+        compiled = flags["sm_80-sm_120-compute_120/csrc/cuda/op.cu.o"]
         assert "arch=compute_80,code=sm_80" in compiled
         assert "arch=compute_120,code=compute_120" in compiled
         assert " -ltorch_cuda " in flags["libmirnet_fast_cuda.so"]

@@ -14,7 +14,9 @@ from mirnet_fast import _native
 from mirnet_fast.ops import OPS
 
 from .audit import cuda as audit
+from .cases import exhaustive
 
+ONE = ("sm_90a",)
 DEFAULT = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_120")
 
 
@@ -24,9 +26,9 @@ def toolkit():
         pytest.skip(why)
 
 
-@pytest.fixture(scope="module")
-def result(toolkit):
-    return audit.audit()
+@pytest.fixture(scope="module", params=["9.0a", pytest.param("", marks=exhaustive, id="all")])
+def result(toolkit, request):
+    return audit.audit(architectures=request.param)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -41,7 +43,7 @@ def test_nothing_is_wrong(op, result):
 
 def test_nothing_is_lacking(result):
     rows, info = result
-    assert info["cuda_architectures"] == DEFAULT or not info["nvcc"].startswith("13.0")
+    assert info["cuda_architectures"] in (ONE, DEFAULT) or not info["nvcc"].startswith("13.0")
     assert audit.lacking(rows, info["cuda_architectures"]) == []
 
 
@@ -68,9 +70,10 @@ def test_the_library_needs_the_cuda_part_of_torch(result):
 
 
 def test_what_is_compiled_is_not_compiled_again(result):
-    objects = sorted(audit.OBJECTS.glob("*.cu.o"))
+    _, info = result
+    objects = audit.objects_of(info)
     before = [path.stat().st_mtime_ns for path in objects]
-    audit.build()
+    audit.build("9.0a" if info["cuda_architectures"] == ONE else "")
     assert before == [path.stat().st_mtime_ns for path in objects]
 
 
@@ -86,7 +89,7 @@ def test_torch_gets_every_kernel_from_the_library(result):
         has = torch._C._dispatch_has_kernel_for_dispatch_key
         print([name for name in names if not has(f"mirnet_fast_cuda::{name}", "CUDA")])
     """
-    stub = audit.OBJECTS.parents[1] / "stub" / "libtorch_cuda.so"
+    stub = audit.NINJA / "stub" / "libtorch_cuda.so"
     command = [sys.executable, "-c", textwrap.dedent(code), audit.LIBRARY, stub]
     done = subprocess.run(command, cwd=audit.ROOT, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stdout + done.stderr
@@ -129,6 +132,7 @@ def test_a_good_row_has_no_problems():
         ({"stack": 8}, "a stack of 8 bytes"),
         ({"spills": 3}, "3 local loads and stores"),
         ({"tensor_cores": 0}, "no tensor cores"),
+        ({"arguments": {"T": "float", "N": "64", "Aligned": "false"}}, "which is TF32"),
         ({"kernel": "pool_kernel<half, 8>"}, "not among PRODUCTS"),
         ({"loads_128": 0}, "no loads of 16 bytes"),
         ({"loads_128": 0, "arguments": {"In": "float", "V": "4"}}, "no loads of 16 bytes"),

@@ -12,7 +12,7 @@ from . import emulation
 
 pytestmark = pytest.mark.skipif(emulation.missing() is not None, reason=emulation.missing() or "")
 
-REVERSE, REVERSE_UNSAFE, COPY, COPY_UNSAFE, STUCK, FORGOTTEN = range(6)
+REVERSE, REVERSE_UNSAFE, COPY, COPY_UNSAFE, PIPELINED, PIPELINED_UNSAFE, STUCK, FORGOTTEN = range(8)
 THREADS = 64
 
 
@@ -20,7 +20,10 @@ THREADS = 64
 def probe():
     source = Path(emulation.__file__).with_name("probe.cpp")
     path = emulation.build([source], "libprobe.so", emulation.BUILD / "probe")
-    return ctypes.CDLL(str(path))
+    library = ctypes.CDLL(str(path))
+    library.conflicts.restype = ctypes.c_long
+    library.launch.restype = ctypes.c_char_p
+    return library
 
 
 def pointer(t):
@@ -43,13 +46,50 @@ def test_a_missing_barrier_shows(probe, monkeypatch, order):
     assert result.isnan().sum() >= THREADS // 4
 
 
-def test_a_copy_is_not_there_before_it_is_waited_for(probe):
+def test_a_copy_is_not_there_before_it_is_waited_for(probe, monkeypatch):
+    monkeypatch.setenv("MIRNET_EMULATED_ORDER", "forward")
     given, result = run(probe, COPY, 4 * THREADS)
     expected = given.view(THREADS, 4).clone()
     expected[5] = 0  # outside
     assert torch.equal(result.view(THREADS, 4), expected)
     _, result = run(probe, COPY_UNSAFE, 4 * THREADS)
     assert result.isnan().all()
+    monkeypatch.setenv("MIRNET_EMULATED_ORDER", "7")
+    assert 0 < run(probe, COPY_UNSAFE, 4 * THREADS)[1].isnan().sum() < 4 * THREADS
+
+
+@pytest.mark.parametrize("order", ["forward", "backward", "7", "8"])
+def test_a_buffer_overwritten_while_it_is_read_shows(probe, monkeypatch, order):
+    monkeypatch.setenv("MIRNET_EMULATED_ORDER", order)
+    given, result = run(probe, PIPELINED, 16 * THREADS)
+    expected = given.view(4, THREADS, 4).flip(1)
+    assert torch.equal(result.view(4, THREADS, 4), expected)
+    given, result = run(probe, PIPELINED_UNSAFE, 16 * THREADS)
+    expected = given.view(4, THREADS, 4).flip(1)
+    # A copy that lands as late as may be never meets a reader.
+    assert torch.equal(result.view(4, THREADS, 4), expected) == (order == "forward")
+
+
+# Of four matrices of eight rows, each of which has to be there in one go.
+@pytest.mark.parametrize(("apart", "waits"), [(16, 0), (80, 0), (144, 0), (32, 4), (64, 12), (128, 28)])
+def test_bank_conflicts_are_counted(probe, apart, waits):
+    assert probe.conflicts(apart) == waits
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((True, True, 1024, 0), "done"),
+        ((True, True, 64 * 1024, 64 * 1024), "done"),
+        ((True, True, 64 * 1024, 63 * 1024), "more shared memory than the kernel was allowed"),
+        ((True, True, 64 * 1024, 0), "more shared memory than the kernel was allowed"),
+        ((True, False, 1024, 0), "not on the current stream"),
+        ((False, False, 1024, 0), "not on the current stream"),
+    ],
+)
+def test_launches_are_refused_as_by_a_gpu(probe, arguments, told):
+    probe.launch(True, True, 1024, 1024)  # so that nothing is allowed by an earlier one
+    assert told in probe.launch(*arguments).decode()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,13 @@
 
 namespace mirnet_fast::cuda {
 
+#if defined(MIRNET_EMULATED)
+using emulation::DeviceGuard, emulation::get_current_cuda_stream;
+#else
+using torch::stable::accelerator::DeviceGuard;
+constexpr auto get_current_cuda_stream = aoti_torch_get_current_cuda_stream;
+#endif
+
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
@@ -196,15 +203,11 @@ constexpr size_t kSharedLimit = 99 * 1024;
 // The device of a tensor and the current stream of that device, while it lives.
 class Place {
  public:
-#if defined(MIRNET_EMULATED)
-  explicit Place(const Tensor&) {}
-#else
   explicit Place(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
   }
-#endif
 
   // kernel<<<unsigned(blocks), threads, shared bytes>>>(args), blocks along x; `what` names op and
   // shapes in an error.
@@ -215,30 +218,21 @@ class Place {
     STD_TORCH_CHECK(shared <= kSharedLimit, what, ": so many channels need ", shared,
                     " bytes of shared memory a block, and there are ", kSharedLimit);
     if (blocks == 0) return;
-#if defined(MIRNET_EMULATED)
-    emulation::run_grid(unsigned(blocks), threads, shared, kSharedLimit, [&] { kernel(args...); });
-#else
     cudaError_t error = cudaSuccess;
     if (shared > 48 * 1024)
       error =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
     if (error == cudaSuccess) {
-      cudaLaunchConfig_t config{};
-      config.gridDim = dim3(unsigned(blocks));
-      config.blockDim = dim3(unsigned(threads));
-      config.dynamicSmemBytes = shared;
-      config.stream = stream_;
+      const cudaLaunchConfig_t config{
+          dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, stream_, nullptr, 0};
       error = cudaLaunchKernelEx(&config, kernel, args...);
     }
     STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
-#endif
   }
 
-#if !defined(MIRNET_EMULATED)
  private:
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuard guard_;
   cudaStream_t stream_;
-#endif
 };
 
 inline std::string told(const char* op, const Tensor& first) {

@@ -1,6 +1,7 @@
 """Compile every Triton kernel for real GPUs, without one, and look at the machine code.
 
     python -m tests.audit.compile            # the table, and what is wrong with it
+    python -m tests.audit.compile --few      # every kernel once or twice, for sm_90
     python -m tests.audit.compile --write    # also record registers and shared memory as the budget
 
 The ops' own host functions are called on small CPU tensors; instead of being launched a kernel is
@@ -339,6 +340,8 @@ def problems(row, budget):
     half = row["dtype"] in ("float16", "bfloat16")
     if row["arch"] == 90 and half and row["product"] and not row["tensor_cores"]:
         found.append("its matrix product uses no tensor cores")
+    if row["dtype"] == "float32" and row["tensor_cores"]:
+        found.append("it multiplies float32 on tensor cores, which is TF32")
     if half and row["channels"] % 8 == 0:
         narrow = {name: width for name, width in row["map_loads"].items() if width and width < 16}
         if narrow:
@@ -364,6 +367,13 @@ def missing(rows):
             if not any(r["op"] == op and r["direction"] == direction and r["product"] for r in rows):
                 found.append(f"{op} {direction}: no kernel holds a matrix product")
     return found
+
+
+def few_tasks(ops):
+    """Arguments of `audit` for every kernel in float16, and for those of one product in float32, on sm_90."""
+    fewest = {op: CHANNELS.get(op, (64,))[0] for op in ops}
+    exact = [(op, fewest[op], "float32", 90) for op in ops if op == PRODUCTS[-1]]
+    return [(op, c, "float16", 90) for op, c in fewest.items()] + exact
 
 
 def tasks(ops, archs, dtypes, everything):
@@ -465,6 +475,7 @@ def main():
     parser.add_argument("ops", nargs="*", metavar="OP")
     parser.add_argument("--arch", type=int, action="append", choices=ARCHS)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
+    parser.add_argument("--few", action="store_true", help="no more than a test of every kernel needs")
     parser.add_argument("--all", action="store_true", help="odd sizes and wide offsets of every row too")
     parser.add_argument("--write", action="store_true", help="record what is seen as the budget")
     parser.add_argument("--json", type=Path, help="also write rows, skipped ops and problems to this file")
@@ -472,7 +483,7 @@ def main():
     chosen = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: nothing would be compiled")
-    if chosen.write and (chosen.arch or chosen.dtype):
+    if chosen.write and (chosen.arch or chosen.dtype or chosen.few):
         parser.error("--write needs every architecture and dtype")
     os.environ["TRITON_CACHE_DIR"] = str(BUILD / "triton")
 
@@ -480,7 +491,8 @@ def main():
 
     skipped = {op: why for op in chosen.ops or OPS if (why := written(op))}
     ops = [op for op in chosen.ops or OPS if op not in skipped]
-    rows, failed = collect(tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all), chosen.jobs)
+    work = few_tasks(ops) if chosen.few else tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all)
+    rows, failed = collect(work, chosen.jobs)
     if chosen.write:
         write_budget(rows)
     budget = load_budget().get(version())

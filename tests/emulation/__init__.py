@@ -5,6 +5,8 @@ them as they are, index arithmetic, barriers, copies and matrix fragments includ
 """
 
 import contextlib
+import ctypes
+import fcntl
 import functools
 import os
 import shlex
@@ -19,7 +21,7 @@ import mirnet_fast
 from mirnet_fast import backends
 
 ROOT = Path(__file__).parents[2]
-BUILD = ROOT / "build" / "emulated"
+BUILD = Path("build", "emulated")  # below ROOT, like all paths of the build, so that a copy of the tree keeps it
 COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = (
     "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "
@@ -53,9 +55,8 @@ def missing():
 def build(sources=None, name="libmirnet_fast_cuda_emulated.so", folder=BUILD):
     """The library of these sources, csrc/cuda/*.cu unless told: its path, once all is up to date."""
     torch_folder = Path(torch.__file__).parent
-    includes = f"-isystem {torch_folder}/include -isystem {cuda_include()} -I{ROOT}/tests/emulation"
+    includes = f"-isystem {torch_folder}/include -isystem {cuda_include()} -Itests/emulation"
     libraries = f"-L{torch_folder}/lib -Wl,-z,defs,--as-needed -ltorch_cpu -lc10"
-    library = folder / name
     lines = [
         f"builddir = {folder}",
         "rule compile",
@@ -68,20 +69,32 @@ def build(sources=None, name="libmirnet_fast_cuda_emulated.so", folder=BUILD):
     objects = []
     for source in sources or sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         objects.append(f"{folder}/{source.name}.o")
-        lines.append(f"build {objects[-1]}: compile {source}")
-    lines.append(f"build {library}: link {' '.join(objects)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    ninja = folder / f"{name}.ninja"
-    ninja.write_text("\n".join(lines) + "\n")
-    done = subprocess.run([sys.executable, "-m", "ninja", "-f", ninja], capture_output=True, text=True)
+        lines.append(f"build {objects[-1]}: compile {source.relative_to(ROOT)}")
+    lines.append(f"build {folder / name}: link {' '.join(objects)}")
+    (ROOT / folder).mkdir(parents=True, exist_ok=True)
+    with (ROOT / folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ninja = folder / f"{name}.ninja"
+        (ROOT / ninja).write_text("\n".join(lines) + "\n")
+        command = [sys.executable, "-m", "ninja", "-f", ninja]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"the emulated CUDA kernels do not compile:\n{done.stdout}{done.stderr}")
-    return library
+    return ROOT / folder / name
 
 
 @functools.cache
 def _load():
-    torch.ops.load_library(build())
+    library = build()
+    torch.ops.load_library(library)
+    return ctypes.CDLL(str(library))
+
+
+def bank_conflicts():
+    """How often ldmatrix has had to wait for banks so far."""
+    function = _load().mirnet_emulation_bank_conflicts
+    function.restype = ctypes.c_long
+    return function()
 
 
 @contextlib.contextmanager

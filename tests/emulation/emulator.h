@@ -1,10 +1,15 @@
 // A GPU's blocks, warps and barriers on the CPU, for csrc/cuda/device.cuh under MIRNET_EMULATED.
 //
-// Every thread of a block is a fiber; a block's fibers take turns between barriers, in an order
-// that MIRNET_EMULATED_ORDER chooses (forward, backward or a seed), so that a missing barrier gives
-// another result in one of them. Shared memory is NaN before every block. A copy_async lands when
-// its group is waited for, not before. A barrier that only some threads reach ends the process with
-// a message.
+// Every thread of a block is a fiber; a block's fibers take turns between barriers. What a GPU
+// leaves open, MIRNET_EMULATED_ORDER chooses:
+//   forward      threads in order; a copy_async lands when its group is waited for, not before
+//   backward     the last thread first; a copy_async lands at once
+//   a seed       threads in another order after every barrier; a copy_async lands at a random moment
+//                between its start and its wait (the default, of seed 0)
+// so that a missing barrier, a missing wait or a buffer overwritten too early gives another result in
+// one of them. Shared memory is NaN before every block. A barrier that only some threads reach ends
+// the process with a message. A launch is refused as a GPU would, or where it is not on the current
+// stream of the tensors' device. Bank conflicts of ldmatrix are counted.
 #pragma once
 
 #include <driver_types.h>
@@ -15,6 +20,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -23,6 +29,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #undef __global__
@@ -56,7 +63,9 @@ asm(".text\n.weak mirnet_emulation_switch\n.type mirnet_emulation_switch,@functi
 struct Copy {
   void* to;
   char bytes[16];
+  int moment;  // it lands after so many barriers of its thread, when waited for at the latest
 };
+constexpr int kLanded = -1, kWhenWaitedFor = 1 << 30;
 
 struct Thread {
   void* stack = nullptr;  // where it goes on
@@ -90,6 +99,8 @@ struct Block {
   std::function<void()> body;
   uint3 index{};
   dim3 grid{1, 1, 1}, size{1, 1, 1};
+  enum { kForward, kBackward, kRandom } order = kRandom;
+  std::mt19937 random;
 };
 
 inline thread_local Block* block = nullptr;
@@ -97,8 +108,20 @@ inline thread_local Block* block = nullptr;
 inline Thread& self() { return *block->running; }
 inline int lane() { return int(self().index.x) % kWarp; }
 
+inline void land(Copy& copy) {
+  if (copy.moment == kLanded) return;
+  std::memcpy(copy.to, copy.bytes, 16);
+  copy.moment = kLanded;
+}
+
 inline void wait_at(Barrier& barrier, int members) {
   Thread& thread = self();
+  for (auto& group : thread.groups)
+    for (Copy& copy : group)
+      if (copy.moment == 0)
+        land(copy);
+      else if (copy.moment != kLanded)
+        --copy.moment;
   if (++barrier.arrived == members) {
     barrier.arrived = 0;
     ++barrier.generation;
@@ -146,8 +169,14 @@ inline void copy_async(void* to, const void* from, bool inside) {
   if (reinterpret_cast<uintptr_t>(to) % 16) die("copy_async to an address that 16 does not divide");
   if (inside && reinterpret_cast<uintptr_t>(from) % 16)
     die("copy_async from an address that 16 does not divide");
-  Copy copy{to, {}};
+  Copy copy{to, {}, kWhenWaitedFor};
   if (inside) std::memcpy(copy.bytes, from, 16);
+  // A third of the copies at once, a third at one of the next barriers, a third as late as may be.
+  const unsigned drawn = block->order == Block::kRandom ? block->random() % 6 : 0;
+  if (block->order == Block::kBackward || drawn >= 4)
+    land(copy);
+  else if (drawn >= 2)
+    copy.moment = int(drawn) - 2;
   self().groups.back().push_back(copy);
 }
 
@@ -156,16 +185,24 @@ inline void commit_copies() { self().groups.emplace_back(); }
 inline void wait_for_copies(int pending) {
   auto& groups = self().groups;  // the last one is not committed yet
   while (int(groups.size()) - 1 > pending) {
-    for (const Copy& copy : groups.front()) std::memcpy(copy.to, copy.bytes, 16);
+    for (Copy& copy : groups.front()) land(copy);
     groups.erase(groups.begin());
   }
 }
+
+// Accesses that ldmatrix has had to wait for because two rows of a matrix lie in the same banks.
+inline std::atomic<long> bank_conflicts{0};
 
 inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
   if (reinterpret_cast<uintptr_t>(row) % 16)
     die("a matrix row at an address that 16 does not divide");
   const Exchange<const void*> rows(row);
   const int g = lane() / 4, t = lane() % 4;
+  if (lane() % 8 == 0) {  // the eight rows of one matrix, of all 32 banks
+    int rows_in[8] = {};
+    for (int j = 0; j < 8; ++j) ++rows_in[reinterpret_cast<uintptr_t>(rows.of(lane() + j)) / 16 % 8];
+    bank_conflicts += *std::max_element(rows_in, rows_in + 8) - 1;
+  }
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 2; ++j) {
       const int r = transposed ? 2 * t + j : g, c = transposed ? g : 2 * t + j;
@@ -220,8 +257,7 @@ inline void start() {
 }
 
 // The fibers of one block, one round after another, each until it waits or ends.
-inline void run_block(Block& b, std::vector<int>& order, std::mt19937& shuffled, bool shuffle,
-                      std::vector<char>& stacks, size_t stack) {
+inline void run_block(Block& b, std::vector<int>& order, std::vector<char>& stacks, size_t stack) {
   static const float nan = [] {
     const uint32_t bits = 0x7fff7fffu;  // NaN in all three formats
     float value;
@@ -250,7 +286,7 @@ inline void run_block(Block& b, std::vector<int>& order, std::mt19937& shuffled,
   b.all = {};
   for (Barrier& barrier : b.warps) barrier = {};
   for (size_t left = b.threads.size(); left > 0;) {
-    if (shuffle) std::shuffle(order.begin(), order.end(), shuffled);
+    if (b.order == Block::kRandom) std::shuffle(order.begin(), order.end(), b.random);
     bool moved = false;
     for (int i : order) {
       Thread& t = b.threads[i];
@@ -284,21 +320,84 @@ void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, 
   b.size = dim3(unsigned(threads), 1, 1);
   b.body = body;
   const char* chosen = std::getenv("MIRNET_EMULATED_ORDER");
-  const std::string name = chosen ? chosen : "forward";
+  const std::string name = chosen ? chosen : "0";
+  if (name == "forward")
+    b.order = Block::kForward;
+  else if (name == "backward")
+    b.order = Block::kBackward;
+  else
+    b.random.seed(unsigned(std::stoul(name)));
   std::vector<int> order(threads);
-  for (int i = 0; i < threads; ++i) order[i] = name == "backward" ? threads - 1 - i : i;
-  const bool shuffle = name != "forward" && name != "backward";
-  std::mt19937 generator(shuffle ? unsigned(std::stoul(name)) : 0u);
+  for (int i = 0; i < threads; ++i)
+    order[i] = b.order == Block::kBackward ? threads - 1 - i : i;
   Block* before = block;
   block = &b;
   for (unsigned x = 0; x < blocks; ++x) {
     b.index = {x, 0, 0};
-    run_block(b, order, generator, shuffle, stacks, kStack);
+    run_block(b, order, stacks, kStack);
   }
   block = before;
 }
 
+// ---- launches --------------------------------------------------------------------------------
+
+// The stream that is current on the device that a guard has chosen: another one for every guard.
+inline thread_local uintptr_t guards = 0, current = 0;
+
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int) : before_(current) { current = ++guards; }
+  ~DeviceGuard() { current = before_; }
+  DeviceGuard(const DeviceGuard&) = delete;
+
+ private:
+  uintptr_t before_;
+};
+
+inline int get_current_cuda_stream(int, void** stream) {
+  *stream = reinterpret_cast<void*>(current);
+  return 0;
+}
+
+// What dynamic shared memory a kernel was allowed, above what every one may have.
+inline thread_local std::pair<const void*, size_t> allowed{nullptr, 0};
+
+template <class Kernel>
+cudaError_t func_set_attribute(Kernel* kernel, cudaFuncAttribute, int bytes) {
+  allowed = {reinterpret_cast<const void*>(kernel), size_t(bytes)};
+  return cudaSuccess;
+}
+
+template <class... Params, class... Args>
+cudaError_t launch_kernel_ex(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
+                             const Args&... args) {
+  if (current == 0 || config->stream != reinterpret_cast<cudaStream_t>(current))
+    return cudaErrorInvalidResourceHandle;
+  const bool more = allowed.first == reinterpret_cast<const void*>(kernel);
+  const size_t limit = std::max<size_t>(more ? allowed.second : 0, 48 * 1024);
+  if (config->dynamicSmemBytes > limit) return cudaErrorInvalidValue;
+  run_grid(config->gridDim.x, int(config->blockDim.x), config->dynamicSmemBytes, limit,
+           [&] { kernel(args...); });
+  return cudaSuccess;
+}
+
+inline const char* error_string(cudaError_t error) {
+  return error == cudaErrorInvalidResourceHandle
+             ? "emulated GPU: not on the current stream of the device"
+             : "emulated GPU: more shared memory than the kernel was allowed";
+}
+
 }  // namespace mirnet_fast::emulation
+
+// So that code which launches is compiled as it is for a GPU.
+#define cudaFuncSetAttribute ::mirnet_fast::emulation::func_set_attribute
+#define cudaLaunchKernelEx ::mirnet_fast::emulation::launch_kernel_ex
+#define cudaGetErrorString ::mirnet_fast::emulation::error_string
+
+// Since the library was loaded.
+extern "C" __attribute__((weak, visibility("default"))) long mirnet_emulation_bank_conflicts() {
+  return mirnet_fast::emulation::bank_conflicts;
+}
 
 // Which CUDA declares everywhere.
 namespace mirnet_fast::cuda {

@@ -24,6 +24,29 @@ void copy_kernel(const float* from, float* to) {
   copies_arrived<0>();
 }
 
+// Four chunks through two buffers, as csrc/cuda/tile.cuh brings them, with or without the barrier
+// after a chunk's use.
+template <bool Barrier>
+void pipelined_kernel(const float* from, float* to) {
+  constexpr int kChunks = 4;
+  float* const kept = reinterpret_cast<float*>(shared_memory());
+  const int mine = threadIdx.x, other = blockDim.x - 1 - mine, all = blockDim.x;
+  const auto ask = [&](int chunk) {
+    if (chunk < kChunks)
+      copy_async(kept + 4 * (chunk % 2 * all + mine), from + 4 * (chunk * all + mine), true);
+    copies_asked();
+  };
+  ask(0);
+  for (int chunk = 0; chunk < kChunks; ++chunk) {
+    ask(chunk + 1);
+    copies_arrived<1>();
+    sync_threads();
+    for (int i = 0; i < 4; ++i)
+      to[4 * (chunk * all + mine) + i] = kept[4 * (chunk % 2 * all + other) + i];
+    if (Barrier) sync_threads();
+  }
+}
+
 void stuck_kernel(const float*, float*) {
   if (threadIdx.x != 3) sync_threads();
 }
@@ -66,9 +89,9 @@ using namespace mirnet_fast::cuda;
 extern "C" {
 
 int probe(int which, int threads, const float* from, float* to) {
-  void (*const kernels[])(const float*, float*) = {reverse_kernel<true>, reverse_kernel<false>,
-                                                   copy_kernel<true>,    copy_kernel<false>,
-                                                   stuck_kernel,         forgotten_kernel};
+  void (*const kernels[])(const float*, float*) = {
+      reverse_kernel<true>,   reverse_kernel<false>,   copy_kernel<true>, copy_kernel<false>,
+      pipelined_kernel<true>, pipelined_kernel<false>, stuck_kernel,      forgotten_kernel};
   emulation::run_grid(1, threads, 32 * 1024, 99 * 1024, [&] { kernels[which](from, to); });
   return 0;
 }
@@ -84,6 +107,34 @@ void product(int dtype, int transposed, const float* a, const float* b, float* t
        product_kernel<float, false, true>, product_kernel<float, true, true>},
   };
   emulation::run_grid(1, 32, 32 * 1024, 99 * 1024, [&] { kernels[dtype][transposed](a, b, to); });
+}
+
+// How often ldmatrix waits for banks where the rows lie so many bytes apart.
+long conflicts(int bytes) {
+  const long before = mirnet_emulation_bank_conflicts();
+  emulation::run_grid(1, 32, 32 * 1024, 99 * 1024, [&] {
+    uint32_t to[4];
+    load_matrices(to, shared_memory() + lane() * bytes);
+  });
+  return mirnet_emulation_bank_conflicts() - before;
+}
+
+// What a launch says: on the current stream of a device or not, and with so much shared memory
+// after so much was asked for.
+const char* launch(bool on_device, bool on_stream, int shared, int asked) {
+  void (*const kernel)(int) = [](int) {};
+  cudaLaunchConfig_t config{dim3(1), dim3(32), size_t(shared), nullptr, nullptr, 0};
+  const auto go = [&] {
+    if (asked) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, asked);
+    const cudaError_t error = cudaLaunchKernelEx(&config, kernel, 1);
+    return error == cudaSuccess ? "done" : cudaGetErrorString(error);
+  };
+  if (!on_device) return go();
+  const emulation::DeviceGuard guard(0);
+  void* stream = nullptr;
+  emulation::get_current_cuda_stream(0, &stream);
+  if (on_stream) config.stream = static_cast<cudaStream_t>(stream);
+  return go();
 }
 
 void too_much() {

@@ -7,7 +7,7 @@ from mirnet_fast import ops, reference
 
 from .common import (
     LAYOUTS,
-    CudaTests,
+    CudaProductTests,
     LeavesSums,
     OpTests,
     TritonTests,
@@ -41,6 +41,7 @@ class TestDauAttention(LeavesSums, OpTests):
     op = "dau_attention"
     sums = "out_sums"
     residual = 1
+    meets_padding = (3,)  # the gradient of spatial_weight
     rounded_twice = (1,)  # r's gradient: the pooled terms are added in a second pass
     cases = {
         "plain": case(2, 16, 9, 12),
@@ -129,6 +130,7 @@ def test_given_statistics_are_taken(name):
 class TestDauAttentionTriton(TritonTests):
     op = "dau_attention"
     residual = 1
+    meets_padding = (3,)  # the gradient of spatial_weight
     cases = TestDauAttention.cases
 
     @property
@@ -198,10 +200,14 @@ class TestDauAttentionTriton(TritonTests):
         assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
 
 
-class TestDauAttentionCuda(CudaTests):
+class TestDauAttentionCuda(CudaProductTests):
     op = "dau_attention"
     cases = TestDauAttention.cases
     residual = 1
+    meets_padding = (3,)  # the gradient of spatial_weight
+
+    def deep(self, channels):
+        return case(1, channels, 2, 3, squeezed=4)
 
     # The wide tile, one and two vectors a lane or any number of them, a last chunk that is not full.
     @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from .common import CudaTests, LeavesSums, OpTests, TritonTests, Values, gradient_maker, run
+from .common import CudaProductTests, LeavesSums, OpTests, TritonTests, Values, gradient_maker, run
 
 
 def case(n, c, h, w, outputs, slope=1, bias=False):
@@ -71,7 +71,7 @@ class TestResidualDownTailTriton(TritonTests):
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
 
 
-class TestResidualDownTailCuda(CudaTests):
+class TestResidualDownTailCuda(CudaProductTests):
     op = "residual_down_tail"
     cases = {
         **TestResidualDownTail.cases,
@@ -79,3 +79,6 @@ class TestResidualDownTailCuda(CudaTests):
         "many channels": case(1, 2056, 3, 4, 8),
         "many channels out": case(1, 8, 3, 4, 4096, slope=8, bias=True),
     }
+
+    def deep(self, channels):
+        return case(1, channels, 4, 6, channels)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mirnet_fast import ops
 
-from .common import CudaTests, OpTests, TritonTests, Values, check_sums, gradient_maker, needs_kernels
+from .common import CudaProductTests, OpTests, TritonTests, Values, check_sums, gradient_maker, needs_kernels
 from .test_conv3x3 import close
 
 
@@ -38,6 +38,7 @@ class TestResidualUpTail(OpTests):
     }
     # The small map is projected before it is enlarged: Inf - Inf may become Inf, or the other way.
     orders_infinities = False
+    meets_padding = (2,)  # the gradient of bottom
 
     @pytest.mark.parametrize("rows", [2, 4, 10])
     def test_in_bands_of_rows(self, rows):
@@ -67,6 +68,7 @@ class TestResidualUpTailTriton(TritonTests):
     op = "residual_up_tail"
     cases = TestResidualUpTail.cases
     orders_infinities = False
+    meets_padding = (2,)  # the gradient of bottom
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
     def test_many_tiles_and_blocks(self, monkeypatch, dtype):
@@ -81,7 +83,7 @@ class TestResidualUpTailTriton(TritonTests):
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
 
 
-class TestResidualUpTailCuda(CudaTests):
+class TestResidualUpTailCuda(CudaProductTests):
     op = "residual_up_tail"
     cases = {
         **TestResidualUpTail.cases,
@@ -89,6 +91,10 @@ class TestResidualUpTailCuda(CudaTests):
         "many channels out": case(1, 8, 1, 2, 8, 4096, bias=True),
     }
     orders_infinities = False
+    meets_padding = (2,)  # the gradient of bottom
+
+    def deep(self, channels):
+        return case(1, channels, 2, 3, channels, channels)
 
 
 CONV_SHAPES = {

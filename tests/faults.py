@@ -1,0 +1,303 @@
+"""Do the tests see what they are there for? Plants faults, one at a time, in a copy of the tree.
+
+    python -m tests.faults               # which of `make test` and `make test-all` catches which fault
+    python -m tests.faults wait stride   # of these only
+
+Tests at which a fault aims are tried first; where they miss it, all of the suite are. A fault that neither
+suite catches ends this with status 1. Takes about a minute a fault, most of it to compile.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPY = ROOT / "build" / "faults" / "tree"
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "faults", "sanitized", "demo", "*.egg-info", "__pycache__")
+SUITES = {"make test": ["-m", "not exhaustive"], "make test-all": []}
+
+
+@dataclass
+class Fault:
+    name: str
+    what: str
+    file: str
+    good: str
+    bad: str
+    aims_at: str  # arguments of pytest
+
+
+FAULTS = [
+    Fault(
+        "barrier",
+        "a chunk's buffer is refilled while other threads still read it",
+        "csrc/cuda/tile.cuh",
+        "    use(i % 2);\n    sync_threads();\n",
+        "    use(i % 2);\n",
+        "tests/ops -k 'Cuda and chunks'",
+    ),
+    Fault(
+        "barrier before use",
+        "the spatial gate reads the halo before all of it is there",
+        "csrc/cuda/dau_attention.cuh",
+        "  }\n  sync_threads();\n  // The rows of taps",
+        "  }\n  // The rows of taps",
+        "tests/ops/test_dau_attention.py -k 'Cuda and order'",
+    ),
+    Fault(
+        "wait",
+        "a chunk is used before its copies have landed",
+        "csrc/cuda/tile.cuh",
+        "copies_arrived<1>();",
+        "copies_arrived<2>();",
+        "tests/ops -k 'Cuda and chunks'",
+    ),
+    Fault(
+        "late copy",
+        "the same in one channel count of many",
+        "csrc/cuda/tile.cuh",
+        "copies_arrived<1>();",
+        "if (chunks != 5 || i != 3) copies_arrived<1>();",
+        "tests/ops -k 'Cuda and chunks'",
+    ),
+    Fault(
+        "index",
+        "of equal maxima the last channel gets the gradient, not the first",
+        "csrc/cuda/dau_attention.cuh",
+        "tie ? other_index < index",
+        "tie ? other_index > index",
+        "tests/ops/test_dau_attention.py -k 'Cuda and tie'",
+    ),
+    Fault(
+        "stride",
+        "rows are taken to be as far apart as they are long",
+        "csrc/cuda/common.cuh",
+        "x.stride(0), x.stride(2), x.stride(3)}",
+        "x.stride(0), x.size(3) * x.stride(3), x.stride(3)}",
+        "tests/ops -k 'Cuda and layouts'",
+    ),
+    Fault(
+        "clamp",
+        "the bilinear enlargement reads below the last row",
+        "csrc/shared/taps.h",
+        "return i < 0 ? 0 : i >= inputs ? inputs - 1 : i;",
+        "return i < 0 ? 0 : i;",
+        "tests/test_shared.py tests/ops/test_residual_up_tail.py -k 'bilinear or Cuda'",
+    ),
+    Fault(
+        "image offset in CUDA",
+        "the offset of an image is of 32 bits",
+        "csrc/cuda/common.cuh",
+        "data + n * stride_n +",
+        "data + int(n * stride_n) +",
+        "tests/ops -k 'Cuda and far_apart'",
+    ),
+    Fault(
+        "image offset in Triton",
+        "the same in the Triton kernels",
+        "kernels/_common.py",
+        "n.to(tl.int64) * stride_n",
+        "n * stride_n",
+        "tests/ops -k 'Triton and far_apart'",
+    ),
+    Fault(
+        "stream",
+        "kernels are launched on the default stream, not the current one",
+        "csrc/cuda/common.cuh",
+        "shared, stream_, nullptr, 0}",
+        "shared, nullptr, nullptr, 0}",
+        "tests/ops/test_blur_pool.py -k Cuda",
+    ),
+    Fault(
+        "TF32",
+        "float32 is multiplied in TF32 whatever torch is told",
+        "kernels/_common.py",
+        'return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"',
+        'return "tf32"',
+        "tests/test_kernels_compile.py",
+    ),
+    Fault(
+        "padding of tables",
+        "a blur reads the first pixel with weight 0, where a NaN may be",
+        "kernels/_resample.py",
+        "mask = (share != 0)[:, None] & (c < C)[None, :]",
+        "mask = inside[:, None] & (c < C)[None, :]",
+        "tests/ops -k 'Triton and special'",
+    ),
+    Fault(
+        "dtype",
+        "sums over the pixels pass through memory in 16 bits",
+        "kernels/skff_select.py",
+        "sums = first.new_empty((n, programs, rows, channels), dtype=torch.float32)",
+        "sums = first.new_empty((n, programs, rows, channels))",
+        "tests/ops/test_skff_select.py -k 'Triton and contract'",
+    ),
+    Fault(
+        "row padding",
+        "rows in shared memory lie in the same banks: right, but slow",
+        "csrc/cuda/tile.cuh",
+        "constexpr int kRow = K + 16 / int(sizeof(T));",
+        "constexpr int kRow = K;",
+        "tests/ops -k 'Cuda and bank'",
+    ),
+    Fault(
+        "stale weight",
+        "packed weights are used after the weight has changed",
+        "csrc/cpu/packed_weights.cpp",
+        "return found->second.print == print ? found->second.weights : nullptr;",
+        "return found->second.print.size() == print.size() ? found->second.weights : nullptr;",
+        "tests/test_packed_weights.py",
+    ),
+    Fault(
+        "remainder of threads",
+        "rows that the number of threads does not divide are left out",
+        "csrc/cpu/common.h",
+        "end = count * (share + 1) / threads;",
+        "end = begin + count / threads;",
+        "tests/ops/test_skff_select.py -k 'number_of_threads or float64'",
+    ),
+    Fault(
+        "NaN",
+        "PReLU of the C++ kernels swallows a NaN",
+        "csrc/cpu/simd/tile.h",
+        "return x > V{} ? x : x * slope;",
+        "return x > V{} ? x : (x <= V{} ? x * slope : V{});",
+        "tests/ops/test_residual_up_tail.py -k special",
+    ),
+    Fault(
+        "residual",
+        "without gradients the DAU adds no input",
+        "mirnet_fast/modules/attention.py",
+        "skip = x if self.SKIP else None",
+        "skip = x if self.SKIP and torch.is_grad_enabled() else None",
+        "tests/test_modules.py",
+    ),
+    Fault(
+        "fake strides",
+        "torch.compile is promised another memory format than comes",
+        "mirnet_fast/ops/_registration.py",
+        "channels_last = x.dim() == 4 and x.stride(1) == 1 and x.stride(3) != 1",
+        "channels_last = x.dim() == 4 and x.stride(1) == 1",
+        "tests/ops -k 'opcheck or strides'",
+    ),
+    Fault(
+        "stale module",
+        "a replaced parameter is not seen by the network that was replayed",
+        "mirnet_fast/modules/_replay.py",
+        "            and all(map(operator.is_, self._all_values(), self._values))\n",
+        "",
+        "tests/test_replay.py",
+    ),
+    Fault(
+        "colours",
+        "pictures are written with red and blue exchanged",
+        "mirnet_fast/images.py",
+        "numpy().astype(photo.dtype)[:, :, ::-1]",
+        "numpy().astype(photo.dtype)",
+        "tests/test_cli.py tests/test_images.py",
+    ),
+    Fault(
+        "proof",
+        "accelerate() does not look at the gradients of parameters",
+        "mirnet_fast/_equivalence.py",
+        '        compared |= {f"the gradient of {name}": p.grad for name, p in module.named_parameters()}\n',
+        "",
+        "tests/test_accelerate.py",
+    ),
+    Fault(
+        "resumed training",
+        "a training that goes on does so with new moments of the optimiser",
+        "mirnet_fast/training/loop.py",
+        '        load_whole_state(state["optimizer"], self.network, self.optimizer)\n',
+        "",
+        "tests/test_training.py",
+    ),
+]
+
+
+def run(*command, **options):
+    return subprocess.run(command, cwd=COPY, capture_output=True, text=True, **options)
+
+
+def copy_tree():
+    """The tree with what is built in it, so that a fault compiles no more than it changes."""
+    if COPY.exists():
+        shutil.rmtree(COPY)
+    shutil.copytree(ROOT, COPY, symlinks=True, ignore=LEFT_OUT)
+
+
+def build():
+    """Why the copy does not compile, or None."""
+    emulated = "from tests import emulation; emulation.missing() or emulation.build()"
+    for command in (["setup.py", "-q", "build_ext", "--inplace"], ["-c", emulated]):
+        done = run(sys.executable, *command)
+        if done.returncode:
+            return done.stdout + done.stderr
+    return None
+
+
+def failing(suite, where=""):
+    """The first test of a suite, or of a part of it, that fails; None where none does."""
+    words = [word.strip("'") for word in re.findall(r"'[^']*'|\S+", where)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *SUITES[suite], *words]
+    done = run(*command)
+    if done.returncode in (0, 5):  # 5: no test of the suite is there
+        return None
+    if done.returncode > 1:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return found.group(1) if found else "the process ended"
+
+
+def caught(fault):
+    """{suite: the test that catches the fault, or None}."""
+    path = COPY / fault.file
+    before = path.read_text()
+    if before.count(fault.good) != 1:
+        raise RuntimeError(f"{fault.name}: {fault.file} has {before.count(fault.good)} times {fault.good!r}")
+    path.write_text(before.replace(fault.good, fault.bad))
+    try:
+        if why := build():
+            raise RuntimeError(f"{fault.name}: the fault does not compile:\n{why}")
+        result, test = {}, None
+        for suite in SUITES:  # what the first catches, the second does, which has all its tests
+            test = test or failing(suite, fault.aims_at) or failing(suite)
+            result[suite] = test
+        return result
+    finally:
+        path.write_text(before)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="FAULT", help=", ".join(fault.name for fault in FAULTS))
+    chosen = parser.parse_args().names
+    unknown = set(chosen) - {fault.name for fault in FAULTS}
+    if unknown:
+        parser.error(f"no such fault: {', '.join(sorted(unknown))}")
+    faults = [fault for fault in FAULTS if not chosen or fault.name in chosen]
+    copy_tree()
+    if why := build():
+        raise SystemExit(why)
+    counts = dict.fromkeys(SUITES, 0)
+    for fault in faults:
+        start = time.monotonic()
+        tests = caught(fault)
+        for suite, test in tests.items():
+            counts[suite] += test is not None
+        suite, test = next(((s, t) for s, t in tests.items() if t), ("nothing", ""))
+        told = f"{fault.name:22} {suite:14} {time.monotonic() - start:4.0f} s  {test}"
+        print(f"{told}\n    {fault.what}", flush=True)
+    print(", ".join(f"{suite}: {count} of {len(faults)}" for suite, count in counts.items()))
+    sys.exit(counts["make test-all"] < len(faults))
+
+
+if __name__ == "__main__":
+    main()
