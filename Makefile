@@ -15,19 +15,34 @@ TOOLKIT := build/cuda-$(NVCC_VERSION)/nvidia/cu13
 WITH_NVCC := CUDA_HOME=$(CURDIR)/$(TOOLKIT)
 endif
 
-.PHONY: demo test sanitize bench gpu format build clean
+# Most tests keep one thread busy: processes side by side, each with a thread, take half the time of one.
+PYTEST = $(WITH_NVCC) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup \
+    --cov=mirnet_fast --cov-branch --cov-report=term
+
+.PHONY: demo test test-all lint sanitize sanitize-slice faults bench gpu format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
 	$(BIN)/mirnet-fast demo --out demo
 
-test: build $(TOOLKIT)
+# In minutes; tests/__init__.py says which cases. Everything: test-all.
+test: lint build $(TOOLKIT)
+	$(PYTEST) -m "not exhaustive"
+
+test-all: lint build $(TOOLKIT)
+	$(PYTEST)
+	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
+	PYTHONPATH=build/triton-oldest $(PYTEST) --no-cov tests/ops tests/test_kernels_compile.py -k "Triton or compile" -m "$(OLDEST)"
+	$(MAKE) sanitize SLICE="not exhaustive"
+
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
-	$(WITH_NVCC) $(BIN)/python -m pytest
-	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
-	PYTHONPATH=build/triton-oldest $(BIN)/python -m pytest tests/ops -k Triton -p no:cacheprovider
+
+# Which suite catches which planted fault.
+faults: build $(TOOLKIT)
+	$(WITH_NVCC) $(BIN)/python -m tests.faults
 
 # The C++ kernels, and the emulated CUDA ones, under AddressSanitizer and UBSan: a copy of the tree, so
 # that its build is one apart. libstdc++ comes early too, or ASan does not find what throws exceptions.

@@ -27,9 +27,10 @@ def each(**axes):
     return pytest.mark.combinations(axes, once)
 
 
-def first_of(values):
-    """Values for pytest.mark.parametrize, of which `make test` takes the first."""
-    return [pytest.param(value, marks=exhaustive if i else (), id=_name(value)) for i, value in enumerate(values)]
+def first_of(values, count=1):
+    """The values for pytest.mark.parametrize; `make test` takes the first, or the first `count`."""
+    later = [pytest.param(value, marks=exhaustive, id=_name(value)) for value in [*values][count:]]
+    return [pytest.param(value, id=_name(value)) for value in [*values][:count]] + later
 
 
 def combine(metafunc):

@@ -1,5 +1,9 @@
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Processes side by side have a thread each: more would only wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from .cases import combine as pytest_generate_tests  # noqa: F401

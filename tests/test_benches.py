@@ -25,7 +25,9 @@ def run(tmp_path_factory):
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "benches", "-q", "-k", "dau_attention", "--results", target],
         cwd=ROOT,
-        env=os.environ | {f"MIRNET_BENCH_{name}": value for name, value in settings.items()},
+        # Beside other tests it would not benchmark.
+        env={k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
+        | {f"MIRNET_BENCH_{name}": value for name, value in settings.items()},
         capture_output=True,
         text=True,
     )

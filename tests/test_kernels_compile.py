@@ -17,7 +17,10 @@ from .cases import exhaustive
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.xdist_group("triton compiler"),  # what one process has compiled, another would again
+]
 
 
 def run(*command):

@@ -16,6 +16,7 @@ from mirnet_fast import backends, reference
 from mirnet_fast.modules._arena import Arena
 
 from . import emulation
+from .cases import each, pairwise
 from .test_reference import CASES, GOLDEN, check_case, sharing
 
 
@@ -46,9 +47,9 @@ def test_published_names_and_sharing():
     reference.MIRNet().load_state_dict(network.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize(("height", "width"), [(3, 2), (3, 3), (2, 2), (4, 2), (2, 1), (1, 2)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_network_equals_the_reference(height, width, bias):
+@each(shape=[(3, 2), (3, 3), (2, 2), (4, 2), (2, 1), (1, 2)], bias=[False, True])
+def test_network_equals_the_reference(shape, bias):
+    height, width = shape
     published, fast = twins(height=height, width=width, bias=bias)
     x = torch.rand(2, 3, 16, 24, dtype=torch.float64)
     expected, actual = published(x), fast(x)
@@ -98,9 +99,7 @@ def test_network_on_cuda():
     check_network(mirnet_fast.use_backend("cuda"), "cuda")
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3, 7])
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("bias", [False, True])
+@pairwise(rows=[1, 2, 3, 7], batch=[1, 2], bias=[False, True])
 def test_bands_of_rows_give_the_same(monkeypatch, rows, batch, bias):
     published, fast = twins(bias=bias)
     x = torch.rand(batch, 3, 24, 16, dtype=torch.float64)

@@ -28,7 +28,7 @@ def test_every_op_is_in_every_room(op):
     assert [room.format(op) for room in ROOMS if not (ROOT / room.format(op)).exists()] == []
 
 
-@pytest.mark.parametrize("op", CPU_OPS)
+@pytest.mark.parametrize("op", sorted(CPU_OPS))
 def test_every_cpu_op_is_in_its_rooms(op):
     rooms = [room for room in ROOMS if room not in NOT_OF_CPU_OPS]
     assert [room.format(op) for room in rooms if not (ROOT / room.format(op)).exists()] == []

@@ -14,6 +14,7 @@ import mirnet_fast
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.modules import _inference
 
+from .cases import pairwise
 from .ops.common import needs_kernels
 
 pytestmark = needs_kernels
@@ -110,10 +111,7 @@ def test_with_biases_and_other_streams(image, calls):
     assert calls
 
 
-@pytest.mark.parametrize("rows", [1, 5, 8])
-@pytest.mark.parametrize("height", [3, 4])
-@pytest.mark.parametrize("width", [1, 2, 3])
-@pytest.mark.parametrize("winograd", [True, False])
+@pairwise(rows=[1, 5, 8], height=[3, 4], width=[1, 2, 3], winograd=[True, False])
 def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width, winograd):
     arguments = CONFIG | {"height": height, "width": width, "n_RRG": 1}
     torch.manual_seed(7)

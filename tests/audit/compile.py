@@ -491,7 +491,9 @@ def main():
 
     skipped = {op: why for op in chosen.ops or OPS if (why := written(op))}
     ops = [op for op in chosen.ops or OPS if op not in skipped]
-    work = few_tasks(ops) if chosen.few else tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all)
+    work = (
+        few_tasks(ops) if chosen.few else tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all)
+    )
     rows, failed = collect(work, chosen.jobs)
     if chosen.write:
         write_budget(rows)

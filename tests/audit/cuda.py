@@ -293,7 +293,9 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("ops", nargs="*", metavar="OP")
-    parser.add_argument("--arch", default="", help="as TORCH_CUDA_ARCH_LIST; what is built by default if none")
+    parser.add_argument(
+        "--arch", default="", help="as TORCH_CUDA_ARCH_LIST; what is built by default if none"
+    )
     parser.add_argument("--write", action="store_true", help="record what is seen as the budget")
     chosen = parser.parse_args()
     if why := missing():

@@ -21,7 +21,9 @@ import mirnet_fast
 from mirnet_fast import backends
 
 ROOT = Path(__file__).parents[2]
-BUILD = Path("build", "emulated")  # below ROOT, like all paths of the build, so that a copy of the tree keeps it
+BUILD = Path(
+    "build", "emulated"
+)  # below ROOT, like all paths of the build, so that a copy of the tree keeps it
 COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = (
     "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "

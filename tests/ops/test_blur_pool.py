@@ -6,6 +6,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
+from ..cases import pairwise
 from ..test_reference import GOLDEN, relative, tensor
 from .common import CudaTests, OpTests, TritonTests, Values, run
 
@@ -67,11 +68,10 @@ class TestBlurPoolTriton(TritonTests):
     op = "blur_pool"
     cases = TestBlurPool.cases
 
-    def test_many_settings(self):
-        for settings in itertools.product(range(1, 8), ["reflect", "replicate", "zero"], (1, 3), (0, 1)):
-            x = self.values().map(1, 2, 6, 11)
-            args = (x, *settings)
-            torch.testing.assert_close(ops.blur_pool(*args), reference.blur_pool(*args))
+    @pairwise(filt_size=range(1, 8), pad_type=["reflect", "replicate", "zero"], stride=[1, 3], pad_off=[0, 1])
+    def test_many_settings(self, filt_size, pad_type, stride, pad_off):
+        args = self.values().map(1, 2, 6, 11), filt_size, pad_type, stride, pad_off
+        torch.testing.assert_close(ops.blur_pool(*args), reference.blur_pool(*args))
 
 
 class TestBlurPoolCuda(CudaTests):

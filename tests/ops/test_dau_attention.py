@@ -5,6 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
+from ..cases import each, exhaustive, first_of
 from .common import (
     LAYOUTS,
     CudaProductTests,
@@ -138,9 +139,9 @@ class TestDauAttentionTriton(TritonTests):
         return importlib.import_module("mirnet_fast.kernels.dau_attention")
 
     # Of 20 channels 32 are computed: in 2 blocks, or in one.
-    @pytest.mark.parametrize(("partials", "bc"), [(1, 16), (3, 32), (100, 16)])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-    def test_many_tiles_and_blocks(self, monkeypatch, partials, bc, dtype):
+    @each(blocks=[(1, 16), (3, 32), (100, 16)], dtype=[torch.float32, torch.float16])
+    def test_many_tiles_and_blocks(self, monkeypatch, blocks, dtype):
+        partials, bc = blocks
         small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
         small |= {"num_warps": 4, "num_stages": 2}
         full = self.kernels.config
@@ -159,7 +160,7 @@ class TestDauAttentionTriton(TritonTests):
         args = case(1, 300, 3, 5, squeezed=40, bias=True)(self.values())
         self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
 
-    @pytest.mark.parametrize("taps", [7, 9])
+    @pytest.mark.parametrize("taps", first_of([7, 9]))
     def test_window_larger_than_the_image(self, taps):
         args = case(1, 6, 3, 4, taps=taps)(self.values())
         self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
@@ -234,6 +235,7 @@ class TestDauAttentionCuda(CudaProductTests):
         args = case(1, 128, 3, 18, taps=taps)(self.values(dtype))
         self.check_contract(args, gradient_maker("dense", dtype), draws=1)
 
+    @exhaustive
     def test_thousands_of_channels(self):
         # More than shared memory has room for in a sum for each warp; the output only, for the
         # emulated backward of so many weights takes minutes.

@@ -5,6 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
+from ..cases import first_of
 from .common import CudaProductTests, LeavesSums, OpTests, TritonTests, Values, gradient_maker, run
 
 
@@ -58,7 +59,7 @@ class TestResidualDownTailTriton(TritonTests):
     op = "residual_down_tail"
     cases = TestResidualDownTail.cases
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @pytest.mark.parametrize("dtype", first_of([torch.float16, torch.float32]))
     def test_many_tiles_and_blocks(self, monkeypatch, dtype):
         configs = importlib.import_module("mirnet_fast.kernels._configs")
         products = importlib.import_module("mirnet_fast.kernels._products")

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from mirnet_fast import ops
 
+from ..cases import first_of
 from .common import CudaProductTests, OpTests, TritonTests, Values, check_sums, gradient_maker, needs_kernels
 from .test_conv3x3 import close
 
@@ -70,7 +71,7 @@ class TestResidualUpTailTriton(TritonTests):
     orders_infinities = False
     meets_padding = (2,)  # the gradient of bottom
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+    @pytest.mark.parametrize("dtype", first_of([torch.float16, torch.float32]))
     def test_many_tiles_and_blocks(self, monkeypatch, dtype):
         configs = importlib.import_module("mirnet_fast.kernels._configs")
         products = importlib.import_module("mirnet_fast.kernels._products")
