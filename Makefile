@@ -15,25 +15,27 @@ TOOLKIT := build/cuda-$(NVCC_VERSION)/nvidia/cu13
 WITH_NVCC := CUDA_HOME=$(CURDIR)/$(TOOLKIT)
 endif
 
-# Most tests keep one thread busy: processes side by side, each with a thread, take half the time of one.
-PYTEST = $(WITH_NVCC) $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadgroup \
-    --cov=mirnet_fast --cov-branch --cov-report=term
+# Most tests keep one thread busy: processes side by side, with a thread each, take half the time of one.
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
+PYTEST := $(WITH_NVCC) $(BIN)/python -m pytest $(PARALLEL)
+COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 
-.PHONY: demo test test-all lint sanitize sanitize-slice faults bench gpu format build clean
+.PHONY: demo test test-all lint sanitize faults bench gpu format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --out demo
 	$(BIN)/mirnet-fast demo --out demo
 
-# In minutes; tests/__init__.py says which cases. Everything: test-all.
+# The cases that take minutes; tests/__init__.py says which they are. All of them: test-all.
 test: lint build $(TOOLKIT)
-	$(PYTEST) -m "not exhaustive"
+	$(PYTEST) $(COVERAGE) -m "not exhaustive"
 
 test-all: lint build $(TOOLKIT)
-	$(PYTEST)
+	$(PYTEST) $(COVERAGE)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
-	PYTHONPATH=build/triton-oldest $(PYTEST) --no-cov tests/ops tests/test_kernels_compile.py -k "Triton or compile" -m "$(OLDEST)"
-	$(MAKE) sanitize SLICE="not exhaustive"
+	PYTHONPATH=build/triton-oldest $(PYTEST) -p no:cacheprovider tests/ops tests/test_kernels_compile.py \
+	    -k "Triton or few"
+	$(MAKE) sanitize CASES="not exhaustive"
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -46,21 +48,23 @@ faults: build $(TOOLKIT)
 
 # The C++ kernels, and the emulated CUDA ones, under AddressSanitizer and UBSan: a copy of the tree, so
 # that its build is one apart. libstdc++ comes early too, or ASan does not find what throws exceptions.
+# CASES: of which kind, as pytest's -m takes it.
 SANITIZED := build/sanitized
 UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX='g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined \
     -fno-omit-frame-pointer -g1' $(WITH_NVCC)
 SANITIZED_PYTEST = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-    ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest -q -p no:cacheprovider tests/ops
+    ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops \
+    -m "$(CASES)"
 sanitize: $(VENV)/installed $(TOOLKIT)
 	mkdir -p $(SANITIZED)
 	cp -ru setup.py pyproject.toml README.md LICENSE csrc kernels mirnet_fast tests $(SANITIZED)
 	rm -f $(SANITIZED)/mirnet_fast/*.so
 	$(UNDER_SANITIZERS) MIRNET_FAST_BUILD=cpu $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "not Triton and not Cuda and \
-	    (test_contract or into_a_map or special or wrong or in_bands or sums or empty_batch)"
+	    (test_contract or into_a_map or special or far_apart or wrong or in_bands or sums or empty_batch)"
 	for isa in base avx2; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTEST) \
 	    -k "not Triton and not Cuda and test_contract and (sliced or many_pixels)" || exit; done
-	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "Cuda and (test_contract or another_order or empty_batch)"
+	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "Cuda and (test_contract or chunks or another_order or empty_batch)"
 
 bench: build
 	$(BIN)/python -m pytest benches

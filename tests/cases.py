@@ -1,9 +1,9 @@
 """Which cases are of `make test` and which of `make test-all` alone: see the top of tests/__init__.py."""
 
+import importlib.util
 import itertools
 
 import pytest
-from allpairspy import AllPairs
 
 exhaustive = pytest.mark.exhaustive
 
@@ -14,23 +14,18 @@ def pairwise(**axes):
     Each value of an axis meets each of every other in a case of `make test`; the other combinations are
     exhaustive. A test that takes `any_case` has the cases of its class as one more axis.
     """
-    return pytest.mark.combinations(axes, lambda values: AllPairs([*map(range, map(len, values))]))
+    return pytest.mark.combinations(axes, _pairs)
 
 
 def each(**axes):
     """As pairwise, but a case of `make test` is there for every value, not for every pair of values."""
-
-    def once(values):
-        most = max(map(len, values))
-        return (tuple(i % len(axis) for axis in values) for i in range(most))
-
-    return pytest.mark.combinations(axes, once)
+    return pytest.mark.combinations(axes, _once)
 
 
 def first_of(values, count=1):
     """The values for pytest.mark.parametrize; `make test` takes the first, or the first `count`."""
-    later = [pytest.param(value, marks=exhaustive, id=_name(value)) for value in [*values][count:]]
-    return [pytest.param(value, id=_name(value)) for value in [*values][:count]] + later
+    marks = [()] * count + [exhaustive] * (len(values) - count)
+    return [pytest.param(v, marks=m, id=_name(v)) for v, m in zip(values, marks, strict=True)]
 
 
 def combine(metafunc):
@@ -41,14 +36,27 @@ def combine(metafunc):
         axes = {"any_case": [name for name in metafunc.cls.cases if name != "pixels"], **axes}
     if not axes:
         return
-    sizes = [range(len(axis)) for axis in axes.values()]
-    first = set(map(tuple, choose([*axes.values()]))) if mark and len(axes) > 1 else None
+    sizes = [len(values) for values in axes.values()]
+    places = [*itertools.product(*map(range, sizes))]
+    first = set(choose(sizes)) if mark and len(axes) > 1 else {*places}
     cases = []
-    for places in itertools.product(*sizes):
-        values = [axis[place] for axis, place in zip(axes.values(), places, strict=True)]
-        marks = () if first is None or places in first else exhaustive
+    for place in places:
+        values = [axis[i] for axis, i in zip(axes.values(), place, strict=True)]
+        marks = () if place in first else exhaustive
         cases.append(pytest.param(*values, marks=marks, id="-".join(map(_name, values))))
     metafunc.parametrize(list(axes), cases)
+
+
+def _pairs(sizes):
+    if importlib.util.find_spec("allpairspy") is None:  # as on a machine that is only lent: every case
+        return itertools.product(*map(range, sizes))
+    from allpairspy import AllPairs
+
+    return map(tuple, AllPairs([*map(range, sizes)]))
+
+
+def _once(sizes):
+    return (tuple(i % size for size in sizes) for i in range(max(sizes)))
 
 
 def _name(value):

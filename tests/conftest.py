@@ -1,9 +1,11 @@
 import os
+import sys
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Processes side by side have a thread each: more would only wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
 
+import pytest
 import torch
 
 from .cases import combine as pytest_generate_tests  # noqa: F401
@@ -13,3 +15,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 # The reference's own error is the yardstick: that of float32, not of TF32.
 torch.backends.cudnn.allow_tf32 = False
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """pytest-cov's own mark for this, no_cover, does nothing in a process of pytest-xdist."""
+    tracer = sys.gettrace()
+    if item.get_closest_marker("untraced"):
+        sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)

@@ -1049,6 +1049,7 @@ def test_copied_and_pickled():
         assert relative(twin(picture()), expected) < CLOSE
 
 
+@pytest.mark.untraced
 def test_compiled_before():
     for compiled in (torch.compile(network(), backend="eager"), network()):
         if not hasattr(compiled, "_orig_mod"):

@@ -85,6 +85,7 @@ ON_GPU = torch.cuda.is_available()
 
 
 @pytest.mark.skipif("triton" in backends._UNAVAILABLE, reason=backends._UNAVAILABLE.get("triton", ""))
+@pytest.mark.untraced
 def test_network_on_triton():
     check_network(mirnet_fast.use_backend("triton"), "cuda" if ON_GPU else "cpu")
 
@@ -197,6 +198,7 @@ def kept_by(register):
     return kept, register(hook)
 
 
+@pytest.mark.untraced
 def test_what_a_hook_keeps_is_not_overwritten():
     _, fast = twins()
     x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
@@ -245,6 +247,7 @@ def test_functional_call():
     assert torch.equal(torch.func.functional_call(fast, doubled, (x,)), expected(x))
 
 
+@pytest.mark.untraced
 def test_compile():
     torch.compiler.reset()
     _, fast = twins(n_MSRB=1)

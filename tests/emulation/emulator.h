@@ -4,12 +4,13 @@
 // leaves open, MIRNET_EMULATED_ORDER chooses:
 //   forward      threads in order; a copy_async lands when its group is waited for, not before
 //   backward     the last thread first; a copy_async lands at once
-//   a seed       threads in another order after every barrier; a copy_async lands at a random moment
+//   a seed       threads in another order after every barrier; a copy_async lands at a random
+//   moment
 //                between its start and its wait (the default, of seed 0)
-// so that a missing barrier, a missing wait or a buffer overwritten too early gives another result in
-// one of them. Shared memory is NaN before every block. A barrier that only some threads reach ends
-// the process with a message. A launch is refused as a GPU would, or where it is not on the current
-// stream of the tensors' device. Bank conflicts of ldmatrix are counted.
+// so that a missing barrier, a missing wait or a buffer overwritten too early gives another result
+// in one of them. Shared memory is NaN before every block. A barrier that only some threads reach
+// ends the process with a message. A launch is refused as a GPU would, or where it is not on the
+// current stream of the tensors' device. Bank conflicts of ldmatrix are counted.
 #pragma once
 
 #include <driver_types.h>
@@ -200,7 +201,8 @@ inline void load_matrices(uint32_t (&to)[4], const void* row, bool transposed) {
   const int g = lane() / 4, t = lane() % 4;
   if (lane() % 8 == 0) {  // the eight rows of one matrix, of all 32 banks
     int rows_in[8] = {};
-    for (int j = 0; j < 8; ++j) ++rows_in[reinterpret_cast<uintptr_t>(rows.of(lane() + j)) / 16 % 8];
+    for (int j = 0; j < 8; ++j)
+      ++rows_in[reinterpret_cast<uintptr_t>(rows.of(lane() + j)) / 16 % 8];
     bank_conflicts += *std::max_element(rows_in, rows_in + 8) - 1;
   }
   for (int i = 0; i < 4; ++i)
@@ -328,8 +330,7 @@ void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, 
   else
     b.random.seed(unsigned(std::stoul(name)));
   std::vector<int> order(threads);
-  for (int i = 0; i < threads; ++i)
-    order[i] = b.order == Block::kBackward ? threads - 1 - i : i;
+  for (int i = 0; i < threads; ++i) order[i] = b.order == Block::kBackward ? threads - 1 - i : i;
   Block* before = block;
   block = &b;
   for (unsigned x = 0; x < blocks; ++x) {

@@ -1,0 +1,54 @@
+"""What `make test` takes of the combinations."""
+
+import itertools
+import types
+
+import pytest
+
+from .cases import combine, each, first_of, pairwise
+
+AXES = {"layout": ["nchw", "sliced", "expanded"], "gradient": ["dense", "sliced"], "bias": [False, True]}
+
+
+def cases_of(mark, **cases):
+    """{case: whether it is of the first kind} as pytest would get them."""
+    made = {}
+
+    def parametrize(names, params):
+        assert [*names] == [*(["any_case"] if cases else []), *AXES]
+        made.update({param.values: not param.marks for param in params})
+        assert len({param.id for param in params}) == len(params)
+
+    combine(
+        types.SimpleNamespace(
+            definition=types.SimpleNamespace(get_closest_marker=lambda _: mark.mark),
+            fixturenames=[*(["any_case"] if cases else []), *AXES],
+            cls=types.SimpleNamespace(cases=cases),
+            parametrize=parametrize,
+        )
+    )
+    return made
+
+
+def test_every_pair_of_values_meets():
+    pytest.importorskip("allpairspy", reason="without it every case is of the first kind")
+    made = cases_of(pairwise(**AXES), plain=1, larger=2, tiny=3, pixels=4)
+    assert len(made) == 3 * 3 * 2 * 2  # "pixels" is no case of every test
+    first = [values for values, is_first in made.items() if is_first]
+    axes = [["plain", "larger", "tiny"], *AXES.values()]
+    for (i, a), (j, b) in itertools.combinations(enumerate(axes), 2):
+        assert {(values[i], values[j]) for values in first} == set(itertools.product(a, b))
+    assert len(first) < 12
+
+
+def test_every_value_appears():
+    made = cases_of(each(**AXES))
+    assert len(made) == 3 * 2 * 2
+    first = [values for values, is_first in made.items() if is_first]
+    assert [set(values) for values in zip(*first, strict=True)] == [*map(set, AXES.values())]
+    assert len(first) == 3
+
+
+def test_first_of():
+    made = {param.values: bool(param.marks) for param in first_of([3, 4, 5], 2)}
+    assert made == {(3,): False, (4,): False, (5,): True}
