@@ -50,8 +50,7 @@ faults: build $(TOOLKIT)
 # that its build is one apart. libstdc++ comes early too, or ASan does not find what throws exceptions.
 # CASES: of which kind, as pytest's -m takes it.
 SANITIZED := build/sanitized
-UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX='g++ -fsanitize=address,undefined -fno-sanitize-recover=undefined \
-    -fno-omit-frame-pointer -g1' $(WITH_NVCC)
+UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX=$(CURDIR)/tests/sanitized-g++ $(WITH_NVCC)
 SANITIZED_PYTEST = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops \
     -m "$(CASES)"
