@@ -250,7 +250,7 @@ def failing(suite, where=""):
         return None
     if done.returncode > 1:
         raise RuntimeError(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
     return found.group(1) if found else "the process ended"
 
 

@@ -1,12 +1,12 @@
 // A GPU's blocks, warps and barriers on the CPU, for csrc/cuda/device.cuh under MIRNET_EMULATED.
 //
-// Every thread of a block is a fiber; a block's fibers take turns between barriers. What a GPU
-// leaves open, MIRNET_EMULATED_ORDER chooses:
-//   forward      threads in order; a copy_async lands when its group is waited for, not before
-//   backward     the last thread first; a copy_async lands at once
-//   a seed       threads in another order after every barrier; a copy_async lands at a random
-//   moment
-//                between its start and its wait (the default, of seed 0)
+// Every thread of a block is a fiber. A warp's fibers take turns between its barriers, and warps
+// take turns when they have to wait for one another, so that one may be as far ahead of the others
+// as on a GPU. What a GPU leaves open, MIRNET_EMULATED_ORDER chooses:
+//   forward      threads and warps in order; a copy_async lands when its group is waited for
+//   backward     the last one first; a copy_async lands at once
+//   a seed       in another order every time, a warp's turn ending early now and then; a copy_async
+//                lands at a random moment between its start and its wait (the default, of seed 0)
 // so that a missing barrier, a missing wait or a buffer overwritten too early gives another result
 // in one of them. Shared memory is NaN before every block. A barrier that only some threads reach
 // ends the process with a message. A launch is refused as a GPU would, or where it is not on the
@@ -28,6 +28,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <utility>
@@ -258,8 +259,8 @@ inline void start() {
   mirnet_emulation_switch(&thread.stack, b.scheduler);
 }
 
-// The fibers of one block, one round after another, each until it waits or ends.
-inline void run_block(Block& b, std::vector<int>& order, std::vector<char>& stacks, size_t stack) {
+// The fibers of one block, each until it waits or ends.
+inline void run_block(Block& b, std::vector<char>& stacks, size_t stack) {
   static const float nan = [] {
     const uint32_t bits = 0x7fff7fffu;  // NaN in all three formats
     float value;
@@ -287,16 +288,31 @@ inline void run_block(Block& b, std::vector<int>& order, std::vector<char>& stac
   }
   b.all = {};
   for (Barrier& barrier : b.warps) barrier = {};
+  std::vector<int> warps(b.warps.size()), lanes(kWarp);
+  std::iota(warps.begin(), warps.end(), 0);
+  std::iota(lanes.begin(), lanes.end(), 0);
+  if (b.order == Block::kBackward) {
+    std::reverse(warps.begin(), warps.end());
+    std::reverse(lanes.begin(), lanes.end());
+  }
+  const bool random = b.order == Block::kRandom;
   for (size_t left = b.threads.size(); left > 0;) {
-    if (b.order == Block::kRandom) std::shuffle(order.begin(), order.end(), b.random);
+    if (random) std::shuffle(warps.begin(), warps.end(), b.random);
     bool moved = false;
-    for (int i : order) {
-      Thread& t = b.threads[i];
-      if (t.done || (t.waits_for && *t.waits_for == t.seen)) continue;
-      moved = true;
-      b.running = &t;
-      mirnet_emulation_switch(&b.scheduler, t.stack);
-      if (t.done) --left;
+    for (int w : warps) {
+      // Until it has to wait for other warps, or at random for a while only.
+      for (bool moves = true; moves && !(random && moved && b.random() % 8 == 0);) {
+        moves = false;
+        if (random) std::shuffle(lanes.begin(), lanes.end(), b.random);
+        for (int l : lanes) {
+          Thread& t = b.threads[w * kWarp + l];
+          if (t.done || (t.waits_for && *t.waits_for == t.seen)) continue;
+          moves = moved = true;
+          b.running = &t;
+          mirnet_emulation_switch(&b.scheduler, t.stack);
+          if (t.done) --left;
+        }
+      }
     }
     if (!moved) die("a barrier that only some threads reach");
   }
@@ -329,13 +345,11 @@ void run_grid(unsigned blocks, int threads, size_t shared, size_t shared_limit, 
     b.order = Block::kBackward;
   else
     b.random.seed(unsigned(std::stoul(name)));
-  std::vector<int> order(threads);
-  for (int i = 0; i < threads; ++i) order[i] = b.order == Block::kBackward ? threads - 1 - i : i;
   Block* before = block;
   block = &b;
   for (unsigned x = 0; x < blocks; ++x) {
     b.index = {x, 0, 0};
-    run_block(b, order, stacks, kStack);
+    run_block(b, stacks, kStack);
   }
   block = before;
 }
