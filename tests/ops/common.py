@@ -606,6 +606,11 @@ class DeviceTests(OpCase):
     def test_special_values_go_through(self, special, pixel):
         check_special_values(self, self.cases["plain"](self.values()), special, pixel)
 
+    def check_large_means(self, make):
+        """Of an op that takes means over the pixels: their sums exceed float16, the means do not."""
+        args = on_tensors(lambda t: t + 600 if is_map(t) else t, make(self.values(torch.float16)))
+        self.check_contract(args, gradient_maker("dense", torch.float16), draws=1)
+
     @pytest.mark.parametrize("dtype", first_of((torch.float16, torch.float32, torch.bfloat16)))
     def test_images_far_apart(self, dtype):
         check_images_far_apart(self, self.cases["plain"](self.values(dtype)))

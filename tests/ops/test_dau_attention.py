@@ -156,6 +156,9 @@ class TestDauAttentionTriton(TritonTests):
         assert self.kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)
         self.check_contract(args, gradient_maker("dense", dtype), draws=2)
 
+    def test_large_means(self):
+        self.check_large_means(case(1, 16, 24, 32))
+
     def test_more_channels_than_a_program_takes(self):
         args = case(1, 300, 3, 5, squeezed=40, bias=True)(self.values())
         self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
@@ -209,6 +212,9 @@ class TestDauAttentionCuda(CudaProductTests):
 
     def deep(self, channels):
         return case(1, channels, 2, 3, squeezed=4)
+
+    def test_large_means(self):
+        self.check_large_means(case(1, 16, 24, 32))
 
     # The wide tile, one and two vectors a lane or any number of them, a last chunk that is not full.
     KINDS = (

@@ -120,6 +120,9 @@ class TestSkffSelectTriton(TritonTests):
         assert kernels.pool(args[0]).shape == (2, partials, 1, 16)
         self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
 
+    def test_large_means(self):
+        self.check_large_means(case(1, 16, 24, 32))
+
     def test_sums_of_a_producer(self):
         branches, *weights = self.cases["plain"](self.values())
         kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
@@ -140,6 +143,9 @@ class TestSkffSelectCuda(CudaTests):
         # Their partial sums are more than one block adds.
         "many sums": case(1, 136, 528, 1),
     }
+
+    def test_large_means(self):
+        self.check_large_means(case(1, 16, 24, 32))
 
     def test_more_channels_than_fit(self):
         # As wide a reduce layer as no network has: its outputs are in shared memory.
