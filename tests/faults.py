@@ -8,6 +8,7 @@ suite catches ends this with status 1. Takes about a minute a fault, most of it 
 """
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -246,7 +247,7 @@ def failing(suite, where=""):
     """The first test of a suite, or of a part of it, that fails; None where none does."""
     words = shlex.split(where) or ["-n", "auto", "--maxprocesses", "8", "--dist", "loadgroup"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *SUITES[suite], *words]
-    done = run(*command)
+    done = run(*command, env={**os.environ, "OMP_NUM_THREADS": "1"})  # as in the processes of `make test`
     if done.returncode in (0, 5):  # 5: no test of the suite is there
         return None
     if done.returncode > 1:

@@ -657,6 +657,13 @@ def skff_detached(self, feats):
     return sum(feat * score for feat, score in zip(feats, scores, strict=True))
 
 
+def skff_frozen_heads(self, feats):
+    code = self.conv_du(self.pool(sum(feats)))
+    logits = [nn.functional.conv2d(code, head.weight.detach()) for head in self.fcs]
+    scores = torch.stack(logits).softmax(0)
+    return sum(feat * score for feat, score in zip(feats, scores, strict=True))
+
+
 def dau_without_residual(self, inp):
     return DAU.forward(self, inp) - inp
 
@@ -687,6 +694,7 @@ FORWARDS = {
     "sigmoid_for_softmax": (SKFF, skff_sigmoid, "the result differs"),
     "mean_for_sum": (SKFF, skff_mean_of_branches, "the result differs"),
     "gradient_cut": (SKFF, skff_detached, "the gradient of input 0 differs"),
+    "parameter_frozen": (SKFF, skff_frozen_heads, "the gradient of fcs.0.weight is of another form"),
     "random_in_training": (
         SKFF,
         lambda self, feats: nn.functional.dropout(SKFF.forward(self, feats), 0.1, self.training),
