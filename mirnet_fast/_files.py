@@ -1,0 +1,60 @@
+"""Files that are written whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replaced(path):
+    """A new path beside `path` to write a file at; at the end the file takes the place of `path`.
+
+    Before that it is safe on the disk, so that a full disk, a limit or an end of the process leaves what
+    was at `path` as it was. A symbolic link is replaced, not what it points to. What is no file, such as
+    /dev/stdout, is yielded itself.
+
+    The new path ends like `path`, as writers go by the suffix.
+
+    Raises:
+        OSError: `path` is a folder, or the file cannot be written.
+    """
+    path = Path(path)
+    mode = _mode(path)
+    if mode is not None and stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a folder")
+    if mode is not None and not stat.S_ISREG(mode):
+        yield path
+        return
+    # Short, as the name alone may be as long as the system allows.
+    new = path.with_name(f".new-{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield new
+        with new.open("rb") as file:
+            os.fsync(file.fileno())
+        if mode is not None and not path.is_symlink():
+            new.chmod(stat.S_IMODE(mode))
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _mode(path):
+    """Of what is at the path, links followed; None where nothing is, as behind a broken link."""
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _sync_folder(folder):
+    # The name, too; a file system that can't is none on which it would help.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
