@@ -7,13 +7,16 @@ one, preferences.json beside this file says which was measured to be faster: {na
 reason: nothing falls back behind it.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
+import threading
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _native
 
@@ -41,6 +44,7 @@ elif not torch.cuda.is_available():
 if _native.cpu_library_error() is not None:
     _UNAVAILABLE["cpu"] = _native.cpu_library_error()
 
+_running = threading.local()  # what a forward in this thread began with
 _forced = None
 _winograd = os.environ.get(WINOGRAD_VARIABLE, "1") != "0"
 
@@ -63,7 +67,8 @@ class use_backend:
     """Run every fused op on one backend: for good, or for a `with` block.
 
     The choice holds for the whole process, all threads included (autograd runs backward in
-    threads of its own). The environment variable MIRNET_FAST_BACKEND sets the initial choice;
+    threads of its own); a module's forward that is running goes on with the one it began with.
+    The environment variable MIRNET_FAST_BACKEND sets the initial choice;
     `use_backend(None)` returns to the automatic one.
 
     Raises:
@@ -104,9 +109,37 @@ class use_winograd:
         _winograd = self._previous
 
 
+@contextlib.contextmanager
+def settings_kept():
+    """Inside, this thread's forwards see the settings as they are now, whatever other threads choose.
+
+    A forward that changed its mind would combine what belongs to one way with what belongs to another.
+    """
+    if hasattr(_running, "settings"):
+        yield
+        return
+    _running.settings = _forced, _winograd
+    try:
+        yield
+    finally:
+        del _running.settings
+
+
+def _settings():
+    return getattr(_running, "settings", None) or (_forced, _winograd)
+
+
 def winograd():
     """Whether `use_winograd` lets them run so."""
-    return _winograd
+    return _settings()[1]
+
+
+def is_transformed():
+    """Whether a transform of torch.func (jvp, vmap, grad, ...) or forward-mode differentiation is active.
+
+    The kernels have no rules for these; PyTorch's operators, the reference's, do.
+    """
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @functools.cache
@@ -119,7 +152,7 @@ def cpu_computes(dtype):
 
 def current_backend():
     """The backend chosen by the user, or None where the choice is automatic."""
-    return _forced
+    return _settings()[0]
 
 
 def explain(op, device_type, dtype):
@@ -177,14 +210,17 @@ def _without_code():
 
 
 def _obstacle(backend, device_type, dtype):
-    if _forced is not None and backend != _forced:
-        return f"{_forced!r} was chosen explicitly"
+    forced = current_backend()
+    if forced is not None and backend != forced:
+        return f"{forced!r} was chosen explicitly"
     if backend == "reference":
         return None
+    if not torch.compiler.is_compiling() and is_transformed():
+        return "has no kernels for torch.func or forward-mode differentiation"
     if backend in _UNAVAILABLE:
         return _UNAVAILABLE[backend]
     if device_type == "cpu" and backend == "triton" and _INTERPRETED:
-        if _forced != "triton":
+        if forced != "triton":
             return "is only interpreted here, for tests: it has to be chosen explicitly"
     elif device_type not in _DEVICES[backend]:
         return f"has no kernels for device {device_type!r}"
@@ -201,11 +237,12 @@ def pick(op, device_type, dtype):
     Raises:
         BackendError: the explicitly chosen backend has no kernel for this device or dtype.
     """
-    for backend in _order(op, device_type, dtype) if _forced is None else (_forced,):
+    forced = current_backend()
+    for backend in _order(op, device_type, dtype) if forced is None else (forced,):
         reason = _obstacle(backend, device_type, dtype)
         if reason is None:
             return backend
-    raise BackendError(f"{op}: backend {_forced!r} was chosen explicitly, but it {reason}")
+    raise BackendError(f"{op}: backend {forced!r} was chosen explicitly, but it {reason}")
 
 
 if os.environ.get(VARIABLE):
