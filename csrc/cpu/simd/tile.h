@@ -28,7 +28,7 @@ class Buffer {
   explicit Buffer(int64_t count)
       : block_(__builtin_malloc(size_t(count) * sizeof(A) + 64)),
         data_(reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(block_) + 63) & ~uintptr_t(63))) {
-    if (block_ == nullptr) __builtin_trap();
+    if (block_ == nullptr) out_of_memory(count * int64_t(sizeof(A)) + 64);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
