@@ -140,15 +140,25 @@ inline void ask_for_large_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Uninitialised, in the memory format of `like`: the rule of mirnet_fast/ops/_registration.py.
-inline Tensor empty_like(const Tensor& like, const Shape& shape) {
+// Uninitialised, of the dtype of `like`.
+inline Tensor empty(const Tensor& like, const Shape& shape, bool channels_last) {
   using torch::headeronly::MemoryFormat;
-  const bool channels_last = like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1;
-  Tensor result =
-      torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  ask_for_large_pages(result.data_ptr(), result.numel() * int64_t(result.element_size()));
-  return result;
+  int64_t bytes = like.element_size();
+  for (const int64_t size : shape) bytes *= size;
+  try {
+    Tensor result =
+        torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                             channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    ask_for_large_pages(result.data_ptr(), bytes);
+    return result;
+  } catch (const std::exception&) {  // torch's reason is lost on the way
+    throw OutOfMemory(bytes);
+  }
+}
+
+// In the memory format of `like`: the rule of mirnet_fast/ops/_registration.py.
+inline Tensor empty_like(const Tensor& like, const Shape& shape) {
+  return empty(like, shape, like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1);
 }
 
 // f(offset, i) for the elements of a small tensor in order. What torch is asked for, it is asked

@@ -58,7 +58,7 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
 Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
                OptionalTensor residual) {
   check_input(kOp, x);
-  Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 1), x.size(2), x.size(3));
+  Tensor out = empty(x, {x.size(0), check_weight(kOp, x, weight, 1), x.size(2), x.size(3)}, true);
   // The weights are trained, or made for a gradient: there would be no second time.
   convolve(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt, 0, false);
   return out;

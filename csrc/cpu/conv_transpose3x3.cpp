@@ -48,7 +48,8 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
 
 Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
   check_input(kOp, x);
-  Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3));
+  Tensor out =
+      empty(x, {x.size(0), check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3)}, true);
   convolve(out, x, weight, bias, slope, 0, false);
   return out;
 }

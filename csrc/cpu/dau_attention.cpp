@@ -29,6 +29,8 @@ void check_all(const Tensor& r, const Weights& w) {
   check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
   MIRNET_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
   const int64_t squeezed = w.squeeze.size(0);
+  MIRNET_CHECK(squeezed > 0, kOp, ": squeeze_weight must have an output; got ",
+               text(shape_of(w.squeeze)));
   check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
              r);
   check_conv(kOp, "excite_weight or excite_bias", w.excite, w.excite_bias, channels, squeezed, r);

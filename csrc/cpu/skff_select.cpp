@@ -86,6 +86,8 @@ void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
   const int64_t channels = first.size(1);
   MIRNET_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
   const int64_t squeezed = reduce_weight.size(0);
+  MIRNET_CHECK(squeezed > 0, kOp, ": reduce_weight must have an output; got ",
+               text(shape_of(reduce_weight)));
   check_conv(kOp, "reduce_weight or reduce_bias", reduce_weight, reduce_bias, squeezed, channels,
              first);
   if (slope) check(kOp, "slope", *slope, {slope->numel() == 1 ? 1 : squeezed}, first);

@@ -102,13 +102,4 @@ inline void set_blocks(ConvArgs& args) {
   }
 }
 
-// Uninitialised.
-inline Tensor channels_last_map(const Tensor& x, int64_t channels, int64_t h, int64_t w) {
-  Tensor map =
-      torch::stable::empty({x.size(0), channels, h, w}, x.scalar_type(), std::nullopt, x.device(),
-                           std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  ask_for_large_pages(map.data_ptr(), map.numel() * int64_t(map.element_size()));
-  return map;
-}
-
 }  // namespace mirnet_fast::cpu
