@@ -98,7 +98,7 @@ def read_photo(path):
     except MemoryError as error:
         raise ImageError(f"{path} is too large for the memory that is left: {error}") from error
     except Exception as error:  # a damaged file may raise anything
-        if "PngImagePlugin.MAX_TEXT" in str(error):
+        if "decompressed data too large" in str(error).lower():
             raise ImageError(f"{path} holds more text than Pillow reads: {error}") from error
         raise ImageError(f"{path} is not an image that can be read, or is damaged: {error}") from error
     return Photo(
@@ -193,9 +193,11 @@ def _check_tiff(path, data):
             raise ImageError(
                 f"{path} has {first.samplesperpixel} channels; only grey, RGB and RGBA images are supported"
             )
-        if sixteen and (extra == ["ASSOCALPHA"] or (more and colours == 1)):
-            what = "grey with" if colours == 1 else "colours multiplied by"
-            raise ImageError(f"{path} has 16 bits and {what} transparency, which is not supported")
+        if more and ((sixteen and colours == 1) or (extra == ["ASSOCALPHA"] and (sixteen or colours == 1))):
+            what = "colours multiplied by" if extra == ["ASSOCALPHA"] else "grey with"
+            raise ImageError(
+                f"{path} has {first.bitspersample} bits and {what} transparency, which is not supported"
+            )
         planes = first.planarconfig != 1 and first.samplesperpixel > 1
         if (sixteen and kind not in ("MINISBLACK", "RGB")) or (planes and (sixteen or colours == 1)):
             how = f"{first.bitspersample} bits and {kind} pixels{', each channel apart' if planes else ''}"
