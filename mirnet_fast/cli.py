@@ -83,7 +83,25 @@ def network_config(weights, options):
     return config
 
 
-@click.group()
+class Command(click.Command):
+    """A command that runs ops: one sentence, and not a traceback, where none can run or the chosen one.
+
+    Its --help is answered before.
+    """
+
+    def invoke(self, ctx):
+        try:
+            backends.check_environment()
+            return super().invoke(ctx)
+        except backends.BackendError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+@click.group(cls=Group)
 @click.version_option(package_name="mirnet-fast")
 def main():
     """MIRNet image restoration on fused kernels."""
@@ -394,9 +412,15 @@ def patches(recipe, folder, size, stride, workers):
     click.echo(f"{count:,} pairs of {size} x {size} pixels in {folder}")
 
 
-@main.command()
+@main.command(cls=click.Command)
 def doctor():
     """Print versions, devices, how the kernels were built, and what runs for each op and why."""
+    problems = backends.problems()
+    if problems:
+        click.echo("no op runs until this is put right")
+        for sentence in problems:
+            click.echo(f"  {sentence}")
+        click.echo()
     click.echo("machine and versions")
     _print_table([*measure.machine().items(), ("numpy", np.__version__)])
     click.echo("\nbuild")
@@ -407,6 +431,8 @@ def doctor():
     click.echo(f"  CUDA kernels: {_native.cuda_library_error() or untried}")
     forced = backends.current_backend()
     click.echo(f"\nbackend: {forced or 'automatic'}")
+    if not problems:
+        click.echo(f"Winograd's method on the CPU: {'on' if backends.winograd() else 'off'}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
