@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from . import _native, backends, comparison, demonstration, evaluation, inference, measure, pretrained
-from .checkpoints import CheckpointError, infer_config, load_checkpoint, read_state_dict
+from .checkpoints import CheckpointError, load_checkpoint, network_arguments
 from .images import ImageError, Photo, check_format, matching_photos, read_photo, write_photo
 from .modules import MIRNet
 from .ops import OPS
@@ -46,7 +46,10 @@ class Size(click.ParamType):
 
 
 def network_options(command):
-    """Options for the arguments of MIRNet; without them a checkpoint's shapes decide."""
+    """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
+    command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
+        command
+    )
     for option, (name, description) in reversed(SHAPE_OPTIONS.items()):
         command = click.option(option, name, type=click.IntRange(1), help=description)(command)
     return command
@@ -71,11 +74,14 @@ def device_option(command):
 
 def network_config(weights, options):
     """The arguments of MIRNet, from the options that were given and else from the checkpoint."""
-    given = {name: value for name, value in options.items() if value is not None}
+    key = options["key"]
+    given = {name: value for name, value in options.items() if value is not None and name != "key"}
     if weights is None:
+        if key is not None:
+            raise click.UsageError("--key needs --weights")
         return given
     try:
-        config = infer_config(read_state_dict(weights), **given)
+        config = network_arguments(weights, key, **given)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     if (config["in_channels"], config["out_channels"]) != (3, 3):
@@ -131,7 +137,10 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
     try:
         rgb = _sample_photo() if image is None else read_photo(image).rgb
         networks = comparison.build(
-            config, weights and (lambda network: load_checkpoint(network, weights)), device, seed
+            config,
+            weights and (lambda network: load_checkpoint(network, weights, key=options["key"])),
+            device,
+            seed,
         )
         out.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ImageError, OSError) as error:
@@ -265,7 +274,7 @@ def restore(inputs, output, weights, device, **options):
     config = network_config(weights, options)
     model = MIRNet(**config).eval()
     try:
-        load_checkpoint(model, weights)
+        load_checkpoint(model, weights, key=options["key"])
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
@@ -325,7 +334,7 @@ def evaluate(
         model = None
         if weights is not None:
             model = MIRNet(**network_config(weights, options)).to(device)
-            load_checkpoint(model, weights)
+            load_checkpoint(model, weights, key=options["key"])
         run = inference.restore_by_ensemble if ensemble else inference.restore
         scores = []
         for given, target in tqdm(pairs, unit="photo", disable=None):

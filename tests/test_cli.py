@@ -231,6 +231,26 @@ def test_restore_errors_of_the_checkpoint(tmp_path, identity):
     assert not (tmp_path / "out.png").exists()
 
 
+def test_restore_takes_the_network_that_the_key_names(tmp_path, identity):
+    state = torch.load(identity)
+    spoiled = {name: value + 1 for name, value in state.items()}
+    path, photo, result = tmp_path / "net.pt", tmp_path / "in.png", tmp_path / "out.png"
+    torch.save({"params": spoiled, "params_ema": state}, path)
+    cv2.imwrite(str(photo), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", photo, result, "--weights", path)
+    assert refused.exit_code == 1 and not result.exists()
+    assert "several networks; choose one by its key: 'params', 'params_ema'" in refused.output
+    assert run("restore", photo, result, "--weights", path, "--key", "params_ema").exit_code == 0
+    assert np.array_equal(read(result), read(photo))
+    assert run("compare", photo, "--key", "params_ema").exit_code == 2
+
+
+def test_restore_runs_no_other_network_than_the_checkpoints(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity, "--width", 3)
+    assert refused.exit_code == 1 and "made with width=2, not 3" in refused.output
+
+
 def test_restore_output_below_a_file(tmp_path, identity):
     cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
     result = run("restore", tmp_path / "in.png", identity / "out.png", "--weights", identity)
