@@ -203,11 +203,14 @@ def infer_config(state_dict, **known):
 def _read(path):
     """(what is in the file, the arguments of MIRNet that it tells of or {})."""
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path} is empty")
-    return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else (_read_pickle(path), {})
+    try:
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file")
+        if path.stat().st_size == 0:
+            raise CheckpointError(f"{path} is empty")
+        return _read_safetensors(path) if path.suffix.lower() == ".safetensors" else (_read_pickle(path), {})
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _read_safetensors(path):
@@ -215,7 +218,7 @@ def _read_safetensors(path):
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a mapping
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+    except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file, or is damaged: {error}") from error
     if not state:
         raise CheckpointError(f"{path} holds no tensors")
@@ -299,6 +302,8 @@ def _read_pickle(path):
     try:
         with torch.serialization.safe_globals(_IGNORED):
             content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:  # a damaged pickle may raise anything
         # torch's own message advises to switch the protection off
         name = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -325,11 +330,11 @@ def _chosen(path, content, names, key, rename):
         key: where it is, None if there is but one.
         rename: called with every name.
     """
-    groups = {where: _renamed(path, tensors, rename) for where, tensors in _groups(content)}
+    groups = {where: _renamed(tensors, rename) for where, tensors in _groups(content).items()}
     if not groups:
         raise CheckpointError(f"{path} is not a state_dict: " + _listing("not tensors", list(content))[0])
     found = Counter()  # {(where, prefix): names of the network}
-    for where, tensors in groups.items():
+    for where, (tensors, _) in groups.items():
         for name in tensors:
             parts = name.split(".")
             # The longest end of it that is a name: networks within networks have names that end alike.
@@ -338,7 +343,7 @@ def _chosen(path, content, names, key, rename):
                     found[where, ".".join(parts[:i])] += 1
                     break
     # Nothing of the network: what is there is returned, for the caller to say what does not fit.
-    choices = found or Counter({(where, ""): len(tensors) for where, tensors in groups.items()})
+    choices = found or Counter({(where, ""): len(tensors) for where, (tensors, _) in groups.items()})
     if key is not None:
         wanted = {c: n for c, n in choices.items() if f"{_joined(c)}.".startswith(f"{key}." if key else ".")}
         if not wanted:
@@ -350,24 +355,25 @@ def _chosen(path, content, names, key, rename):
     if len(choices) > 1:
         raise CheckpointError(f"{path} holds several networks; choose one by its key: {_named(choices)}")
     ((where, prefix),) = choices
-    state = dict(groups[where])
-    if COUNTER not in names:
-        state.pop(COUNTER, None)
-    if not prefix:
-        return state
-    inside = {name: value for name, value in state.items() if name.startswith(f"{prefix}.")}
-    if key != _joined(choices[0]) and len(inside) < len(state):
-        others = [name for name in state if name not in inside]
+    tensors, problems = groups[where]
+    if problems:
+        raise CheckpointError(f"{path}: " + _listing("names with two values", problems)[0])
+    start = f"{prefix}." if prefix else ""
+    others = [name for name in tensors if not name.startswith(start) and name != COUNTER]
+    if others and key != _joined(choices[0]):
         raise CheckpointError(
             f"{path} holds more than the network {_joined(choices[0])!r}, which is chosen by that key: "
             + _listing("others", others)[0]
         )
-    return {name.removeprefix(f"{prefix}."): value for name, value in inside.items()}
+    state = {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+    if COUNTER not in names:
+        state.pop(COUNTER, None)
+    return state
 
 
 def _groups(content):
-    """[(where, {name: tensor})] of every mapping in nested ones that holds tensors."""
-    groups, seen, waiting = [], set(), [("", content)]
+    """{where: {name: tensor}} of every mapping in nested ones that holds tensors."""
+    groups, seen, waiting = {}, set(), [("", content)]
     while waiting:
         where, mapping = waiting.pop()
         # A pickle may hold itself. What has param_groups is an optimiser's.
@@ -377,27 +383,28 @@ def _groups(content):
         named = {name: value for name, value in mapping.items() if isinstance(name, str)}
         tensors = {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
         if tensors:
-            groups.append((where, tensors))
+            # A name with a dot in it may look like two names.
+            groups[f"{where}#{len(groups)}" if where in groups else where] = tensors
         for name, value in named.items():
-            # Our own last.pt has the average's weights beside how many they are of.
-            inner = value if isinstance(value, tuple) else (value,)
-            waiting += [(_joined((where, name)), part) for part in inner if isinstance(part, Mapping)]
+            inside = _joined((where, name))
+            if isinstance(value, Mapping):
+                waiting.append((inside, value))
+            elif isinstance(value, tuple):
+                # Our own last.pt has the average's weights beside how many they are of.
+                parts = [part for part in value if isinstance(part, Mapping)]
+                waiting += [(f"{inside}.{i}" if len(parts) > 1 else inside, p) for i, p in enumerate(parts)]
     return groups
 
 
-def _renamed(path, tensors, rename):
-    """The tensors by their new names.
-
-    Raises:
-        CheckpointError: two that differ would have one.
-    """
-    renamed, before = {}, {}
+def _renamed(tensors, rename):
+    """(the tensors by their new names, ["name and name"] of those with one new name and two values)."""
+    renamed, before, problems = {}, {}, []
     for name, value in tensors.items():
         new = rename(name)
         if new in renamed and not _same(renamed[new], value):
-            raise CheckpointError(f"{path} has two values for one name: {before[new]} and {name}")
+            problems.append(f"{before[new]} and {name}")
         renamed[new], before[new] = value, name
-    return renamed
+    return renamed, problems
 
 
 def _plain(name):

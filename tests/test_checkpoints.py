@@ -145,6 +145,8 @@ LAYOUTS = {
     "on some": lambda state: prefixed(state, "module.", every=3),
     "all": lambda state: {"model": {"state_dict": prefixed(state, "net_g.module._orig_mod.")}},
     "averaged": lambda state: {"n_averaged": torch.tensor(7), **prefixed(state, "module.")},
+    "averaged, outside": lambda state: {"n_averaged": torch.tensor(7), **prefixed(state, "module.net.")},
+    "averaged, inside": lambda state: {"net.n_averaged": torch.tensor(7), **prefixed(state, "net.module.")},
     "beside others": lambda state: {
         "epoch": torch.tensor(3),
         "params": state,
@@ -191,6 +193,8 @@ def test_layouts(model, source, tmp_path, layout):
         (lambda a, b: {**prefixed(a, "net."), **prefixed(b, "ema.module.")}, ("net", "ema")),
         (lambda a, b: {"x": {"y": prefixed(a, "z.")}, "w": b}, ("x.y.z", "w")),
         (lambda a, b: {**a, "ema": b}, ("", "ema")),
+        (lambda a, b: {"nets": (a, b)}, ("nets.0", "nets.1")),
+        (lambda a, b: {"a": {"b": b}, "a.b": a}, ("a.b", "a.b#1")),
         # An average of the parameters alone, without the filters.
         (lambda a, b: {"net": a, "ema": {n: v for n, v in b.items() if "filt" not in n}}, ("net", "ema")),
     ],
@@ -229,8 +233,11 @@ def test_two_values_for_one_name(model, source, tmp_path):
     load_checkpoint(model, tmp_path / "net.pth")
     again["module.conv_in.weight"][0] += 1
     torch.save({**state, **again}, tmp_path / "net.pth")
-    message = assert_refused(model, tmp_path / "net.pth", "two values for one name")
+    message = assert_refused(model, tmp_path / "net.pth", "1 names with two values")
     assert "conv_in.weight and module.conv_in.weight" in message
+    torch.save({"params": state, "other": {**state, **again, "conv_out.weight": 3}}, tmp_path / "net.pth")
+    assert_refused(model, tmp_path / "net.pth", "1 names with two values", key="other")
+    load_checkpoint(model, tmp_path / "net.pth", key="params")
 
 
 class Both(torch.nn.Module):
@@ -446,6 +453,20 @@ def test_empty_missing_and_folder(model, tmp_path, suffix):
     assert_refused(model, tmp_path / f"empty{suffix}", "is empty")
     (tmp_path / f"folder{suffix}").mkdir()
     assert_refused(model, tmp_path / f"folder{suffix}", "no such file")
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_cannot_be_read(model, tmp_path, suffix, monkeypatch):
+    assert_refused(model, tmp_path / f"{'x' * 300}{suffix}", "cannot be read: File name too long")
+
+    def fail(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(b"something")
+    monkeypatch.setattr(torch, "load", fail)
+    monkeypatch.setattr(safetensors, "safe_open", fail)
+    assert_refused(model, path, "cannot be read: Permission denied")
 
 
 @pytest.mark.parametrize(

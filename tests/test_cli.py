@@ -224,7 +224,7 @@ def test_restore_errors_of_the_checkpoint(tmp_path, identity):
     for weights, options, match in [
         (tmp_path / "bad.pth", [], "damaged"),
         (tmp_path / "grey.pth", [], "not a network from RGB"),
-        (identity, ["--n-feat", 12], "of another shape"),
+        (identity, ["--n-feat", 12], "made with n_feat=8, not 12"),
     ]:
         result = run(*arguments, "--weights", weights, *options)
         assert result.exit_code == 1 and match in result.output
