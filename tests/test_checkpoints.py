@@ -101,22 +101,36 @@ WRAPPINGS = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".SAFETENSORS"])
+@pytest.fixture(scope="module")
+def wrapped():
+    """{how: a network wrapped so}."""
+    return {how: wrap(network(2)) for how, wrap in WRAPPINGS.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("saved", WRAPPINGS)
-def test_round_trips_of_wrapped_models(source, tmp_path, suffix, saved):
+def test_round_trips_of_wrapped_models(source, wrapped, tmp_path, suffix, saved):
     path = tmp_path / f"net{suffix}"
+    plain = list(source.state_dict().values())
     save_checkpoint(WRAPPINGS[saved](source), path)
-    plain = network(1).state_dict()
-    for loaded, wrap in WRAPPINGS.items():
-        if loaded == "averaged" and saved != "averaged":
+    for how, model in wrapped.items():
+        if how == "averaged" and saved != "averaged":
             continue  # a file without a number of averages
-        model = wrap(network(2))
+        with torch.no_grad():
+            torch._foreach_zero_(list(model.parameters()))
         load_checkpoint(model, path)
         state = model.state_dict()
         assert int(state.pop("n_averaged", 0)) == 0
-        for value, expected in zip(state.values(), plain.values(), strict=True):
+        for value, expected in zip(state.values(), plain, strict=True):
             assert torch.equal(value, expected)
     assert network_arguments(path) == {**DEFAULTS, **CONFIG}
+
+
+@pytest.mark.parametrize("suffix", [".PTH", ".SAFETENSORS"])
+def test_suffixes_in_capitals(model, source, tmp_path, suffix):
+    save_checkpoint(source, tmp_path / f"net{suffix}")
+    load_checkpoint(model, tmp_path / f"net{suffix}")
+    assert_same(model, source)
 
 
 def test_a_file_without_a_number_of_averages(source, tmp_path):
@@ -199,9 +213,9 @@ def test_layouts(model, source, tmp_path, layout):
         (lambda a, b: {"net": a, "ema": {n: v for n, v in b.items() if "filt" not in n}}, ("net", "ema")),
     ],
 )
-def test_of_several_networks_the_key_chooses(model, tmp_path, content, keys):
+def test_of_several_networks_the_key_chooses(model, wrapped, tmp_path, content, keys):
     path = tmp_path / "net.pth"
-    sources = dict(zip(keys, (network(3), network(4)), strict=True))
+    sources = dict(zip(keys, (network(3), wrapped["not"]), strict=True))
     torch.save(content(*(net.state_dict() for net in sources.values())), path)
     listed = ", ".join(repr(key) for key in sorted(keys))
     assert_refused(model, path, f"holds several networks; choose one by its key: {listed}")
