@@ -22,6 +22,10 @@ from . import _native
 
 BACKENDS = ("triton", "cuda", "cpu", "reference")
 VARIABLE, WINOGRAD_VARIABLE = "MIRNET_FAST_BACKEND", "MIRNET_FAST_WINOGRAD"
+SWITCHES = {
+    **dict.fromkeys(("1", "on", "true", "yes"), True),
+    **dict.fromkeys(("0", "off", "false", "no"), False),
+}
 PREFERENCES = Path(__file__).with_name("preferences.json")
 
 # What the kernels of a backend take; a backend that could not be loaded stands in _UNAVAILABLE.
@@ -45,22 +49,49 @@ if _native.cpu_library_error() is not None:
     _UNAVAILABLE["cpu"] = _native.cpu_library_error()
 
 _running = threading.local()  # what a forward in this thread began with
-_forced = None
-_winograd = os.environ.get(WINOGRAD_VARIABLE, "1") != "0"
+# Nothing in the environment stops the import: `problems` names what cannot be used, and ops raise it.
+_forced = os.environ.get(VARIABLE) or None
+_winograd = SWITCHES.get((os.environ.get(WINOGRAD_VARIABLE) or "on").lower())  # None: neither on nor off
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for explicitly and cannot run."""
+    """A backend was asked for explicitly and cannot run, or an environment variable has a wrong value."""
 
 
-def _check_name(name, source):
+def _why_not(name):
+    """Why a backend of this name cannot be chosen, or None."""
     if name not in BACKENDS:
-        raise BackendError(f"{source}: backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+        return f"backend must be one of {', '.join(BACKENDS)}; got {name!r}"
     if name in _UNAVAILABLE:
-        causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
-        raise BackendError(f"{source}: backend {name!r} cannot run: {_UNAVAILABLE[name]}") from causes.get(
-            name
+        return f"backend {name!r} cannot run: {_UNAVAILABLE[name]}"
+    return None
+
+
+def problems():
+    """Sentences about environment variables whose values cannot be used; no op runs while there are any.
+
+    `use_backend` and `use_winograd` take the place of what their variables say.
+    """
+    found = list(_native.PROBLEMS)
+    if _winograd is None:
+        value = os.environ[WINOGRAD_VARIABLE]
+        found.append(
+            f"environment variable {WINOGRAD_VARIABLE} must be one of {', '.join(SWITCHES)}; got {value!r}"
         )
+    reason = None if _forced is None else _why_not(_forced)
+    if reason is not None:
+        found.append(f"environment variable {VARIABLE}: {reason}")
+    return found
+
+
+def check_environment():
+    """
+    Raises:
+        BackendError: there are `problems`.
+    """
+    found = problems()
+    if found:
+        raise BackendError("; ".join(found))
 
 
 class use_backend:
@@ -78,8 +109,10 @@ class use_backend:
 
     def __init__(self, name):
         global _forced
-        if name is not None:
-            _check_name(name, "use_backend")
+        reason = None if name is None else _why_not(name)
+        if reason is not None:
+            causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
+            raise BackendError(f"use_backend: {reason}") from causes.get(name)
         self._previous, _forced = _forced, name
 
     def __enter__(self):
@@ -93,8 +126,9 @@ class use_backend:
 class use_winograd:
     """Let inference on the CPU run 3x3 convolutions by Winograd's method, or not: for good, or in a `with`.
 
-    It is on unless the environment variable MIRNET_FAST_WINOGRAD is 0. Its rounding errors are larger than
-    a plain convolution's, up to 3e-6 of the output's norm in float32, its multiplications a quarter.
+    It is on unless the environment variable MIRNET_FAST_WINOGRAD is 0, off, false or no. Its rounding
+    errors are larger than a plain convolution's, up to 3e-6 of the output's norm in float32, its
+    multiplications a quarter.
     """
 
     def __init__(self, wanted):
@@ -235,16 +269,13 @@ def pick(op, device_type, dtype):
     """The backend that runs `op`.
 
     Raises:
-        BackendError: the explicitly chosen backend has no kernel for this device or dtype.
+        BackendError: the explicitly chosen backend has no kernel for this device or dtype, or an
+            environment variable has a wrong value.
     """
+    check_environment()
     forced = current_backend()
     for backend in _order(op, device_type, dtype) if forced is None else (forced,):
         reason = _obstacle(backend, device_type, dtype)
         if reason is None:
             return backend
     raise BackendError(f"{op}: backend {forced!r} was chosen explicitly, but it {reason}")
-
-
-if os.environ.get(VARIABLE):
-    _check_name(os.environ[VARIABLE], f"environment variable {VARIABLE}")
-    _forced = os.environ[VARIABLE]

@@ -47,7 +47,10 @@ class Size(click.ParamType):
 
 
 def network_options(command):
-    """Options for the arguments of MIRNet; without them a checkpoint's shapes decide."""
+    """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
+    command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
+        command
+    )
     for option, (name, description) in reversed(SHAPE_OPTIONS.items()):
         command = click.option(option, name, type=click.IntRange(1), help=description)(command)
     return command
@@ -87,30 +90,44 @@ def device_option(command):
 
 def network_config(weights, options):
     """The arguments of MIRNet: the checkpoint's, or without one those of the options that were given."""
-    from .checkpoints import CheckpointError, infer_config, read_state_dict
+    from .checkpoints import CheckpointError, network_arguments
 
-    given = {name: value for name, value in options.items() if value is not None}
+    key = options["key"]
+    given = {name: value for name, value in options.items() if value is not None and name != "key"}
     if weights is None:
+        if key is not None:
+            raise click.UsageError("--key needs --weights")
         return given
     try:
-        state = read_state_dict(weights)
-        try:
-            config = infer_config(state)
-        except CheckpointError:  # not all can be told
-            config = infer_config(state, **given)
+        config = network_arguments(weights, key, **given)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     if (config["in_channels"], config["out_channels"]) != (3, 3):
         raise click.ClickException(f"{weights} is not a network from RGB images to RGB images")
-    for option, (name, _) in SHAPE_OPTIONS.items():
-        if given.get(name, config[name]) != config[name]:
-            raise click.ClickException(
-                f"{weights} is of another shape: {option} {given[name]} was given, and it has {config[name]}"
-            )
     return config
 
 
-@click.group()
+class Command(click.Command):
+    """A command that runs ops: one sentence, and not a traceback, where none can run or the chosen one.
+
+    Its --help is answered before.
+    """
+
+    def invoke(self, ctx):
+        from . import backends
+
+        try:
+            backends.check_environment()
+            return super().invoke(ctx)
+        except backends.BackendError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+@click.group(cls=Group)
 @click.version_option(package_name="mirnet-fast")
 def main():
     """MIRNet image restoration on fused kernels."""
@@ -147,7 +164,10 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
     try:
         rgb = _sample_photo() if image is None else read_photo(image).rgb
         networks = comparison.build(
-            config, weights and (lambda network: load_checkpoint(network, weights)), device, seed
+            config,
+            weights and (lambda network: load_checkpoint(network, weights, key=options["key"])),
+            device,
+            seed,
         )
         out.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ImageError, OSError) as error:
@@ -296,7 +316,7 @@ def restore(inputs, output, weights, device, **options):
     config = network_config(weights, options)
     model = MIRNet(**config).eval()
     try:
-        load_checkpoint(model, weights)
+        load_checkpoint(model, weights, key=options["key"])
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
@@ -374,7 +394,7 @@ def evaluate(
         model = None
         if weights is not None:
             model = MIRNet(**network_config(weights, options)).to(device)
-            load_checkpoint(model, weights)
+            load_checkpoint(model, weights, key=options["key"])
         if table:
             table.parent.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ImageError, OSError) as error:
@@ -485,7 +505,7 @@ def patches(recipe, folder, size, stride, workers):
     click.echo(f"{count:,} pairs of {size} x {size} pixels in {folder}")
 
 
-@main.command()
+@main.command(cls=click.Command)
 def doctor():
     """Print versions, devices, how the kernels were built, and what runs for each op and why."""
     import numpy as np
@@ -494,6 +514,12 @@ def doctor():
     from . import _native, backends, measure
     from .ops import OPS
 
+    problems = backends.problems()
+    if problems:
+        click.echo("no op runs until this is put right")
+        for sentence in problems:
+            click.echo(f"  {sentence}")
+        click.echo()
     click.echo("machine and versions")
     _print_table([*measure.machine().items(), ("numpy", np.__version__)])
     click.echo("\nbuild")
@@ -504,6 +530,8 @@ def doctor():
     click.echo(f"  CUDA kernels: {_native.cuda_library_error() or untried}")
     forced = backends.current_backend()
     click.echo(f"\nbackend: {forced or 'automatic'}")
+    if not problems:
+        click.echo(f"Winograd's method on the CPU: {'on' if backends.winograd() else 'off'}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")

@@ -336,13 +336,33 @@ def test_restore_errors_of_the_checkpoint(tmp_path, identity):
     for weights, options, match in [
         (tmp_path / "bad.pth", [], "damaged"),
         (tmp_path / "grey.pth", [], "not a network from RGB"),
-        (identity, ["--n-feat", 12], "of another shape: --n-feat 12 was given, and it has 8"),
-        (identity, ["--width", 3], "of another shape: --width 3 was given, and it has 2"),
-        (identity, ["--height", 2], "of another shape: --height 2 was given, and it has 3"),
+        (identity, ["--n-feat", 12], "made with n_feat=8, not 12"),
+        (identity, ["--width", 3], "made with width=2, not 3"),
+        (identity, ["--height", 2], "made with height=3, not 2"),
     ]:
         result = run(*arguments, "--weights", weights, *options)
         assert result.exit_code == 1 and match in result.output
     assert not (tmp_path / "out.png").exists()
+
+
+def test_restore_takes_the_network_that_the_key_names(tmp_path, identity):
+    state = torch.load(identity)
+    spoiled = {name: value + 1 for name, value in state.items()}
+    path, photo, result = tmp_path / "net.pt", tmp_path / "in.png", tmp_path / "out.png"
+    torch.save({"params": spoiled, "params_ema": state}, path)
+    cv2.imwrite(str(photo), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", photo, result, "--weights", path)
+    assert refused.exit_code == 1 and not result.exists()
+    assert "several networks; choose one by its key: 'params', 'params_ema'" in refused.output
+    assert run("restore", photo, result, "--weights", path, "--key", "params_ema").exit_code == 0
+    assert np.array_equal(read(result), read(photo))
+    assert run("compare", photo, "--key", "params_ema").exit_code == 2
+
+
+def test_restore_runs_no_other_network_than_the_checkpoints(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity, "--width", 3)
+    assert refused.exit_code == 1 and "made with width=2, not 3" in refused.output
 
 
 def test_restore_output_below_a_file(tmp_path, identity):
