@@ -322,13 +322,13 @@ def sigmoid_for_relu(network):
     dau(network).CA.conv_du[1] = nn.Sigmoid()
 
 
+NETWORK_CHANGES = [weight_norm, spectral_norm, parametrized, parametrized_slope, pruned, gate_with_a_bias]
+NETWORK_CHANGES += [other_filter, other_filter_by_data, nearest, aligned, dilated, mirrored, other_activation]
+NETWORK_CHANGES += [other_stride, average_pool, averaging_fusion, own_sampler, sigmoid_for_relu]
+
+
 @pytest.mark.parametrize("kind", ["ours", "accelerated"])
-@pytest.mark.parametrize(
-    "change",
-    (weight_norm, spectral_norm, parametrized, parametrized_slope, pruned, gate_with_a_bias, other_filter)
-    + (other_filter_by_data, nearest, aligned, dilated, mirrored, other_activation, other_stride)
-    + (average_pool, averaging_fusion, own_sampler, sigmoid_for_relu),
-)
+@pytest.mark.parametrize("change", NETWORK_CHANGES)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_a_changed_network(change, kind):
     if kind == "accelerated" and change in (other_filter, other_filter_by_data, other_stride):
