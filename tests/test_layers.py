@@ -492,3 +492,16 @@ def test_explicit_backend_has_no_other_derivatives():
         pytest.raises(mirnet_fast.BackendError, match=r"no kernels for torch\.func"),
     ):
         torch.func.jvp(mirnet_fast.ops.blur_pool, (x,), (x,))
+
+
+@pytest.mark.untraced
+def test_compiled():
+    """Of what is changed before a network is compiled; torch.compile does not look for later hooks."""
+    torch.compiler.reset()
+    fast, slow = networks()
+    for network in (fast, slow):
+        hooked(network, dau(network).conv1x1)
+        own_forward(network, skff(network).fcs[0])
+        other_filter(network)
+    x = image()
+    torch.testing.assert_close(torch.compile(fast, backend="eager")(x), slow(x), rtol=1e-9, atol=1e-12)

@@ -82,14 +82,15 @@ def test_the_same_bits_with_any_number_of_threads():
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [(0, 0), (5, 6), (7, 8), (10, 12)])
-def test_special_values_reach_what_they_must(special, place):
-    a = Arguments(1, 5, 18, 11, 13)
+def test_special_values_go_where_pytorch_has_them(special, place):
+    a = Arguments(2, 5, 18, 11, 13)
     a.x[0, 2, place[0], place[1]] = special
-    out = a.run()
-    touched = ~a.expected().isfinite()
-    spread = F.max_pool2d(touched.double(), 13, 1, 6) > 0
-    assert not out[touched].isfinite().any()
-    assert out[~spread].isfinite().all()
+    out, expected = a.run(), a.expected()
+    assert not expected.isfinite().all()
+    torch.testing.assert_close(out[~out.isfinite()].double(), expected[~out.isfinite()], equal_nan=True)
+    finite = out.isfinite()
+    error = (out[finite].double() - expected[finite]).norm()
+    assert error <= 3e-6 * expected[finite].norm()
 
 
 @pytest.mark.parametrize(
