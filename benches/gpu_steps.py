@@ -55,7 +55,7 @@ def environment():
     from mirnet_fast.ops import OPS
 
     result = measure.machine() | {"platform": platform.platform(), "cuda of torch": torch.version.cuda}
-    names = ("pytest", "pytest_benchmark", "numpy", "ninja", "pybind11")
+    names = ("pytest", "pytest_benchmark", "numpy", "ninja")
     result["missing packages"] = [name for name in names if importlib.util.find_spec(name) is None]
     if ON_GPU:
         p = torch.cuda.get_device_properties(0)

@@ -9,6 +9,7 @@ Raises:
     ValueError: the environment variable MIRNET_FAST_CPU_ISA has an unknown value.
 """
 
+import json
 import os
 import re
 from pathlib import Path
@@ -20,6 +21,8 @@ ISAS = ("base", "avx2", "avx512")
 
 CPU_LIBRARY = Path(__file__).with_name("libmirnet_fast_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("libmirnet_fast_cuda.so")
+_BUILD_INFO = Path(__file__).with_name("build.json")  # of setup.py
+_built = json.loads(_BUILD_INFO.read_text()) if _BUILD_INFO.exists() else {}
 
 
 def cpu_library_error():
@@ -32,10 +35,21 @@ def cuda_library_error():
     return _cuda_library_error
 
 
+def unwanted_pure_install():
+    """None, or why all runs in plain PyTorch though nobody asked for that by MIRNET_FAST_BUILD=none."""
+    loaded = CPU_LIBRARY.exists() and cpu_library_exception is None
+    if loaded or _built.get("build") == "none":
+        return None
+    return (
+        f"{_cpu_library_error}; so all runs in plain PyTorch on the CPU, several times slower "
+        "(if that is what you want, install with MIRNET_FAST_BUILD=none)"
+    )
+
+
 def cuda_code_for(capability):
     """Whether the CUDA kernels were compiled for a GPU of this (major, minor) compute capability.
 
-    True also where the bindings, which know it, were not built.
+    True also where build_info() does not tell.
     """
     have = build_info().get("cuda_architectures")
     return not have or any(_runs_on(name, capability) for name in have)
@@ -54,18 +68,18 @@ def _runs_on(name, capability):
 def build_info():
     """How the compiled parts were built and what they run with, as a dict.
 
-    Always there: `compiled` (whether the bindings could be imported), `torch` (the version that
-    runs now), `threads`. With the bindings also `build` (the value of MIRNET_FAST_BUILD),
-    `built_with_torch`, `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of
-    the CUDA kernels `nvcc` (its version) and `cuda_architectures`, empty if they were not built; without
-    them `reason`.
+    Always there: `compiled` (whether the C++ kernels are loaded), `torch` (the version that runs
+    now), `threads`. If so also `build` (the value of MIRNET_FAST_BUILD), `built_with_torch`,
+    `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of the CUDA kernels
+    `nvcc` (its version) and `cuda_architectures`, empty if they were not built; otherwise `reason`.
     """
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    try:
-        from . import _C
-    except ImportError as error:
-        return {"compiled": False, "reason": f"no bindings: {error}", **info}
-    return {"compiled": True, **_C.build_info(), **info}
+    if _cpu_library_error is not None:
+        return {"compiled": False, "reason": _cpu_library_error, **info}
+    library = torch.ops.mirnet_fast_cpu
+    isas = {"isa_detected": ISAS[library.isa_detected()], "isa_active": ISAS[library.isa_active()]}
+    built = {key: value for key, value in _built.items() if key != "left_out"}
+    return {"compiled": True, **built, **isas, **info}
 
 
 def _check_isa(value):
@@ -76,9 +90,11 @@ def _check_isa(value):
 def _load(library, kernels, choice):
     """(None, None), or why the library is not there and the original exception, if there was one."""
     if not library.exists():
+        why = _built.get("left_out", {}).get(choice)
         return (
             f"the {kernels} were not built: there is no {library.name} in {library.parent} "
-            f"(install again with MIRNET_FAST_BUILD={choice} to see what is missing)"
+            f"({f'at the build: {why}; ' if why else ''}install again with MIRNET_FAST_BUILD={choice} "
+            "to see what is missing)"
         ), None
     try:
         torch.ops.load_library(library)
