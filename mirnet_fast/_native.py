@@ -4,20 +4,23 @@ Importing this module loads `libmirnet_fast_cpu.so`, which adds kernels to the t
 `mirnet_fast_cpu`, and where torch has CUDA `libmirnet_fast_cuda.so`, likewise. A library that is
 absent or broken is no error here: `cpu_library_error()` and `cuda_library_error()` say why, and
 `cpu_library_exception` and `cuda_library_exception` are the original exceptions, if there were any.
-
-Raises:
-    ValueError: the environment variable MIRNET_FAST_CPU_ISA has an unknown value.
+Neither is a wrong value of an environment variable that the kernels read: PROBLEMS says what is wrong, and
+so does `cpu_library_error()`.
 """
 
 import json
+import multiprocessing
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
 
 ISA_VARIABLE = "MIRNET_FAST_CPU_ISA"
 ISAS = ("base", "avx2", "avx512")
+PACKED_VARIABLE = "MIRNET_FAST_PACKED_MB"
+PACKED_LIMIT = 2**30  # megabytes; the kernels take fewer
 
 CPU_LIBRARY = Path(__file__).with_name("libmirnet_fast_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("libmirnet_fast_cuda.so")
@@ -37,13 +40,16 @@ def cuda_library_error():
 
 def unwanted_pure_install():
     """None, or why all runs in plain PyTorch though nobody asked for that by MIRNET_FAST_BUILD=none."""
-    loaded = CPU_LIBRARY.exists() and cpu_library_exception is None
-    if loaded or _built.get("build") == "none":
+    if _loaded() or _built.get("build") == "none":
         return None
     return (
         f"{_cpu_library_error}; so all runs in plain PyTorch on the CPU, several times slower "
         "(if that is what you want, install with MIRNET_FAST_BUILD=none)"
     )
+
+
+def _loaded():
+    return CPU_LIBRARY.exists() and cpu_library_exception is None
 
 
 def cuda_code_for(capability):
@@ -70,21 +76,32 @@ def build_info():
 
     Always there: `compiled` (whether the C++ kernels are loaded), `torch` (the version that runs
     now), `threads`. If so also `build` (the value of MIRNET_FAST_BUILD), `built_with_torch`,
-    `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of the CUDA kernels
-    `nvcc` (its version) and `cuda_architectures`, empty if they were not built; otherwise `reason`.
+    `compiler`, `cxx_flags`, `isa_compiled`, and of the CUDA kernels `nvcc` (its version) and
+    `cuda_architectures`, empty if they were not built. If they run also `isa_detected` and `isa_active`,
+    otherwise `reason`.
     """
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if _cpu_library_error is not None:
-        return {"compiled": False, "reason": _cpu_library_error, **info}
-    library = torch.ops.mirnet_fast_cpu
-    isas = {"isa_detected": ISAS[library.isa_detected()], "isa_active": ISAS[library.isa_active()]}
-    built = {key: value for key, value in _built.items() if key != "left_out"}
-    return {"compiled": True, **built, **isas, **info}
+    built = {key: value for key, value in _built.items() if key != "left_out"} if _loaded() else {}
+    if _cpu_library_error is None:
+        for name in ("isa_detected", "isa_active"):
+            built[name] = ISAS[getattr(torch.ops.mirnet_fast_cpu, name)()]
+    else:
+        built["reason"] = _cpu_library_error
+    return {"compiled": _loaded(), **built, **info}
 
 
-def _check_isa(value):
-    if value and value not in ISAS:
-        raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {value!r}")
+def _problems(environment):
+    """A sentence for each variable whose value the kernels for the CPU would refuse."""
+    isa, megabytes = (environment.get(name, "") for name in (ISA_VARIABLE, PACKED_VARIABLE))
+    found = []
+    if isa and isa not in ISAS:
+        found.append(f"environment variable {ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {isa!r}")
+    if megabytes and not (re.fullmatch("[0-9]{1,10}", megabytes) and int(megabytes) < PACKED_LIMIT):
+        found.append(
+            f"environment variable {PACKED_VARIABLE} must be a number of megabytes, 0 or more; "
+            f"got {megabytes!r}"
+        )
+    return found
 
 
 def _load(library, kernels, choice):
@@ -103,10 +120,16 @@ def _load(library, kernels, choice):
     return None, None
 
 
-_check_isa(os.environ.get(ISA_VARIABLE))
+PROBLEMS = _problems(os.environ)
 
 _cpu_library_error, cpu_library_exception = _load(CPU_LIBRARY, "C++ kernels for the CPU", "cpu")
+if PROBLEMS and _cpu_library_error is None:
+    _cpu_library_error = PROBLEMS[0]
 if torch.version.cuda:
     _cuda_library_error, cuda_library_exception = _load(CUDA_LIBRARY, "CUDA kernels", "cuda")
 else:
     _cuda_library_error, cuda_library_exception = f"torch {torch.__version__} has no CUDA", None
+
+# Once, not also by every worker of a data loader, which has its name before it knows its parent.
+if (_why := unwanted_pure_install()) and multiprocessing.current_process().name == "MainProcess":
+    warnings.warn(_why, stacklevel=1)

@@ -225,8 +225,8 @@ def imported_without_kernels(folder, build):
 
 def test_a_pure_install_that_nobody_chose_warns_once_at_import(tmp_path):
     told = imported_without_kernels(tmp_path, {"build": "auto", "left_out": {"cpu": "no ninja"}})
-    assert told.count("UserWarning") == 1 and told.startswith(f"{tmp_path}/user.py:1: UserWarning: ")
-    for part in ("C++ kernels", "at the build: no ninja; install again with MIRNET_FAST_BUILD=cpu", "slower"):
+    assert told.count("UserWarning: the C++ kernels for the CPU were not built") == told.count("Warning") == 1
+    for part in ("at the build: no ninja; install again with MIRNET_FAST_BUILD=cpu", "slower"):
         assert part in told
 
 
@@ -479,12 +479,6 @@ def test_instruction_set_is_capped_by_the_environment(cap):
 def test_unknown_instruction_set_is_refused_by_the_library():
     build_info()
     assert "MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got 'sse9'" in isa_active("sse9").stderr
-
-
-def test_unknown_instruction_set_is_refused_at_import():
-    result = python("-c", "import mirnet_fast", MIRNET_FAST_CPU_ISA="sse9")
-    assert result.returncode != 0
-    assert "ValueError: MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got 'sse9'" in result.stderr
 
 
 def test_kernels_are_part_of_the_package():

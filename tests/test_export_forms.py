@@ -63,18 +63,29 @@ def test_symbolic_trace(name, grad):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("dynamo", [False, True])
-def test_onnx_export(dynamo):
-    if dynamo:
-        pytest.importorskip("onnxscript")
+@pytest.mark.filterwarnings("ignore:Constant folding:UserWarning")
+def test_onnx_export_by_tracing():
     ours, published, inputs = made("MIRNet")
-    written = []
-    for network in (ours, published):
-        file = io.BytesIO()
-        if dynamo:
-            torch.onnx.export(network, tuple(inputs), dynamo=True, verbose=False).save(file)
-        else:
+    files = io.BytesIO(), io.BytesIO()
+    try:
+        for network, file in zip((ours, published), files, strict=True):
             torch.onnx.export(network, tuple(inputs), file, dynamo=False)
-        written.append(len(file.getvalue()))
-    weights = sum(p.nbytes for p in published.parameters())
-    assert min(written) > weights and written[0] < 1.2 * written[1]
+    except torch.onnx.OnnxExporterError as error:
+        # The package is asked for last: by then every operator has been converted.
+        assert "Module onnx is not installed" in str(error)
+    else:
+        check_sizes(*files, published)
+
+
+def test_onnx_export():
+    pytest.importorskip("onnxscript")
+    ours, published, inputs = made("MIRNet")
+    files = io.BytesIO(), io.BytesIO()
+    for network, file in zip((ours, published), files, strict=True):
+        torch.onnx.export(network, tuple(inputs), dynamo=True, verbose=False).save(file)
+    check_sizes(*files, published)
+
+
+def check_sizes(file, published_file, published):
+    size, expected = len(file.getvalue()), len(published_file.getvalue())
+    assert sum(p.nbytes for p in published.parameters()) < size < 1.2 * expected

@@ -115,6 +115,19 @@ def test_sidd_blocks(tmp_path, model):
         matlab.sidd_blocks(path, matlab.VALIDATION_NOISY)
 
 
+def test_old_submission_stays_if_the_new_one_cannot_be_written(tmp_path, model, monkeypatch):
+    def full(path, content, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "SubmitSrgb.mat"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(scipy.io, "savemat", full)
+    with pytest.raises(OSError, match="No space"):
+        matlab.write_sidd_submission(path, np.zeros((1, 1, 2, 2, 3), np.uint8), 1.5)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
 def test_dnd(tmp_path, model):
     draw = np.random.default_rng(0)
     images = [draw.random((40, 30, 3), np.float32) for _ in range(2)]

@@ -13,14 +13,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import skimage.metrics
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .. import inference
+from .. import evaluation, inference
 from ..checkpoints import save_checkpoint
 from ..modules import MIRNet
 from ..reference import MSRB
@@ -225,20 +224,20 @@ class Trainer:
             self.save()
 
     def validate(self):
-        """(PSNR in dB, SSIM) of `judge`, means over the validation photos."""
+        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `mirnet-fast evaluate` prints.
+
+        Raises:
+            ValueError: a photo is smaller than the window of SSIM.
+        """
         scores = []
         for i in range(len(self.validation)):
             given, target = self.validation.pair(i, generator(self.recipe.seed, 2**61 + i))
             x = torch.from_numpy(given.transpose(2, 0, 1)[None].astype(np.float32))
             restored = inference.restore(self.judge, x.to(self.device, self.dtype))
-            restored = restored[0].float().clamp(0, 1).permute(1, 2, 0).cpu().numpy()
-            scores.append(
-                (
-                    skimage.metrics.peak_signal_noise_ratio(target, restored, data_range=1),
-                    skimage.metrics.structural_similarity(target, restored, data_range=1, channel_axis=2),
-                )
-            )
-        return tuple(float(mean) for mean in np.mean(scores, 0))
+            restored = restored[0].float().permute(1, 2, 0).cpu().numpy()
+            scores.append(evaluation.score(self.validation.name(i), restored, target))
+        score = evaluation.mean(scores)
+        return score.psnr, score.ssim
 
     def _log(self, loss, psnr, ssim):
         path = self.folder / LOG

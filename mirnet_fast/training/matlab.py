@@ -10,6 +10,7 @@ import numpy as np
 import scipy.io
 import torch
 
+from .._files import replaced
 from ..images import ImageError
 from ..inference import restore
 
@@ -62,7 +63,8 @@ def write_sidd_submission(path, blocks, seconds_per_megapixel, method="MIRNet"):
         "TimeMPSrgb": float(seconds_per_megapixel),
         "OptionalData": optional,
     }
-    scipy.io.savemat(path, content, do_compression=True)
+    with replaced(path) as new:
+        scipy.io.savemat(new, content, do_compression=True)
 
 
 def dnd_boxes(root):
@@ -106,7 +108,8 @@ def write_dnd_submission(model, root, out, device="cpu"):
         for k, (top, bottom, left, right) in enumerate(boxes):
             cells[k] = restored(model, image[top:bottom, left:right], device)
         content = {"Idenoised": cells, "israw": False, "eval_version": "1.0"}
-        scipy.io.savemat(out / f"{i + 1:04d}.mat", content, do_compression=True)
+        with replaced(out / f"{i + 1:04d}.mat") as new:
+            scipy.io.savemat(new, content, do_compression=True)
 
 
 def _h5py():
