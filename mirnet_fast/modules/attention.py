@@ -78,9 +78,7 @@ class DAU(Fused, reference.DAU):
     """
 
     def _layers(self):
-        spatial, channel = self.SA.spatial, self.CA.conv_du
-        attention = self.SA, spatial, spatial.conv, self.CA, channel, *channel
-        return self.body, *self.body, *attention, self.conv1x1
+        return self.body, *self.body, *self.SA.modules(), *self.CA.modules(), self.conv1x1
 
     def _is_published(self):
         gate, channel = self.SA.spatial.conv, self.CA.conv_du
