@@ -93,8 +93,8 @@ $(VENV)/installed: setup.py pyproject.toml $(VENV)/torch-installed
 $(VENV)/torch-installed:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(TORCH)
-	$(BIN)/pip install 'setuptools>=77' ninja 'pybind11>=2.12'
+	$(BIN)/pip install 'setuptools>=77' ninja
 	touch $@
 
 clean:
-	rm -rf build demo *.egg-info mirnet_fast/*.so
+	rm -rf build demo *.egg-info mirnet_fast/*.so mirnet_fast/build.json

@@ -20,13 +20,14 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "none", "cpu", "cuda")
-LIBRARY, BINDINGS = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast._C"
-CUDA_LIBRARY = "mirnet_fast.libmirnet_fast_cuda"
+LIBRARY, CUDA_LIBRARY = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast.libmirnet_fast_cuda"
+BUILD_INFO = "mirnet_fast/build.json"  # written beside them
 
 TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; TORCH_TARGET_VERSION names it again
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
@@ -75,6 +76,14 @@ def find_compiler():
     raise Missing("no C++ compiler (g++ or clang++)")
 
 
+def compiler_version(command):
+    """Like "GCC 12.2.0"."""
+    question = '#ifdef __clang__\n"Clang " __clang_version__\n#else\n"GCC " __VERSION__\n#endif\n'
+    preprocess = [*shlex.split(command), "-E", "-P", "-x", "c++", "-"]
+    answer = subprocess.run(preprocess, input=question, stdout=subprocess.PIPE, text=True, check=True)
+    return "".join(shlex.split(answer.stdout)).strip()
+
+
 def find_torch():
     """(version, folder) of the torch that the installed package will run with."""
     # pip's isolated build hides the environment through PYTHONPATH; asking the interpreter anew
@@ -95,7 +104,8 @@ def find_torch():
             if tuple(int(part) for part in version.split(".")[:2]) < TORCH_MINIMUM:
                 raise Missing(f"torch is {version}, the C++ kernels need 2.10 or newer")
             return version, folder
-    raise Missing(f"no torch in the environment of {sys.executable}")
+    hint = "`python -m build` hides it unless --no-isolation is given"
+    raise Missing(f"no torch in the environment of {sys.executable} ({hint})")
 
 
 def find_ninja():
@@ -189,29 +199,19 @@ def cuda_architectures(wanted, knows):
     return list(dict.fromkeys(result)), old and f"not for {', '.join(old)}: the kernels need 8.0 or newer"
 
 
-def find_binding_headers():
-    """Include folders of pybind11 and Python."""
-    python = sysconfig.get_path("include")
-    if not Path(python, "Python.h").exists():
-        raise Missing(f"no Python headers in {python} (python3-dev)")
-    try:
-        import pybind11
-    except ImportError:
-        raise Missing("no pybind11") from None
-    return [pybind11.get_include(), python]
-
-
 class Plan:
     """What will be built, with what, and why the rest will not be.
 
-    `extensions` are the names to build; `notes` the plain lines for the user. An explicit choice
-    that cannot be met is in `failure`.
+    `extensions` are the names to build; `notes` the plain lines for the user; `left_out` is
+    {"cpu" or "cuda": why}, for who imports the package later. An explicit choice that cannot be met is
+    in `failure`.
     """
 
     def __init__(self, choice):
         if choice not in CHOICES:
             raise SystemExit(f"MIRNET_FAST_BUILD must be one of {', '.join(CHOICES)}; got {choice!r}")
         self.choice, self.extensions, self.notes, self.failure = choice, [], [], None
+        self.left_out = {}
         if choice == "none":
             self.notes.append("pure Python, as MIRNET_FAST_BUILD=none asks")
             return
@@ -222,19 +222,12 @@ class Plan:
             except Missing as error:
                 lacking.append(str(error))
         if lacking:
-            self.notes.append(f"no C++ kernels, pure Python only: {'; '.join(lacking)}")
+            self.left_out["cpu"] = "; ".join(lacking)
+            self.notes.append(f"no C++ kernels, pure Python only: {self.left_out['cpu']}")
         else:
             self.extensions.append(LIBRARY)
             self.notes.append(f"C++ kernels with {self.compiler[0]} for torch {self.torch[0]}")
             lacking += self.plan_cuda()
-        try:
-            self.binding_headers = find_binding_headers()
-            if self.extensions:
-                self.extensions.append(BINDINGS)
-        except Missing as error:
-            lacking.append(str(error))
-            if self.extensions:
-                self.notes.append(f"no build information (mirnet_fast._C): {error}")
         if choice != "auto" and lacking:
             self.failure = f"MIRNET_FAST_BUILD={choice} cannot be met: {'; '.join(lacking)}"
 
@@ -247,6 +240,7 @@ class Plan:
             wanted = os.environ.get("TORCH_CUDA_ARCH_LIST", "")
             self.architectures, note = cuda_architectures(wanted, self.nvcc.knows)
         except Missing as error:
+            self.left_out["cuda"] = str(error)
             self.notes.append(f"no CUDA kernels: {error}")
             return [str(error)]
         except Wrong as error:
@@ -258,6 +252,25 @@ class Plan:
         if note:
             self.notes.append(note)
         return []
+
+    @property
+    def isas(self):
+        return list(ISA_FLAGS) if self.compiler[1] == "x86_64" else ["base"]
+
+    def told(self):
+        """What mirnet_fast/_native.py reads of the build, as JSON takes it."""
+        info = {"build": self.choice, "left_out": self.left_out}
+        if LIBRARY in self.extensions:
+            with_cuda = CUDA_LIBRARY in self.extensions
+            info |= {
+                "built_with_torch": self.torch[0],
+                "compiler": compiler_version(self.compiler[0]),
+                "cxx_flags": LOOP_FLAGS,
+                "isa_compiled": self.isas,
+                "nvcc": self.nvcc.version if with_cuda else "",
+                "cuda_architectures": self.architectures if with_cuda else [],
+            }
+        return info
 
 
 class NinjaFile:
@@ -329,17 +342,15 @@ def write_cuda(plan, file, torch_headers, torch_libraries):
 
 def write_ninja(plan, folder):
     """The steps for every extension of the plan; returns {extension name: file it becomes}."""
-    compiler, machine = plan.compiler
-    version, torch = plan.torch
-    isas = list(ISA_FLAGS) if machine == "x86_64" else ["base"]
+    torch = plan.torch[1]
     with_cuda = CUDA_LIBRARY in plan.extensions
-    file, outputs = NinjaFile(folder, compiler, plan.nvcc.command if with_cuda else ""), {}
+    file, outputs = NinjaFile(folder, plan.compiler[0], plan.nvcc.command if with_cuda else ""), {}
 
     torch_headers = f"-isystem {shlex.quote(torch + '/include')}"
     torch_libraries = f"-L{shlex.quote(torch + '/lib')}"
     glue = f"{GLUE_FLAGS} {torch_headers}"
     objects = [file.compile(source, glue) for source in sources("csrc/cpu/*.cpp")]
-    for isa in isas:
+    for isa in plan.isas:
         flags = f"{LOOP_FLAGS} -DMIRNET_ISA={isa} {ISA_FLAGS[isa]}"
         objects += [file.compile(source, flags, f".{isa}") for source in sources("csrc/cpu/simd/*.cpp")]
     libraries = f"{torch_libraries} -Wl,--as-needed -ltorch_cpu -lc10"
@@ -347,22 +358,6 @@ def write_ninja(plan, folder):
 
     if with_cuda:
         outputs[CUDA_LIBRARY] = write_cuda(plan, file, torch_headers, torch_libraries)
-
-    if BINDINGS in plan.extensions:
-        told = {
-            "BUILD": plan.choice,
-            "TORCH": version,
-            "CXX_FLAGS": LOOP_FLAGS,
-            "ISAS": ",".join(isas),
-            "NVCC": plan.nvcc.version if with_cuda else "",
-            "CUDA_ARCHITECTURES": ",".join(plan.architectures) if with_cuda else "",
-        }
-        flags = [f"{COMMON_FLAGS} -O2"]
-        flags += [shlex.quote(f'-DMIRNET_FAST_{key}="{value}"') for key, value in told.items()]
-        flags += [f"-isystem {shlex.quote(header)}" for header in plan.binding_headers]
-        objects = [file.compile("csrc/bindings.cpp", " ".join(flags))]
-        objects.append(f"{folder}/csrc/cpu/isa.cpp.o")
-        outputs[BINDINGS] = file.step("link", objects, f"{folder}/_C.so", "")
 
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     (ROOT / folder / "build.ninja").write_text("\n".join(file.lines) + "\n")
@@ -393,17 +388,19 @@ class BuildExt(build_ext):
             raise SystemExit(plan.failure)
         for note in plan.notes:
             print(f"mirnet_fast: {note}", file=sys.stderr)
-        self.remove_leftovers()
+        folders = [self.build_lib, ROOT] if self.inplace else [self.build_lib]
+        # A library of an earlier build must not pass for one of this build.
+        for name in {LIBRARY, CUDA_LIBRARY} - set(plan.extensions):
+            for folder in folders:
+                Path(folder, self.get_ext_filename(name)).unlink(missing_ok=True)
         if plan.extensions:
             self.run_ninja()
         super().run()
-
-    def remove_leftovers(self):
-        """A library of an earlier build must not pass for one of this build."""
-        for name in {LIBRARY, CUDA_LIBRARY, BINDINGS} - set(plan.extensions):
-            folders = [self.build_lib, ROOT] if self.inplace else [self.build_lib]
-            for folder in folders:
-                Path(folder, self.get_ext_filename(name)).unlink(missing_ok=True)
+        told = json.dumps(plan.told(), indent=1) + "\n"
+        for folder in folders:
+            path = Path(folder, BUILD_INFO)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(told)
 
     def run_ninja(self):
         folder = f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -426,9 +423,20 @@ class BuildExt(build_ext):
         self.copy_file(str(ROOT / self.built[ext.name]), str(target))
 
     def get_ext_filename(self, fullname):
-        if fullname.split(".")[-1].startswith("lib"):  # free of Python: no ABI tag
-            return fullname.replace(".", os.sep) + ".so"
-        return super().get_ext_filename(fullname)
+        return fullname.replace(".", os.sep) + ".so"  # free of Python: no ABI tag
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self):
+        python, abi, machine = super().get_tag()
+        # Of torch the libraries use the stable ABI, of Python nothing.
+        return ("py3", "none", machine) if plan.extensions else (python, abi, machine)
+
+    def run(self):
+        super().run()
+        # Again, where they can be seen: below hundreds of lines about copied files.
+        for note in plan.notes:
+            print(f"mirnet_fast: {note}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
@@ -437,5 +445,5 @@ if __name__ == "__main__":
         packages=[*find_packages(include=["mirnet_fast*"]), "mirnet_fast.kernels"],
         package_dir={"mirnet_fast.kernels": "kernels"},
         ext_modules=[Extension(name, sources=[]) for name in plan.extensions],
-        cmdclass={"build": Build, "build_ext": BuildExt},
+        cmdclass={"bdist_wheel": Wheel, "build": Build, "build_ext": BuildExt},
     )

@@ -91,14 +91,14 @@ def test_network(benchmark, record, size, dtype):
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     missing = NO_PEERS | harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
-    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30, pause=PAUSE)
-    if seconds is None:
+    times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30, pause=PAUSE)
+    if times is None:
         return
-    row = harness.make_row("network", size, dtype, harness.FORWARD, seconds, benchmark)
+    row = harness.make_row("network", size, dtype, harness.FORWARD, times)
     row |= {"missing": missing} if missing else {}
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
-    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}})
+    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}}, times)
 
 
 @pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's cores")
@@ -118,8 +118,8 @@ def test_network_threads(benchmark, record):
     variants = {"1 thread": on(1), harness.FAST: on(threads)}
     try:
         harness.check_agreement(variants, torch.float32)
-        seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+        times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
     finally:
         torch.set_num_threads(threads)
-    if seconds is not None:
-        record(harness.make_row("network_threads", size, torch.float32, harness.FORWARD, seconds, benchmark))
+    if times is not None:
+        record(harness.make_row("network_threads", size, torch.float32, harness.FORWARD, times), times)

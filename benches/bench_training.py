@@ -57,8 +57,8 @@ def test_training(benchmark, record, size):
     arguments = (size, torch.float32, torch.get_num_threads())
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     harness.check_agreement(variants, torch.float32)
-    seconds = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
-    if seconds is None:
+    times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+    if times is None:
         return
-    row = harness.make_row("training", size, torch.float32, "step", seconds, benchmark)
-    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in variants}})
+    row = harness.make_row("training", size, torch.float32, "step", times)
+    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in variants}}, times)

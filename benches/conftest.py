@@ -1,5 +1,6 @@
 """Collects the rows of the benchmarks: --results FILE, row by row, and a table at the end of the run."""
 
+import copy
 from pathlib import Path
 
 import harness
@@ -27,8 +28,6 @@ def pytest_configure(config):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Once, before a file that the commit knows is written: that would make the tree dirty.
         config.stash[MACHINE] = measure.machine()
-    # Its table shows mirnet_fast alone; -v brings it back.
-    config.option.benchmark_quiet = True
 
 
 @pytest.fixture(autouse=True)
@@ -38,11 +37,40 @@ def same_values():
 
 
 @pytest.fixture
-def record(request, benchmark):
-    """Takes the finished row of a benchmark, also into the file: a whole run may take hours."""
+def benchmark(request, benchmark):
+    """pytest-benchmark's, named as the entry of mirnet_fast in the group of its case."""
+    op = request.node.name.partition("[")[0].removeprefix("test_")
+    benchmark.group = f"{op} {benchmark.param}" if benchmark.param else op
+    _name(benchmark, request.node, harness.FAST)
+    return benchmark
 
-    def take(row):
-        benchmark.extra_info.update(row)
+
+def _name(entry, node, variant):
+    # The whole name is what --benchmark-compare finds an entry of another run by.
+    entry.name, entry.fullname = variant, f"{node.nodeid} {variant}"
+    entry.params = {"case": entry.param, "variant": variant}
+
+
+@pytest.fixture
+def record(request, benchmark):
+    """Takes a finished row and its times, also into the file: a whole run may take hours."""
+
+    def take(row, times):
+        peaks = row.get("peak_mb", {})
+        for variant in row["ms"]:
+            entry = benchmark
+            if variant != harness.FAST:
+                # pytest-benchmark times one callable a test; what had its turns with it has them here.
+                entry = copy.copy(benchmark)
+                entry.extra_info = {}
+                _name(entry, request.node, variant)
+                stats = entry._make_stats(iterations=1)
+                for seconds in times[variant]:
+                    stats.update(seconds)
+            if variant in peaks:
+                entry.extra_info["peak_mb"] = peaks[variant]
+        others = ("ms", "wall_ms", "ratio", "peak_mb")  # of each variant, and so of its entry
+        benchmark.extra_info |= {key: value for key, value in row.items() if key not in others}
         rows = request.config.stash[ROWS]
         rows.append(row)
         if target := request.config.getoption("results"):

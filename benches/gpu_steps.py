@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import shutil
-import statistics
 import subprocess
 import sys
 import time
@@ -56,7 +55,7 @@ def environment():
     from mirnet_fast.ops import OPS
 
     result = measure.machine() | {"platform": platform.platform(), "cuda of torch": torch.version.cuda}
-    names = ("pytest", "pytest_benchmark", "numpy", "ninja", "pybind11")
+    names = ("pytest", "pytest_benchmark", "numpy", "ninja")
     result["missing packages"] = [name for name in names if importlib.util.find_spec(name) is None]
     if ON_GPU:
         p = torch.cuda.get_device_properties(0)
@@ -189,7 +188,7 @@ class Timer:
     """What harness.py needs of pytest-benchmark's fixture, so that no row waits for the whole run."""
 
     def __init__(self, enabled=True):
-        self.enabled, self.stats, self.extra_info = enabled, {}, {}
+        self.enabled, self.stats = enabled, {}
 
     def pedantic(self, function, setup, rounds):
         times = []
@@ -198,9 +197,7 @@ class Timer:
             start = time.perf_counter()
             function()
             times.append(time.perf_counter() - start)
-        median = statistics.median(times)
-        low, _, high = statistics.quantiles(times, n=4) if len(times) > 1 else (median,) * 3
-        self.stats = {"median": median, "iqr": high - low, "rounds": rounds}
+        self.stats = {"data": times}
 
 
 def _stand_in_for_pytest():
@@ -247,10 +244,9 @@ def rows(op, *options):
     for case in cases:
         torch.manual_seed(0)
         start = time.perf_counter()
+        timer = Timer(enabled="--warm" not in options)
         try:
-            bench(
-                Timer(enabled="--warm" not in options), lambda row: print(json.dumps(row), flush=True), case
-            )
+            bench(timer, lambda row, times: print(json.dumps(row), flush=True), case)
         except pytest.skip.Exception as reason:
             print(f"SKIPPED {op} {case} - {reason}", flush=True)
         except Exception as error:  # the other rows are to be seen too

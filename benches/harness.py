@@ -123,21 +123,20 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
         yardsticks[GEMM] = _gemm(gemms, case.dtype)
         if DEVICE == "cpu":
             yardsticks[SGEMM] = _sgemm()
-    seconds = timed(benchmark, variants, yardsticks, budget=1.5)
-    if seconds is None:
+    times = timed(benchmark, variants, yardsticks, budget=1.5)
+    if times is None:
         return
-    row = make_row(name, case.size, case.dtype, case.direction, seconds, benchmark)
+    taken, wall = times, {}
     if DEVICE == "cuda":
         # What a user waits for stands beside what the kernels take: small maps wait for Python.
-        seconds, spread = _on_the_gpu(variants | yardsticks, benchmark.stats["rounds"])
-        wall = {"wall_ms": row["ms"]}
-        row = make_row(name, case.size, case.dtype, case.direction, seconds, benchmark) | wall
-        row["spread"] = spread
-    row |= {"layout": case.layout, "backend": fast_backends[0]}
+        wall = {"wall_ms": _milliseconds(times)}
+        taken = measure.gpu_times(variants | yardsticks, max(len(times[FAST]), 7))
+    row = make_row(name, case.size, case.dtype, case.direction, taken)
+    row |= {"rounds": len(times[FAST])} | wall | {"layout": case.layout, "backend": fast_backends[0]}
     row |= {"missing": missing} if missing else {}
     if case.direction == FORWARD:
-        row |= _bandwidth(seconds, moved * case.dtype.itemsize, gemms)
-    record(row)
+        row |= _bandwidth(_medians(taken), moved * case.dtype.itemsize, gemms)
+    record(row, times)
 
 
 def streams(sizes):
@@ -168,13 +167,13 @@ def compare_convolution(benchmark, record, name, size, published, run, taps=3, o
     variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
     variants[FAST] = lambda: run(laid_out[CHANNELS_LAST][0], weight)
     check_agreement(variants, torch.float32)
-    seconds = timed(benchmark, variants, {COPY: _copy(), SGEMM: _sgemm()}, budget=1.5)
-    if seconds is None:
+    times = timed(benchmark, variants, {COPY: _copy(), SGEMM: _sgemm()}, budget=1.5)
+    if times is None:
         return
-    row = make_row(name, size, torch.float32, FORWARD, seconds, benchmark) | {"layout": CHANNELS_LAST}
-    row |= _bandwidth(seconds, 4 * math.prod(size) * (1 + outputs), ())
+    row = make_row(name, size, torch.float32, FORWARD, times) | {"layout": CHANNELS_LAST}
+    row |= _bandwidth(_medians(times), 4 * math.prod(size) * (1 + outputs), ())
     flops = 2 * taps**2 * channels * math.prod(size)
-    record(row | _arithmetic(seconds, flops, share * flops))
+    record(row | _arithmetic(_medians(times), flops, share * flops), times)
 
 
 def compiled_modes():
@@ -188,7 +187,7 @@ def compiled_modes():
 
 
 def timed(benchmark, variants, yardsticks, budget, pause=0):
-    """{name: median seconds}, all of them interleaved round by round; None under --benchmark-disable.
+    """{name: [seconds of a round]}, all of them interleaved; None under --benchmark-disable.
 
     pytest-benchmark times mirnet_fast; before each of its rounds, in its set-up, all others have
     their turn, in rotated order, so that nobody always follows the same one.
@@ -222,30 +221,40 @@ def timed(benchmark, variants, yardsticks, budget, pause=0):
     benchmark.pedantic(fast, setup=time_the_others, rounds=rounds)
     if not benchmark.enabled:
         return None
-    return {FAST: benchmark.stats["median"]} | {name: statistics.median(times[name]) for name in others}
+    return {FAST: benchmark.stats["data"]} | times
 
 
-def _on_the_gpu(calls, rounds):
-    """({name: median seconds of the GPU}, interquartile range of mirnet_fast's over its median)."""
-    times = measure.gpu_times(calls, max(rounds, 7))
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    low, _, high = statistics.quantiles(times[FAST], n=4)
-    return medians, _digits((high - low) / medians[FAST])
+def _medians(times):
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
-def make_row(op, size, dtype, direction, seconds, benchmark):
-    """A result: the times, and how many times longer each variant takes than mirnet_fast."""
-    variants = {name: value for name, value in seconds.items() if name not in (COPY, GEMM, SGEMM)}
+def _milliseconds(times):
+    """{variant: median}, without the yardsticks."""
+    medians = _medians(times).items()
+    return {name: _digits(1e3 * value) for name, value in medians if name not in (COPY, GEMM, SGEMM)}
+
+
+def _spread(values):
+    """Interquartile range over the median; 0 of a single value."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return _digits((high - low) / middle)
+
+
+def make_row(op, size, dtype, direction, times):
+    """A result: the times, and how many times longer each variant takes than mirnet_fast.
+
+    times: {name: [seconds of a round]} of the variants and the yardsticks.
+    """
+    medians, ms = _medians(times), _milliseconds(times)
     return {
         "op": op,
         "size": list(size),
         "dtype": dtype_name(dtype),
         "direction": direction,
-        "rounds": benchmark.stats["rounds"],
-        "ms": {name: _digits(1e3 * value) for name, value in variants.items()},
-        "ratio": {name: _digits(v / seconds[FAST]) for name, v in variants.items() if name != FAST},
-        # Interquartile range of mirnet_fast's times over their median: tells a quiet machine.
-        "spread": _digits(benchmark.stats["iqr"] / benchmark.stats["median"]),
+        "rounds": len(times[FAST]),
+        "ms": ms,
+        "ratio": {name: _digits(medians[name] / medians[FAST]) for name in ms if name != FAST},
+        "spread": _spread(times[FAST]),  # tells a quiet machine
     }
 
 

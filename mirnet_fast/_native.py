@@ -8,8 +8,11 @@ Neither is a wrong value of an environment variable that the kernels read: PROBL
 so does `cpu_library_error()`.
 """
 
+import json
+import multiprocessing
 import os
 import re
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,6 +24,8 @@ PACKED_LIMIT = 2**30  # megabytes; the kernels take fewer
 
 CPU_LIBRARY = Path(__file__).with_name("libmirnet_fast_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("libmirnet_fast_cuda.so")
+_BUILD_INFO = Path(__file__).with_name("build.json")  # of setup.py
+_built = json.loads(_BUILD_INFO.read_text()) if _BUILD_INFO.exists() else {}
 
 
 def cpu_library_error():
@@ -33,10 +38,24 @@ def cuda_library_error():
     return _cuda_library_error
 
 
+def unwanted_pure_install():
+    """None, or why all runs in plain PyTorch though nobody asked for that by MIRNET_FAST_BUILD=none."""
+    if _loaded() or _built.get("build") == "none":
+        return None
+    return (
+        f"{_cpu_library_error}; so all runs in plain PyTorch on the CPU, several times slower "
+        "(if that is what you want, install with MIRNET_FAST_BUILD=none)"
+    )
+
+
+def _loaded():
+    return CPU_LIBRARY.exists() and cpu_library_exception is None
+
+
 def cuda_code_for(capability):
     """Whether the CUDA kernels were compiled for a GPU of this (major, minor) compute capability.
 
-    True also where the bindings, which know it, were not built.
+    True also where build_info() does not tell.
     """
     have = build_info().get("cuda_architectures")
     return not have or any(_runs_on(name, capability) for name in have)
@@ -55,21 +74,20 @@ def _runs_on(name, capability):
 def build_info():
     """How the compiled parts were built and what they run with, as a dict.
 
-    Always there: `compiled` (whether the bindings could be imported), `torch` (the version that
-    runs now), `threads`. With the bindings also `build` (the value of MIRNET_FAST_BUILD),
-    `built_with_torch`, `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of
-    the CUDA kernels `nvcc` (its version) and `cuda_architectures`, empty if they were not built; without
-    them, or where they refuse MIRNET_FAST_CPU_ISA, `reason`.
+    Always there: `compiled` (whether the C++ kernels are loaded), `torch` (the version that runs
+    now), `threads`. If so also `build` (the value of MIRNET_FAST_BUILD), `built_with_torch`,
+    `compiler`, `cxx_flags`, `isa_compiled`, and of the CUDA kernels `nvcc` (its version) and
+    `cuda_architectures`, empty if they were not built. If they run also `isa_detected` and `isa_active`,
+    otherwise `reason`.
     """
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    try:
-        from . import _C
-    except ImportError as error:
-        return {"compiled": False, "reason": f"no bindings: {error}", **info}
-    try:
-        return {"compiled": True, **_C.build_info(), **info}
-    except ValueError as error:
-        return {"compiled": True, "reason": str(error), **info}
+    built = {key: value for key, value in _built.items() if key != "left_out"} if _loaded() else {}
+    if _cpu_library_error is None:
+        for name in ("isa_detected", "isa_active"):
+            built[name] = ISAS[getattr(torch.ops.mirnet_fast_cpu, name)()]
+    else:
+        built["reason"] = _cpu_library_error
+    return {"compiled": _loaded(), **built, **info}
 
 
 def _problems(environment):
@@ -89,9 +107,11 @@ def _problems(environment):
 def _load(library, kernels, choice):
     """(None, None), or why the library is not there and the original exception, if there was one."""
     if not library.exists():
+        why = _built.get("left_out", {}).get(choice)
         return (
             f"the {kernels} were not built: there is no {library.name} in {library.parent} "
-            f"(install again with MIRNET_FAST_BUILD={choice} to see what is missing)"
+            f"({f'at the build: {why}; ' if why else ''}install again with MIRNET_FAST_BUILD={choice} "
+            "to see what is missing)"
         ), None
     try:
         torch.ops.load_library(library)
@@ -109,3 +129,7 @@ if torch.version.cuda:
     _cuda_library_error, cuda_library_exception = _load(CUDA_LIBRARY, "CUDA kernels", "cuda")
 else:
     _cuda_library_error, cuda_library_exception = f"torch {torch.__version__} has no CUDA", None
+
+# Once, not also by every worker of a data loader, which has its name before it knows its parent.
+if (_why := unwanted_pure_install()) and multiprocessing.current_process().name == "MainProcess":
+    warnings.warn(_why, stacklevel=1)

@@ -1,7 +1,9 @@
 """The benchmark harness works: every file is collected, one op runs on a tiny map."""
 
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +16,34 @@ from mirnet_fast import backends
 ROOT = Path(__file__).parents[1]
 
 
+TIMED = ("mirnet_fast", "eager NCHW", "eager channels_last")
+
+
+def full_name(variant, direction="forward"):
+    test = f"test_dau_attention[1x16x16x16-float32-channels_last-{direction}]"
+    return f"benches/bench_dau_attention.py::{test} {variant}"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(output, contents of the result file) of dau_attention on tiny maps."""
+    """(output, contents of the result file, entries of pytest-benchmark) of dau_attention on tiny maps.
+
+    It is compared with an earlier run, in which each variant of the forward took 7 seconds.
+    """
     if backends.pick("dau_attention", "cpu", torch.float32) == "reference":
         pytest.skip("no kernel to measure")
-    target = tmp_path_factory.mktemp("results") / "new" / "tiny.json"
+    folder = tmp_path_factory.mktemp("results")
+    target, entries, earlier = (folder / name for name in ("new/tiny.json", "entries.json", "earlier.json"))
+    numbers = ("min", "max", "mean", "median", "stddev", "iqr", "ops", "rounds", "iterations")
+    stats = dict.fromkeys(numbers, 7) | {"outliers": "0;0"}
+    before = [{"fullname": full_name(variant), "stats": stats} for variant in TIMED]
+    earlier.write_text(json.dumps({"machine_info": {}, "benchmarks": before}))
     settings = {"TINY": "1", "ROUNDS": "3", "COMPILE": "0", "DEVICE": "cpu"}
     # The whole folder, so that a file that can't be imported fails the run.
+    options = ["-p", "no:cacheprovider", "--results", target]
+    options += [f"--benchmark-json={entries}", f"--benchmark-compare={earlier}"]
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "benches", "-q", "-k", "dau_attention", "--results", target],
+        [sys.executable, "-m", "pytest", "benches", "-q", "-k", "dau_attention", *options],
         cwd=ROOT,
         # Beside other tests it would not benchmark.
         env={k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
@@ -32,11 +52,11 @@ def run(tmp_path_factory):
         text=True,
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    return finished.stdout, json.loads(target.read_text())
+    return finished.stdout, json.loads(target.read_text()), json.loads(entries.read_text())["benchmarks"]
 
 
 def test_result_file(run):
-    _, results = run
+    _, results, _ = run
     assert results["machine"]["torch"] == torch.__version__
     forward, backward = results["rows"]
     assert (forward["direction"], backward["direction"]) == ("forward", "forward+backward")
@@ -60,11 +80,35 @@ def test_result_file(run):
 
 
 def test_table_is_printed(run):
-    output, results = run
+    output, results, _ = run
     lines = [line for line in output.splitlines() if line.startswith("dau_attention")]
     assert len(lines) == 2
     for line, row in zip(lines, results["rows"], strict=True):
         assert line.endswith("LOSES") == (min(row["ratio"].values()) < 1)
+
+
+def test_every_variant_is_an_entry_of_its_case(run):
+    _, results, entries = run
+    for row in results["rows"]:
+        case = f"1x16x16x16-float32-channels_last-{row['direction']}"
+        ours = [entry for entry in entries if entry["group"] == f"dau_attention {case}"]
+        assert [entry["name"] for entry in ours] == list(TIMED)
+        for entry in ours:
+            name = entry["name"]
+            assert entry["fullname"] == full_name(name, row["direction"])
+            assert entry["params"] == {"case": case, "variant": name}
+            assert len(entry["stats"]["data"]) == 3
+            assert 1e3 * entry["stats"]["median"] == pytest.approx(row["ms"][name], rel=1e-3)
+            assert not {"ms", "ratio"} & set(entry["extra_info"])
+        assert ours[0]["extra_info"]["backend"] == row["backend"]
+
+
+def test_entries_are_compared_with_those_of_another_run(run):
+    output, _, _ = run
+    for variant in TIMED:
+        now, before = re.findall(rf"^{variant} \((\S+)\) +(\S+)", output, re.MULTILINE)
+        assert now[0] == "NOW" and before[0].endswith("earlier")
+        assert float(before[1].replace(",", "")) in (7e6, 7e3)  # microseconds, or milliseconds
 
 
 @pytest.fixture
@@ -93,6 +137,27 @@ def test_missing_variants_and_memory_are_told(harness):
         "op 1x2x3x4 forward: no torch.compile: no compiler",
         "op 1x2x3x4 forward: peak MB above the weights: other killed",
     ]
+
+
+def test_all_have_their_turn_in_every_round(harness, monkeypatch):
+    monkeypatch.setattr(harness, "ROUNDS", 4)
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import gpu_steps
+
+    turns = []
+    calls = {name: functools.partial(turns.append, name) for name in ("a", "b", "mirnet_fast", "copy")}
+    times = harness.timed(gpu_steps.Timer(), calls, {}, budget=1)
+    assert {name: len(values) for name, values in times.items()} == dict.fromkeys(calls, 4)
+    rounds = [turns[4 * i : 4 * i + 4] for i in range(1, 5)]  # after one to warm up
+    assert all(sorted(names) == sorted(calls) for names in rounds)
+    assert {names[0] for names in rounds} == {"a", "b", "copy"}
+
+
+def test_a_row_of_a_single_round(harness):
+    times = {"mirnet_fast": [2e-3], "other": [3e-3], "copy": [1e-3]}
+    row = harness.make_row("op", (1, 2, 3, 4), torch.float32, "forward", times)
+    assert (row["rounds"], row["spread"]) == (1, 0)
+    assert (row["ms"], row["ratio"]) == ({"mirnet_fast": 2.0, "other": 3.0}, {"other": 1.5})
 
 
 def test_a_wrong_answer_is_not_timed(harness):

@@ -1,6 +1,7 @@
 """What setup.py decides, what the built parts tell of themselves, and what must not leak into them."""
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setuptools import Distribution, Extension
 
 from mirnet_fast import _native
 
@@ -97,7 +99,7 @@ def test_none_builds_nothing_and_removes_what_an_earlier_build_left(tmp_path):
 def test_code_that_does_not_compile_is_an_error_in_auto_too(tmp_path):
     shutil.copy(ROOT / "setup.py", tmp_path)
     (tmp_path / "csrc/cpu").mkdir(parents=True)
-    for name in ("csrc/bindings.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/isa.h"):
+    for name in ("csrc/cpu/isa.cpp", "csrc/cpu/isa.h"):
         shutil.copy(ROOT / name, tmp_path / name)
     compiler = script(tmp_path / "c++", '[ "$1" = -dumpmachine ] && echo x86_64-linux-gnu')
     result = build_ext(tmp_path / "out", root=tmp_path, MIRNET_FAST_BUILD="auto", CXX=compiler)
@@ -152,6 +154,108 @@ def test_loops_are_compiled_for_every_instruction_set_of_the_machine(
     assert "-mavx2" not in flags["csrc/cpu/isa.cpp.o"]
 
 
+# What a build tells of itself
+
+
+def wheel(setup, monkeypatch, extensions):
+    """The command that makes the wheel, for a plan with these extensions."""
+    plan = setup.Plan("none")
+    plan.extensions = extensions
+    monkeypatch.setattr(setup, "plan", plan, raising=False)
+    described = Distribution({"name": "some", "ext_modules": [Extension(name, []) for name in extensions]})
+    command = setup.Wheel(described)
+    command.ensure_finalized()
+    return command
+
+
+def test_a_wheel_is_for_a_machine_and_any_python(setup, monkeypatch):
+    machine = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+    assert wheel(setup, monkeypatch, [setup.LIBRARY]).get_tag() == ("py3", "none", machine)
+    assert wheel(setup, monkeypatch, []).get_tag() == ("py3", "none", "any")
+
+
+def test_no_library_has_a_name_for_one_python(setup):
+    command = setup.BuildExt(Distribution())
+    for name in (setup.LIBRARY, setup.CUDA_LIBRARY):
+        assert command.get_ext_filename(name) == f"{name.replace('.', '/')}.so"
+
+
+def test_what_is_left_out_is_the_last_that_a_wheel_prints(setup, monkeypatch, capsys):
+    command = wheel(setup, monkeypatch, [])
+    monkeypatch.setattr(setup.bdist_wheel, "run", lambda self: print("adding 'some/file'", file=sys.stderr))
+    setup.plan.notes = ["no C++ kernels, pure Python only: no ninja"]
+    command.run()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["adding 'some/file'", "mirnet_fast: no C++ kernels, pure Python only: no ninja"]
+
+
+def test_the_reason_is_installed_with_the_package(tmp_path):
+    for choice in ("auto", "none"):
+        result = build_ext(tmp_path / choice, MIRNET_FAST_BUILD=choice, CXX="/nonexistent")
+        assert result.returncode == 0, result.stderr
+    files = (tmp_path / choice / "mirnet_fast/build.json" for choice in ("auto", "none"))
+    told, wanted = (json.loads(path.read_text()) for path in files)
+    assert told["build"] == "auto" and list(told["left_out"]) == ["cpu"]
+    assert "CXX, '/nonexistent', cannot be run" in told["left_out"]["cpu"]
+    assert wanted == {"build": "none", "left_out": {}}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_the_compiler_is_named(setup, tmp_path):
+    assert re.fullmatch(r"GCC \d+\.\d+\.\d+", setup.compiler_version("g++"))
+    clang = script(tmp_path / "c++", """exec g++ -D__clang__ '-D__clang_version__="14.0.6 "' "$@" """)
+    assert setup.compiler_version(clang) == "Clang 14.0.6"
+
+
+def imported_without_kernels(folder, build):
+    """What `import mirnet_fast` prints to stderr where build.json has this and there is no library."""
+    package = folder / "mirnet_fast"
+    shutil.copytree(ROOT / "mirnet_fast", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (folder / "mirnet_fast" / "build.json").write_text(json.dumps(build))
+    # A worker process imports all that the main one does.
+    (folder / "user.py").write_text(
+        "import mirnet_fast\nimport multiprocessing\nif __name__ == '__main__':\n"
+        "    worker = multiprocessing.get_context('spawn').Process(target=print)\n"
+        "    worker.start()\n    worker.join()\n"
+    )
+    result = python("user.py", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def test_a_pure_install_that_nobody_chose_warns_once_at_import(tmp_path):
+    told = imported_without_kernels(tmp_path, {"build": "auto", "left_out": {"cpu": "no ninja"}})
+    assert told.count("UserWarning: the C++ kernels for the CPU were not built") == told.count("Warning") == 1
+    for part in ("at the build: no ninja; install again with MIRNET_FAST_BUILD=cpu", "slower"):
+        assert part in told
+
+
+def test_a_pure_install_that_was_chosen_does_not_warn(tmp_path):
+    assert imported_without_kernels(tmp_path, {"build": "none", "left_out": {}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("library", "build", "warns"),
+    [
+        ("loaded", {"build": "auto"}, False),
+        ("absent", {"build": "auto"}, True),
+        ("absent", {}, True),  # a source tree where nothing was built
+        ("broken", {"build": "cpu"}, True),
+        ("absent", {"build": "none"}, False),
+    ],
+)
+def test_who_is_warned(monkeypatch, tmp_path, library, build, warns):
+    path = tmp_path / "libmirnet_fast_cpu.so"
+    if library != "absent":
+        path.touch()
+    exception = OSError("too short") if library == "broken" else None
+    for name, value in (("CPU_LIBRARY", path), ("cpu_library_exception", exception), ("_built", build)):
+        monkeypatch.setattr(_native, name, value)
+    monkeypatch.setattr(_native, "_cpu_library_error", f"it is {library}")
+    told = _native.unwanted_pure_install()
+    assert told.startswith(f"it is {library}; so all runs in plain PyTorch") if warns else told is None
+
+
 # Decisions about CUDA
 
 
@@ -185,7 +289,6 @@ def planned(setup, monkeypatch, torch, choice="auto", **environment):
     monkeypatch.setattr(setup, "find_compiler", lambda: ("g++", "x86_64"))
     monkeypatch.setattr(setup, "find_torch", lambda: ("2.13.0", str(torch)))
     monkeypatch.setattr(setup, "find_ninja", lambda: ["ninja"])
-    monkeypatch.setattr(setup, "find_binding_headers", list)
     for name in ("CUDA_HOME", "TORCH_CUDA_ARCH_LIST"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -196,7 +299,7 @@ def planned(setup, monkeypatch, torch, choice="auto", **environment):
 def test_auto_builds_the_cuda_kernels_where_torch_has_cuda(setup, tmp_path, monkeypatch, torch_with_cuda):
     toolkit(tmp_path / "cuda")
     plan = planned(setup, monkeypatch, torch_with_cuda, CUDA_HOME=tmp_path / "cuda")
-    assert plan.extensions == [setup.LIBRARY, setup.CUDA_LIBRARY, setup.BINDINGS]
+    assert plan.extensions == [setup.LIBRARY, setup.CUDA_LIBRARY]
     names = "sm_80, sm_86, sm_89, sm_90a, sm_100, sm_120, compute_120"
     assert f"CUDA kernels with nvcc 13.0.88 for {names}" in plan.notes
     assert setup.cuda_of(torch_with_cuda) == "13.0"
@@ -208,8 +311,8 @@ def test_auto_leaves_the_cuda_kernels_out_where_torch_has_no_cuda(
     (torch_with_cuda / "version.py").write_text("cuda: Optional[str] = None\n")
     home = toolkit(tmp_path / "cuda") and tmp_path / "cuda"
     plan = planned(setup, monkeypatch, torch_with_cuda, CUDA_HOME=home)
-    assert plan.extensions == [setup.LIBRARY, setup.BINDINGS]
-    assert len(plan.notes) == 1
+    assert plan.extensions == [setup.LIBRARY]
+    assert (len(plan.notes), plan.left_out) == (1, {})
     plan = planned(setup, monkeypatch, torch_with_cuda, "cuda", CUDA_HOME=home)
     assert setup.CUDA_LIBRARY in plan.extensions
     assert plan.failure is None
@@ -221,6 +324,7 @@ def test_without_nvcc(setup, tmp_path, monkeypatch, torch_with_cuda, choice):
     assert setup.CUDA_LIBRARY not in plan.extensions
     why = f"no bin/nvcc in {tmp_path}, which CUDA_HOME names"
     assert f"no CUDA kernels: {why}" in plan.notes
+    assert plan.told()["left_out"] == {"cuda": why}
     expected = None if choice == "auto" else f"MIRNET_FAST_BUILD=cuda cannot be met: {why}"
     assert plan.failure == expected
 
@@ -315,7 +419,7 @@ def test_native_parts_are_there_where_they_can_be_built(setup):
         assert _native.cpu_library_error() is None
     else:
         assert "install again with MIRNET_FAST_BUILD=cpu" in _native.cpu_library_error()
-    assert _native.build_info()["compiled"] == (setup.BINDINGS in plan.extensions)
+    assert _native.build_info()["compiled"] == (setup.LIBRARY in plan.extensions)
     if not torch.version.cuda:
         assert _native.cuda_library_error() == f"torch {torch.__version__} has no CUDA"
     elif setup.CUDA_LIBRARY in plan.extensions:
@@ -340,15 +444,15 @@ def test_the_cpu_library_has_only_symbols_of_the_stable_abi():
     assert foreign_symbols(_native.CPU_LIBRARY) == []
 
 
-def bindings():
-    if not _native.build_info()["compiled"]:
-        pytest.skip(f"mirnet_fast._C: {_native.build_info()['reason']}")
-    return importlib.import_module("mirnet_fast._C")
+def build_info():
+    info = _native.build_info()
+    if not info["compiled"]:
+        pytest.skip(info["reason"])
+    return info
 
 
 def test_build_info():
-    bindings()
-    info = _native.build_info()
+    info = build_info()
     assert re.match(r"(GCC|Clang) \d+\.", info["compiler"])
     assert info["build"] in ("auto", "cpu", "cuda")
     assert info["isa_compiled"][0] == "base"
@@ -360,25 +464,21 @@ def test_build_info():
 
 
 def isa_active(cap):
-    # Loaded by its path, so that torch need not be imported.
-    load = (
-        "import importlib.util as u, sys; s = u.spec_from_file_location('_C', sys.argv[1]);"
-        "m = u.module_from_spec(s); s.loader.exec_module(m); print(m.build_info()['isa_active'])"
-    )
-    return python("-c", load, bindings().__file__, MIRNET_FAST_CPU_ISA=cap)
+    load = "import sys, torch; torch.ops.load_library(sys.argv[1])"
+    ask = f"{load}; print(torch.ops.mirnet_fast_cpu.isa_active())"
+    return python("-c", ask, _native.CPU_LIBRARY, MIRNET_FAST_CPU_ISA=cap)
 
 
 @pytest.mark.parametrize("cap", _native.ISAS)
 def test_instruction_set_is_capped_by_the_environment(cap):
-    best = bindings().build_info()["isa_detected"]
+    best = build_info()["isa_detected"]
     result = isa_active(cap)
-    assert result.stdout.strip() == min(cap, best, key=_native.ISAS.index), result.stderr
+    assert result.stdout.strip() == str(min(map(_native.ISAS.index, (cap, best)))), result.stderr
 
 
-def test_unknown_instruction_set_is_refused_by_the_bindings():
-    assert "ValueError: MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got 'sse9'" in (
-        isa_active("sse9").stderr
-    )
+def test_unknown_instruction_set_is_refused_by_the_library():
+    build_info()
+    assert "MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got 'sse9'" in isa_active("sse9").stderr
 
 
 def test_kernels_are_part_of_the_package():
@@ -396,7 +496,7 @@ def test_loop_objects_share_no_inline_code_with_the_rest(isa):
     if shutil.which("nm") is None:
         pytest.skip("no nm")
     objects = sorted((BUILD / "csrc/cpu/simd").glob(f"*.{isa}.o"))
-    if not objects and isa not in bindings().build_info()["isa_compiled"]:
+    if not objects and isa not in build_info()["isa_compiled"]:
         pytest.skip(f"{isa} is not compiled on this machine")
     assert objects
     own = re.compile(rf"_Z(GV|T[VISTC])?Z*NK?11mirnet_fast3cpu{len(isa)}{isa}")

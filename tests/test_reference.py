@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import mirnet_fast
 from mirnet_fast import reference
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -109,3 +110,36 @@ def test_state_dict_of_the_published_size():
 def test_two_networks_share_nothing():
     first, second = (reference.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1) for _ in range(2))
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+
+
+SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+MIRNET = [
+    "in_channels",
+    "out_channels",
+    "n_feat",
+    "kernel_size",
+    "stride",
+    "n_RRG",
+    "n_MSRB",
+    "height",
+    "width",
+]
+
+
+@pytest.mark.parametrize("package", [reference, mirnet_fast])
+@pytest.mark.parametrize(
+    ("make", "argument"),
+    [
+        *((lambda m, v, name=name: m.MIRNet(**{**SMALL, name: v}), f"MIRNet: {name}") for name in MIRNET),
+        (lambda m, v: m.SKFF(8, v), "SKFF: height"),
+        (lambda m, v: m.DAU(v), "DAU: n_feat"),
+        (lambda m, v: m.MSRB(8, 3, v, 2, False), "MSRB: width"),
+        (lambda m, v: m.RRG(8, v, 3, 2, 2), "RRG: n_MSRB"),
+        (lambda m, v: m.DownSample(8, v), "scale_factor"),
+        (lambda m, v: m.UpSample(8, v), "scale_factor"),
+    ],
+)
+@pytest.mark.parametrize("value", ["8", 8.0, None, -1])
+def test_a_wrong_constructor_argument_is_named(package, make, argument, value):
+    with pytest.raises(ValueError, match=rf"^{argument} must be .*; got {re.escape(repr(value))}$"):
+        make(package, value)

@@ -1,6 +1,9 @@
 #include "isa.h"
 
+#include <torch/csrc/stable/library.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -64,6 +67,24 @@ const char* name(Isa isa) {
     default:
       return "base";
   }
+}
+
+namespace {
+
+// For mirnet_fast/_native.py: indices into its ISAS.
+int64_t isa_detected() { return static_cast<int64_t>(detected()); }
+int64_t isa_active() { return static_cast<int64_t>(active()); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(mirnet_fast_cpu, m) {
+  m.def("isa_detected() -> int");
+  m.def("isa_active() -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CompositeExplicitAutograd, m) {
+  m.impl("isa_detected", TORCH_BOX(&isa_detected));
+  m.impl("isa_active", TORCH_BOX(&isa_active));
 }
 
 }  // namespace mirnet_fast::cpu

@@ -1,5 +1,4 @@
-// Which instruction set the loops of csrc/cpu/simd run with. Free of torch and Python, because it
-// is compiled into the kernel library and into the bindings alike.
+// Which instruction set the loops of csrc/cpu/simd run with.
 #pragma once
 
 namespace mirnet_fast::cpu {

@@ -125,8 +125,12 @@ def call(name, *args):
 def autocast(*values):
     """The values, their tensors cast as autocast would cast a convolution's inputs."""
     kind = values[0].device.type
-    enabled = kind != "meta" and torch.is_autocast_enabled(kind)
-    return cast(torch.get_autocast_dtype(kind), *values) if enabled else values
+    return cast(torch.get_autocast_dtype(kind), *values) if autocasts(kind) else values
+
+
+def autocasts(device_type):
+    """Whether autocast is on there; of the meta device PyTorch must not be asked."""
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def cast(dtype, *values):

@@ -1,9 +1,7 @@
 """dau_attention: everything in the dual attention unit after its second 3x3 convolution."""
 
-import torch
-
 from . import _checks
-from ._registration import autocast, call, register, register_in_place
+from ._registration import autocast, autocasts, call, register, register_in_place
 
 
 def dau_attention(
@@ -40,7 +38,7 @@ def dau_attention(
     op = "dau_attention"
     _checks.feature_map(op, "r", r)
     if x is not None:
-        _checks.like(op, "x", x, r.shape, "r", r, any_dtype=torch.is_autocast_enabled(r.device.type))
+        _checks.like(op, "x", x, r.shape, "r", r, any_dtype=autocasts(r.device.type))
     r, *weights = autocast(
         r,
         spatial_weight,

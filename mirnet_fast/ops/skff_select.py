@@ -5,7 +5,7 @@ import functools
 import torch
 
 from . import _checks
-from ._registration import call, cast, define_for_cpu, register, register_in_place
+from ._registration import autocasts, call, cast, define_for_cpu, register, register_in_place
 
 
 def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
@@ -32,7 +32,7 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
         raise ValueError(f"{op}: branches must hold at least one tensor; got none")
     first = branches[0]
     _checks.feature_map(op, "branches[0]", first)
-    promote = torch.is_autocast_enabled(first.device.type)
+    promote = autocasts(first.device.type)
     for i, branch in enumerate(branches[1:], start=1):
         _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first, any_dtype=promote)
     select_weights, select_biases = list(select_weights), list(select_biases)

@@ -7,10 +7,19 @@ of its parts in attributes, so that the fast network differs in nothing but what
 is False in ablations only.
 """
 
+from numbers import Integral
+
 import torch
 from torch import nn
 
 from .filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter, pad_amounts
+
+
+def check_count(owner, least=1, **given):
+    """Raise ValueError where an argument of a constructor is no integer of at least `least`."""
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < least:
+            raise ValueError(f"{owner}: {name} must be an integer of at least {least}; got {value!r}")
 
 
 def conv(in_channels, out_channels, kernel_size, bias=False):
@@ -23,6 +32,7 @@ class SKFF(nn.Module):
 
     def __init__(self, in_channels, height=3, reduction=8, bias=False):
         super().__init__()
+        check_count("SKFF", in_channels=in_channels, height=height, reduction=reduction)
         squeezed = max(in_channels // reduction, 4)
         self.conv_du = nn.Sequential(nn.Conv2d(in_channels, squeezed, 1, bias=bias), nn.PReLU())
         self.fcs = nn.ModuleList(nn.Conv2d(squeezed, in_channels, 1, bias=bias) for _ in range(height))
@@ -81,6 +91,7 @@ class DAU(nn.Module):
         super().__init__()
         if bn or res_scale != 1:
             raise ValueError(f"DAU: only bn=False and res_scale=1 are published, got {bn=}, {res_scale=}")
+        check_count("DAU", n_feat=n_feat, kernel_size=kernel_size, reduction=reduction)
         act = nn.PReLU() if act is None else act
         self.body = nn.Sequential(
             conv(n_feat, n_feat, kernel_size, bias), act, conv(n_feat, n_feat, kernel_size, bias)
@@ -167,9 +178,9 @@ class ResidualUpSample(nn.Module):
 
 def octaves(scale_factor):
     """log2 of a power of two."""
-    if scale_factor < 2 or scale_factor & (scale_factor - 1):
-        raise ValueError(f"scale_factor must be a power of two, at least 2; got {scale_factor}")
-    return scale_factor.bit_length() - 1
+    if not isinstance(scale_factor, Integral) or scale_factor < 2 or scale_factor & (scale_factor - 1):
+        raise ValueError(f"scale_factor must be a power of two, at least 2; got {scale_factor!r}")
+    return int(scale_factor).bit_length() - 1
 
 
 class DownSample(nn.Module):
@@ -214,6 +225,7 @@ class MSRB(nn.Module):
 
     def __init__(self, n_feat, height, width, stride, bias, act=None):
         super().__init__()
+        check_count("MSRB", n_feat=n_feat, height=height, width=width, stride=stride)
         self.height, self.width = height, width
         self.channels = [n_feat * stride**j for j in range(height)]
         act = nn.PReLU() if act is None else act
@@ -271,6 +283,7 @@ class RRG(nn.Module):
 
     def __init__(self, n_feat, n_MSRB, height, width, stride, bias=False, act=None):
         super().__init__()
+        check_count("RRG", 0, n_MSRB=n_MSRB)
         act = nn.PReLU() if act is None else act
         blocks = [self.MSRB(n_feat, height, width, stride, bias, act) for _ in range(n_MSRB)]
         self.body = nn.Sequential(*blocks, conv(n_feat, n_feat, 3, bias))
@@ -302,6 +315,9 @@ class MIRNet(nn.Module):
         bias=False,
     ):
         super().__init__()
+        check_count("MIRNet", in_channels=in_channels, out_channels=out_channels, n_feat=n_feat)
+        check_count("MIRNet", kernel_size=kernel_size, stride=stride, height=height, width=width)
+        check_count("MIRNet", 0, n_RRG=n_RRG, n_MSRB=n_MSRB)
         act = nn.PReLU()
         self.conv_in = conv(in_channels, n_feat, kernel_size, bias)
         self.body = nn.Sequential(
