@@ -4,10 +4,8 @@ Nothing in a file is trusted: only tensors are read, never code, and the model i
 once everything fits.
 """
 
-import os
 import pickle
 import re
-import uuid
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,8 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+
+from ._files import replaced
 
 PREFIX = "module."  # what DataParallel and DistributedDataParallel put before every name
 NAMES_SHOWN = 10
@@ -90,15 +90,11 @@ def save_checkpoint(model, path):
         raise CheckpointError(f"{path}: the suffix must be .pth or .safetensors")
     if not path.parent.is_dir():
         raise CheckpointError(f"{path}: there is no folder {path.parent}")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
+    with replaced(path) as new:
         if path.suffix == ".pth":
-            torch.save(model.state_dict(), temporary)
+            torch.save(model.state_dict(), new)
         else:
-            safetensors.torch.save_model(model, str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            safetensors.torch.save_model(model, str(new))
 
 
 def read_state_dict(path):
