@@ -4,6 +4,7 @@ import contextlib
 import copy
 import csv
 import math
+import multiprocessing
 import os
 import pickle
 import random
@@ -134,24 +135,15 @@ class Trainer:
             ImageError: a photo is damaged, or of another size than its partner.
             OSError: a photo cannot be read.
         """
-        recipe, losses = self.recipe, []
-        order = Order(self.step, recipe.steps, recipe.batch, self.rank, self.world)
-        loader = DataLoader(
-            self.patches,
-            batch_sampler=order,
-            collate_fn=collated,
-            worker_init_fn=_left_to_the_trainer,
-            num_workers=recipe.workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=recipe.workers > 0,
-        )
-        bar = partial(tqdm, total=recipe.steps, initial=self.step, unit="step")
+        losses = []
+        bar = partial(tqdm, total=self.recipe.steps, initial=self.step, unit="step")
         self.network.train()
         with (
+            _failures_told("a step"),  # first, as word of a dead worker may come until the end
             self._alone(),
             bar(disable=not progress or self.rank > 0) as bar,
             self._stoppable(),
-            _failures_told("a step"),
+            self._loader() as loader,
         ):
             for batch in loader:
                 if isinstance(batch, Exception):
@@ -166,6 +158,22 @@ class Trainer:
                     self.save()
                     raise KeyboardInterrupt
         return losses
+
+    @contextlib.contextmanager
+    def _loader(self):
+        """The batches of the steps that are left."""
+        recipe, over = self.recipe, multiprocessing.RawValue("b")
+        try:
+            yield DataLoader(
+                self.patches,
+                batch_sampler=Order(self.step, recipe.steps, recipe.batch, self.rank, self.world),
+                collate_fn=collated,
+                worker_init_fn=partial(_left_to_the_trainer, over),
+                num_workers=recipe.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+        finally:
+            over.value = True
 
     @contextlib.contextmanager
     def _alone(self):
@@ -446,13 +454,13 @@ def _failures_told(what):
         yield
     except TrainingError:
         raise
-    except (MemoryError, RuntimeError) as error:
+    except (ConnectionError, EOFError, MemoryError, RuntimeError) as error:
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise TrainingError(
                 f"the memory is not enough for {what}; a smaller patch or batch needs less, and so do a "
                 f"larger accumulate and checkpoint_blocks: true ({_line(error)})"
             ) from error
-        if "DataLoader worker" in str(error):
+        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
             raise TrainingError(
                 f"a process that reads photos ended, perhaps for want of memory ({_line(error)}); "
                 "the same again goes on from the last checkpoint"
@@ -465,7 +473,8 @@ def _line(error):
     return str(error).strip().rpartition("\n")[2]
 
 
-def _left_to_the_trainer(worker):
-    # A terminal and a cluster send their signals to all processes; the step is still to be done.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _left_to_the_trainer(over, worker):
+    # A terminal and a cluster send their signals to all processes; the step is still to be done. Only when
+    # the run is over SIGTERM is for the worker: Python's, which waits for what it leaves behind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: over.value and os._exit(0))

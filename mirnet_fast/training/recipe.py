@@ -156,7 +156,8 @@ def read_recipe(path):
     except yaml.MarkedYAMLError as error:
         where = error.problem_mark or error.context_mark
         place = f"{path}, line {where.line + 1}" if where else path
-        raise RecipeError(f"{place}: {error.problem or error.context}") from error
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{place}: {what}") from error
     except yaml.YAMLError as error:
         raise RecipeError(f"{path}: {str(error).splitlines()[0]}") from error
     except RecursionError as error:
