@@ -23,8 +23,8 @@ COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 .PHONY: demo test test-all lint sanitize faults bench gpu format build clean
 
 demo: build
-	$(BIN)/mirnet-fast compare --out demo
-	$(BIN)/mirnet-fast demo --out demo
+	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
+	$(BIN)/mirnet-fast demo --out demo/denoise
 
 # The cases that take minutes; tests/__init__.py says which they are. All of them: test-all.
 test: lint build $(TOOLKIT)

@@ -34,7 +34,7 @@ COMMON_FLAGS = "-std=c++17 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi"
 GLUE_FLAGS = f"{COMMON_FLAGS} -O2 {STABLE_ABI}"
 # NaN and infinity must survive, so nothing that -ffast-math would add beyond these three.
 LOOP_MATH = "-fno-math-errno -fno-trapping-math -ffp-contract=fast"
-LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd -fno-exceptions {LOOP_MATH}"
+LOOP_FLAGS = f"{COMMON_FLAGS} -O3 -fopenmp-simd {LOOP_MATH}"
 ISA_FLAGS = {
     "base": "",
     "avx2": "-mavx2 -mfma -mf16c",

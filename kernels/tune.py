@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import triton
 
+from .._files import replaced
 from . import _configs
 
 CHANNELS = (64, 128, 256)
@@ -141,7 +142,8 @@ def main():
     table = _configs.load(path)
     table[name] = table.get(name, {}) | tune(chosen.ops, dtypes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+    with replaced(path) as new:
+        new.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
     print(f"{name}: {len(table[name])} entries in {path}")
 
 

@@ -1,31 +1,9 @@
 """mirnet_fast: MIRNet (ECCV 2020) on fused kernels, computing what the published network computes."""
 
+# ruff: noqa: F405
+import importlib
+import sys
 from pathlib import Path
-
-from . import ops, reference
-from .accelerate import accelerate, revert
-from .backends import BackendError, current_backend, use_backend, use_winograd
-from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from .inference import restore
-from .modules import (
-    DAU,
-    MSRB,
-    RRG,
-    SKFF,
-    DownSample,
-    Downsample,
-    MIRNet,
-    ResidualDownSample,
-    ResidualUpSample,
-    UpSample,
-)
-from .modules._arena import release_workspace
-from .ops.packed_weights import packed_weights_bytes
-from .pretrained import load_pretrained
-
-_root = Path(__file__).resolve().parent.parent
-if (_root / "setup.py").exists() and (_root / "kernels").is_dir():
-    __path__.append(str(_root))  # in a source tree kernels/ lies beside the package
 
 __all__ = [
     "DAU",
@@ -54,3 +32,21 @@ __all__ = [
     "use_backend",
     "use_winograd",
 ]
+
+_root = Path(__file__).resolve().parent.parent
+if (_root / "setup.py").exists() and (_root / "kernels").is_dir():
+    __path__.append(str(_root))  # in a source tree kernels/ lies beside the package
+
+if Path(next(iter(getattr(sys, "argv", [])), "")).stem != "mirnet-fast":
+    from ._public import *  # noqa: F403
+else:
+    # The command imports what it needs where it needs it: --help does without torch, which takes seconds.
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        public = importlib.import_module("._public", __name__)
+        globals().update({name: getattr(public, name) for name in __all__})
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -4,9 +4,8 @@ Importing this module loads `libmirnet_fast_cpu.so`, which adds kernels to the t
 `mirnet_fast_cpu`, and where torch has CUDA `libmirnet_fast_cuda.so`, likewise. A library that is
 absent or broken is no error here: `cpu_library_error()` and `cuda_library_error()` say why, and
 `cpu_library_exception` and `cuda_library_exception` are the original exceptions, if there were any.
-
-Raises:
-    ValueError: the environment variable MIRNET_FAST_CPU_ISA has an unknown value.
+Neither is a wrong value of an environment variable that the kernels read: PROBLEMS says what is wrong, and
+so does `cpu_library_error()`.
 """
 
 import os
@@ -17,6 +16,8 @@ import torch
 
 ISA_VARIABLE = "MIRNET_FAST_CPU_ISA"
 ISAS = ("base", "avx2", "avx512")
+PACKED_VARIABLE = "MIRNET_FAST_PACKED_MB"
+PACKED_LIMIT = 2**30  # megabytes; the kernels take fewer
 
 CPU_LIBRARY = Path(__file__).with_name("libmirnet_fast_cpu.so")
 CUDA_LIBRARY = Path(__file__).with_name("libmirnet_fast_cuda.so")
@@ -58,19 +59,31 @@ def build_info():
     runs now), `threads`. With the bindings also `build` (the value of MIRNET_FAST_BUILD),
     `built_with_torch`, `compiler`, `cxx_flags`, `isa_compiled`, `isa_detected`, `isa_active`, and of
     the CUDA kernels `nvcc` (its version) and `cuda_architectures`, empty if they were not built; without
-    them `reason`.
+    them, or where they refuse MIRNET_FAST_CPU_ISA, `reason`.
     """
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     try:
         from . import _C
     except ImportError as error:
         return {"compiled": False, "reason": f"no bindings: {error}", **info}
-    return {"compiled": True, **_C.build_info(), **info}
+    try:
+        return {"compiled": True, **_C.build_info(), **info}
+    except ValueError as error:
+        return {"compiled": True, "reason": str(error), **info}
 
 
-def _check_isa(value):
-    if value and value not in ISAS:
-        raise ValueError(f"{ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {value!r}")
+def _problems(environment):
+    """A sentence for each variable whose value the kernels for the CPU would refuse."""
+    isa, megabytes = (environment.get(name, "") for name in (ISA_VARIABLE, PACKED_VARIABLE))
+    found = []
+    if isa and isa not in ISAS:
+        found.append(f"environment variable {ISA_VARIABLE} must be one of {', '.join(ISAS)}; got {isa!r}")
+    if megabytes and not (re.fullmatch("[0-9]{1,10}", megabytes) and int(megabytes) < PACKED_LIMIT):
+        found.append(
+            f"environment variable {PACKED_VARIABLE} must be a number of megabytes, 0 or more; "
+            f"got {megabytes!r}"
+        )
+    return found
 
 
 def _load(library, kernels, choice):
@@ -87,9 +100,11 @@ def _load(library, kernels, choice):
     return None, None
 
 
-_check_isa(os.environ.get(ISA_VARIABLE))
+PROBLEMS = _problems(os.environ)
 
 _cpu_library_error, cpu_library_exception = _load(CPU_LIBRARY, "C++ kernels for the CPU", "cpu")
+if PROBLEMS and _cpu_library_error is None:
+    _cpu_library_error = PROBLEMS[0]
 if torch.version.cuda:
     _cuda_library_error, cuda_library_exception = _load(CUDA_LIBRARY, "CUDA kernels", "cuda")
 else:

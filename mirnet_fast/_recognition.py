@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import modules as ours
+from .modules._layers import ACCELERATED
 from .reference.filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter
 
 # Parts come before what is built of them: a composite asks what became of its parts.
@@ -30,11 +31,10 @@ KINDS = (
 )
 OURS = frozenset(getattr(ours, kind) for kind in KINDS)
 
-ORIGINAL = "_mirnet_fast_original"  # the attribute that holds what revert() needs
 
 _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # Code compiled in place by Module.compile() guards on the class, so it may stay.
-_MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ORIGINAL, "_compiled_call_impl"}
+_MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ACCELERATED, "_compiled_call_impl"}
 _OWN_METHODS = {"__init__", "forward", "extra_repr", "__repr__", "__module__", "__doc__", "__annotations__"}
 _OWN_METHODS |= {"__dict__", "__weakref__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 _COPYING = {"__deepcopy__", "__copy__", "__getattribute__"}
@@ -69,6 +69,33 @@ class Fit:
     attributes: dict = field(default_factory=dict)
     composite: bool = False
     as_list: bool = False
+
+
+@dataclass
+class Original:
+    """What a module was before it became ours.
+
+    Attributes:
+        cls: its class.
+        inner: the classes of the modules in it, which ours takes for published parts.
+        attributes, absent: those that ours set, with their old values, and those that were not there.
+    """
+
+    cls: type
+    inner: tuple
+    attributes: dict
+    absent: tuple
+
+
+def become(module, fit):
+    """Make the module one of ours; it stays the same object."""
+    state = module.__dict__
+    inner = tuple(dict.fromkeys(type(m) for m in module.modules() if m is not module))
+    kept = {name: state[name] for name in fit.attributes if name in state}
+    absent = tuple(name for name in fit.attributes if name not in state)
+    state[ACCELERATED] = Original(type(module), inner, kept, absent)
+    state.update(fit.attributes)
+    module.__class__ = fit.target
 
 
 def kind_of(module):
@@ -366,6 +393,7 @@ def _downsample(module, accepted):
         "pad_type": pad_type,
         "stride": stride,
         "pad_off": pad_off,
+        "pad_sizes": ((size - 1) // 2 + pad_off, size // 2 + pad_off) * 2,
         "channels": channels,
     }
     base = 10 + 2 * abs(pad_off)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from . import _equivalence, _recognition
-from ._recognition import ORIGINAL, Misfit
+from ._recognition import Misfit
+from .modules._layers import ACCELERATED
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,6 @@ class Report:
         for entry in self.left:
             lines.append(f"  left {entry.name or 'the model itself'} ({entry.class_name}): {entry.reason}")
         return "\n".join(lines)
-
-
-@dataclass
-class Original:
-    """What a module was before: its class, and the attributes ours set, with their old values."""
-
-    cls: type
-    attributes: dict
-    absent: tuple
 
 
 def accelerate(model):
@@ -123,7 +115,7 @@ def accelerate(model):
         if key in fits:
             module, fit = fits[key]
             report.replaced.append(Replaced(name, _class_name(module), f"mirnet_fast.{fit.target.__name__}"))
-            _become(module, fit)
+            _recognition.become(module, fit)
     return report
 
 
@@ -144,7 +136,7 @@ def revert(model):
     _check_model("revert", model)
     names = []
     for name, module in model.named_modules():
-        original = module.__dict__.pop(ORIGINAL, None)
+        original = module.__dict__.pop(ACCELERATED, None)
         if original is not None:
             module.__class__ = original.cls
             module.__dict__.update(original.attributes)
@@ -173,12 +165,3 @@ def _prove_once(module, fit, proofs):
             proofs[key] = str(misfit)
     if proofs[key]:
         raise Misfit(proofs[key])
-
-
-def _become(module, fit):
-    state = module.__dict__
-    kept = {name: state[name] for name in fit.attributes if name in state}
-    absent = tuple(name for name in fit.attributes if name not in state)
-    state[ORIGINAL] = Original(type(module), kept, absent)
-    state.update(fit.attributes)
-    module.__class__ = fit.target

@@ -7,18 +7,25 @@ one, preferences.json beside this file says which was measured to be faster: {na
 reason: nothing falls back behind it.
 """
 
+import contextlib
 import functools
 import importlib.util
 import json
 import os
+import threading
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 from . import _native
 
 BACKENDS = ("triton", "cuda", "cpu", "reference")
 VARIABLE, WINOGRAD_VARIABLE = "MIRNET_FAST_BACKEND", "MIRNET_FAST_WINOGRAD"
+SWITCHES = {
+    **dict.fromkeys(("1", "on", "true", "yes"), True),
+    **dict.fromkeys(("0", "off", "false", "no"), False),
+}
 PREFERENCES = Path(__file__).with_name("preferences.json")
 
 # What the kernels of a backend take; a backend that could not be loaded stands in _UNAVAILABLE.
@@ -41,29 +48,58 @@ elif not torch.cuda.is_available():
 if _native.cpu_library_error() is not None:
     _UNAVAILABLE["cpu"] = _native.cpu_library_error()
 
-_forced = None
-_winograd = os.environ.get(WINOGRAD_VARIABLE, "1") != "0"
+_running = threading.local()  # what a forward in this thread began with
+# Nothing in the environment stops the import: `problems` names what cannot be used, and ops raise it.
+_forced = os.environ.get(VARIABLE) or None
+_winograd = SWITCHES.get((os.environ.get(WINOGRAD_VARIABLE) or "on").lower())  # None: neither on nor off
 
 
 class BackendError(RuntimeError):
-    """A backend was asked for explicitly and cannot run."""
+    """A backend was asked for explicitly and cannot run, or an environment variable has a wrong value."""
 
 
-def _check_name(name, source):
+def _why_not(name):
+    """Why a backend of this name cannot be chosen, or None."""
     if name not in BACKENDS:
-        raise BackendError(f"{source}: backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+        return f"backend must be one of {', '.join(BACKENDS)}; got {name!r}"
     if name in _UNAVAILABLE:
-        causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
-        raise BackendError(f"{source}: backend {name!r} cannot run: {_UNAVAILABLE[name]}") from causes.get(
-            name
+        return f"backend {name!r} cannot run: {_UNAVAILABLE[name]}"
+    return None
+
+
+def problems():
+    """Sentences about environment variables whose values cannot be used; no op runs while there are any.
+
+    `use_backend` and `use_winograd` take the place of what their variables say.
+    """
+    found = list(_native.PROBLEMS)
+    if _winograd is None:
+        value = os.environ[WINOGRAD_VARIABLE]
+        found.append(
+            f"environment variable {WINOGRAD_VARIABLE} must be one of {', '.join(SWITCHES)}; got {value!r}"
         )
+    reason = None if _forced is None else _why_not(_forced)
+    if reason is not None:
+        found.append(f"environment variable {VARIABLE}: {reason}")
+    return found
+
+
+def check_environment():
+    """
+    Raises:
+        BackendError: there are `problems`.
+    """
+    found = problems()
+    if found:
+        raise BackendError("; ".join(found))
 
 
 class use_backend:
     """Run every fused op on one backend: for good, or for a `with` block.
 
     The choice holds for the whole process, all threads included (autograd runs backward in
-    threads of its own). The environment variable MIRNET_FAST_BACKEND sets the initial choice;
+    threads of its own); a module's forward that is running goes on with the one it began with.
+    The environment variable MIRNET_FAST_BACKEND sets the initial choice;
     `use_backend(None)` returns to the automatic one.
 
     Raises:
@@ -73,8 +109,10 @@ class use_backend:
 
     def __init__(self, name):
         global _forced
-        if name is not None:
-            _check_name(name, "use_backend")
+        reason = None if name is None else _why_not(name)
+        if reason is not None:
+            causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
+            raise BackendError(f"use_backend: {reason}") from causes.get(name)
         self._previous, _forced = _forced, name
 
     def __enter__(self):
@@ -88,8 +126,9 @@ class use_backend:
 class use_winograd:
     """Let inference on the CPU run 3x3 convolutions by Winograd's method, or not: for good, or in a `with`.
 
-    It is on unless the environment variable MIRNET_FAST_WINOGRAD is 0. Its rounding errors are larger than
-    a plain convolution's, up to 3e-6 of the output's norm in float32, its multiplications a quarter.
+    It is on unless the environment variable MIRNET_FAST_WINOGRAD is 0, off, false or no. Its rounding
+    errors are larger than a plain convolution's, up to 3e-6 of the output's norm in float32, its
+    multiplications a quarter.
     """
 
     def __init__(self, wanted):
@@ -104,9 +143,37 @@ class use_winograd:
         _winograd = self._previous
 
 
+@contextlib.contextmanager
+def settings_kept():
+    """Inside, this thread's forwards see the settings as they are now, whatever other threads choose.
+
+    A forward that changed its mind would combine what belongs to one way with what belongs to another.
+    """
+    if hasattr(_running, "settings"):
+        yield
+        return
+    _running.settings = _forced, _winograd
+    try:
+        yield
+    finally:
+        del _running.settings
+
+
+def _settings():
+    return getattr(_running, "settings", None) or (_forced, _winograd)
+
+
 def winograd():
     """Whether `use_winograd` lets them run so."""
-    return _winograd
+    return _settings()[1]
+
+
+def is_transformed():
+    """Whether a transform of torch.func (jvp, vmap, grad, ...) or forward-mode differentiation is active.
+
+    The kernels have no rules for these; PyTorch's operators, the reference's, do.
+    """
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @functools.cache
@@ -119,7 +186,7 @@ def cpu_computes(dtype):
 
 def current_backend():
     """The backend chosen by the user, or None where the choice is automatic."""
-    return _forced
+    return _settings()[0]
 
 
 def explain(op, device_type, dtype):
@@ -177,14 +244,17 @@ def _without_code():
 
 
 def _obstacle(backend, device_type, dtype):
-    if _forced is not None and backend != _forced:
-        return f"{_forced!r} was chosen explicitly"
+    forced = current_backend()
+    if forced is not None and backend != forced:
+        return f"{forced!r} was chosen explicitly"
     if backend == "reference":
         return None
+    if not torch.compiler.is_compiling() and is_transformed():
+        return "has no kernels for torch.func or forward-mode differentiation"
     if backend in _UNAVAILABLE:
         return _UNAVAILABLE[backend]
     if device_type == "cpu" and backend == "triton" and _INTERPRETED:
-        if _forced != "triton":
+        if forced != "triton":
             return "is only interpreted here, for tests: it has to be chosen explicitly"
     elif device_type not in _DEVICES[backend]:
         return f"has no kernels for device {device_type!r}"
@@ -199,15 +269,13 @@ def pick(op, device_type, dtype):
     """The backend that runs `op`.
 
     Raises:
-        BackendError: the explicitly chosen backend has no kernel for this device or dtype.
+        BackendError: the explicitly chosen backend has no kernel for this device or dtype, or an
+            environment variable has a wrong value.
     """
-    for backend in _order(op, device_type, dtype) if _forced is None else (_forced,):
+    check_environment()
+    forced = current_backend()
+    for backend in _order(op, device_type, dtype) if forced is None else (forced,):
         reason = _obstacle(backend, device_type, dtype)
         if reason is None:
             return backend
-    raise BackendError(f"{op}: backend {_forced!r} was chosen explicitly, but it {reason}")
-
-
-if os.environ.get(VARIABLE):
-    _check_name(os.environ[VARIABLE], f"environment variable {VARIABLE}")
-    _forced = os.environ[VARIABLE]
+    raise BackendError(f"{op}: backend {forced!r} was chosen explicitly, but it {reason}")

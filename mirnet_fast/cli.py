@@ -2,23 +2,24 @@
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 from collections import defaultdict
 from pathlib import Path
 
 import click
-import numpy as np
-import skimage.data
-import torch
-from tqdm import tqdm
 
-from . import _native, backends, comparison, demonstration, evaluation, inference, measure, pretrained
-from .checkpoints import CheckpointError, infer_config, load_checkpoint, read_state_dict
-from .images import ImageError, Photo, check_format, matching_photos, read_photo, write_photo
-from .modules import MIRNet
-from .ops import OPS
+# Torch, SciPy and what needs them are imported in the commands: --help shall not take seconds.
 
+# Names of the benchmarks: (channels, border in pixels that is not counted, None for the scale).
+BENCHMARKS = {
+    "sidd": ("rgb", 0),
+    "dnd": ("rgb", 0),
+    "realsr": ("y", None),
+    "lol": ("rgb", 0),
+    "fivek": ("rgb", 0),
+}
 SHAPE_OPTIONS = {
     "--n-feat": ("n_feat", "Channels at full resolution."),
     "--n-rrg": ("n_RRG", "Recursive residual groups."),
@@ -46,7 +47,10 @@ class Size(click.ParamType):
 
 
 def network_options(command):
-    """Options for the arguments of MIRNet; without them a checkpoint's shapes decide."""
+    """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
+    command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
+        command
+    )
     for option, (name, description) in reversed(SHAPE_OPTIONS.items()):
         command = click.option(option, name, type=click.IntRange(1), help=description)(command)
     return command
@@ -58,24 +62,44 @@ class Device(click.ParamType):
     name = "device"
 
     def convert(self, value, param, ctx):
+        import torch
+
         try:
-            return torch.empty(0, device=value).device
-        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-            self.fail(f"{value!r} cannot be used: {error}", param, ctx)
+            device = torch.empty(0, device=value).device
+            torch.zeros(1, device=device).cpu()  # not from one without data, such as meta
+        except Exception as error:  # AssertionError, ImportError and others, of other devices
+            reason = re.split(r"\n|\. ", str(error).strip())[0]  # torch goes on for pages
+            self.fail(f"{value!r} cannot be used: {reason}", param, ctx)
+        return device
+
+
+def _default_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_option(command):
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return click.option("--device", type=Device(), default=default, show_default=True)(command)
+    return click.option(
+        "--device",
+        type=Device(),
+        default=_default_device,
+        show_default="cuda, or cpu where there is none",
+    )(command)
 
 
 def network_config(weights, options):
-    """The arguments of MIRNet, from the options that were given and else from the checkpoint."""
-    given = {name: value for name, value in options.items() if value is not None}
+    """The arguments of MIRNet: the checkpoint's, or without one those of the options that were given."""
+    from .checkpoints import CheckpointError, network_arguments
+
+    key = options["key"]
+    given = {name: value for name, value in options.items() if value is not None and name != "key"}
     if weights is None:
+        if key is not None:
+            raise click.UsageError("--key needs --weights")
         return given
     try:
-        config = infer_config(read_state_dict(weights), **given)
+        config = network_arguments(weights, key, **given)
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     if (config["in_channels"], config["out_channels"]) != (3, 3):
@@ -83,7 +107,27 @@ def network_config(weights, options):
     return config
 
 
-@click.group()
+class Command(click.Command):
+    """A command that runs ops: one sentence, and not a traceback, where none can run or the chosen one.
+
+    Its --help is answered before.
+    """
+
+    def invoke(self, ctx):
+        from . import backends
+
+        try:
+            backends.check_environment()
+            return super().invoke(ctx)
+        except backends.BackendError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Group(click.Group):
+    command_class = Command
+
+
+@click.group(cls=Group)
 @click.version_option(package_name="mirnet-fast")
 def main():
     """MIRNet image restoration on fused kernels."""
@@ -107,13 +151,23 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
     runs as published: NCHW, eager. Without IMAGE the photo is scikit-image's astronaut. The exit
     status is 1 if they do not agree.
     """
+    import numpy as np
+    import torch
+
+    from . import comparison, inference, measure
+    from .checkpoints import CheckpointError, load_checkpoint
+    from .images import ImageError, Photo, read_photo, write_photo
+
     if threads is not None:
         torch.set_num_threads(threads)
     config = network_config(weights, options)
     try:
         rgb = _sample_photo() if image is None else read_photo(image).rgb
         networks = comparison.build(
-            config, weights and (lambda network: load_checkpoint(network, weights)), device, seed
+            config,
+            weights and (lambda network: load_checkpoint(network, weights, key=options["key"])),
+            device,
+            seed,
         )
         out.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ImageError, OSError) as error:
@@ -188,6 +242,11 @@ def demo(image, sigma, out, seed):
     scikit-image's non-local means and of BM3D (if the package bm3d is installed) and writes the
     pictures to OUT. Without IMAGE the photo is scikit-image's astronaut, which the denoiser never saw.
     """
+    import torch
+
+    from . import demonstration
+    from .images import ImageError, Photo, read_photo, write_photo
+
     try:
         rgb = _sample_photo() if image is None else read_photo(image).rgb
         out.mkdir(parents=True, exist_ok=True)
@@ -199,7 +258,10 @@ def demo(image, sigma, out, seed):
         f"photo: {image or 'scikit-image astronaut'}, {width} x {height} pixels, "
         f"Gaussian noise of sigma {sigma:g}/255, saved in 8 bits"
     )
-    results = demonstration.compare(clean, demonstration.add_noise(clean, sigma, seed), sigma)
+    try:
+        results = demonstration.compare(clean, demonstration.add_noise(clean, sigma, seed), sigma)
+    except ValueError as error:  # too small for SSIM
+        raise click.ClickException(str(error)) from error
     _print_table(
         [
             ("", "PSNR", "SSIM", "time"),
@@ -230,59 +292,75 @@ def demo(image, sigma, out, seed):
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
-@click.argument("output", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("output", metavar="OUT", type=click.Path())
 @click.option("--weights", help="A checkpoint (.pth, .safetensors); the denoiser that is here without one.")
 @device_option
 @network_options
 def restore(inputs, output, weights, device, **options):
     """Restore images of any size, 8 or 16 bit, grey or colour, with or without transparency.
 
-    OUT is a file if there is one IN and OUT has a suffix and is no folder, else a folder that gets
-    files of the same names. The network's shape is taken from the checkpoint. The exit status is 1 if an
-    image failed; the others are written all the same.
+    OUT is a file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder
+    that gets files of the same names. The network's shape is taken from the checkpoint. The exit status is 1
+    if an image failed, and 130 after Ctrl-C; the others are written all the same.
     """
+    from tqdm import tqdm
+
+    from . import pretrained
+    from .checkpoints import CheckpointError, load_checkpoint
+    from .images import ImageError
+    from .modules import MIRNet
+
     if weights is None:
         weights = pretrained.weights_of()
         click.echo(f"weights: {weights.stem}, which comes with mirnet-fast and removes noise ({weights})")
     config = network_config(weights, options)
     model = MIRNet(**config).eval()
     try:
-        load_checkpoint(model, weights)
+        load_checkpoint(model, weights, key=options["key"])
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
-    into_folder = len(inputs) > 1 or output.is_dir() or not output.suffix
+    names_folder, output = output.endswith(os.sep), Path(output)
+    into_folder = len(inputs) > 1 or names_folder or output.is_dir() or not output.suffix
     try:
         (output if into_folder else output.parent).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(str(error)) from error
 
-    written, failed = [], 0
-    for path in tqdm(inputs, unit="image", disable=None):
-        target = output / Path(path).name if into_folder else output
-        try:
-            if any(_same_file(target, other) for other in inputs):
-                raise ImageError(f"{path}: the result would overwrite the input {target}")
-            if target in written:
-                raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
-            _restore_file(model, path, target, device)
-            written.append(target)
-        except (ImageError, RuntimeError) as error:  # RuntimeError: not enough memory
-            failed += 1
-            message = str(error) if path in str(error) else f"{path}: {error}"
-            tqdm.write(f"error: {message}", file=sys.stderr)
-    click.echo(f"restored {len(written)} of {len(inputs)} images to {output}")
-    if failed:
-        sys.exit(1)
+    given = {_identity(path) for path in inputs} - {None}
+    written, failed, stopped = set(), 0, False
+    try:
+        for path in tqdm(inputs, unit="image", disable=None):
+            target = output / Path(path).name if into_folder else output
+            try:
+                there = _identity(target)
+                if there in given:
+                    raise ImageError(f"{path}: the result would overwrite the input {target}")
+                if there in written:
+                    raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
+                _restore_file(model, path, target, device)
+                written.add(_identity(target))
+            except (
+                ImageError,
+                OSError,
+                RuntimeError,
+                MemoryError,
+            ) as error:  # RuntimeError: memory, of torch
+                failed += 1
+                message = str(error) if path in str(error) else f"{path}: {error}"
+                tqdm.write(f"error: {message}", file=sys.stderr)
+    except KeyboardInterrupt:
+        stopped = True
+    click.echo(f"{'stopped; ' * stopped}restored {len(written)} of {len(inputs)} images to {output}")
+    if stopped or failed:
+        sys.exit(130 if stopped else 1)
 
 
 @main.command()
 @click.argument("inputs", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("targets", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--weights", help="A checkpoint; without one INPUTS are judged as they are.")
-@click.option(
-    "--benchmark", type=click.Choice(sorted(evaluation.BENCHMARKS)), help="Its channels and border."
-)
+@click.option("--benchmark", type=click.Choice(sorted(BENCHMARKS)), help="Its channels and border.")
 @click.option("--channels", type=click.Choice(["rgb", "y"]), help="Counted channels; rgb if not told.")
 @click.option("--border", type=click.IntRange(0), help="Pixels along each side that do not count.")
 @click.option("--ensemble", is_flag=True, help="The mean over eight orientations.")
@@ -297,35 +375,62 @@ def evaluate(
 ):
     """PSNR and SSIM of the photos in INPUTS, restored, against those of the same names in TARGETS.
 
-    Both are judged as files of 8 bits a channel hold them.
+    Both are judged as files of 8 bits a channel hold them. The exit status is 1 if a photo could not be
+    judged, and 130 after Ctrl-C; the result is that of the others all the same.
     """
-    if benchmark and evaluation.BENCHMARKS[benchmark][1] is None and border is None:
+    from tqdm import tqdm
+
+    from . import evaluation, inference
+    from .checkpoints import CheckpointError, load_checkpoint
+    from .images import ImageError, matching_photos, read_photo
+    from .modules import MIRNet
+
+    if benchmark and BENCHMARKS[benchmark][1] is None and border is None:
         raise click.UsageError(f"--benchmark {benchmark} needs --border, the scale of the super-resolution")
-    channels = channels or (evaluation.BENCHMARKS[benchmark][0] if benchmark else "rgb")
+    channels = channels or (BENCHMARKS[benchmark][0] if benchmark else "rgb")
+    run = inference.restore_by_ensemble if ensemble else inference.restore
     try:
         pairs = matching_photos(inputs, targets)
         model = None
         if weights is not None:
             model = MIRNet(**network_config(weights, options)).to(device)
-            load_checkpoint(model, weights)
-        run = inference.restore_by_ensemble if ensemble else inference.restore
-        scores = []
-        for given, target in tqdm(pairs, unit="photo", disable=None):
-            restored = read_photo(given).rgb
-            if model is not None:
-                restored = run(model, restored.to(device)).cpu()
-            images = (t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb))
-            scores.append(evaluation.score(str(given), *images, channels, border or 0, lpips, device))
+            load_checkpoint(model, weights, key=options["key"])
         if table:
-            evaluation.write_csv(table, scores)
-    except (CheckpointError, ImageError, OSError, ValueError, ImportError) as error:
+            table.parent.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, ImageError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    result = evaluation.mean(scores)
-    click.echo(f"{len(scores)} photos, {channels}, border {border or 0}{', ensemble of 8' * ensemble}")
-    click.echo(
-        f"PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}"
-        + (f", LPIPS {result.lpips:.4f}" if lpips else "")
-    )
+
+    scores, stopped = [], False
+    try:
+        for given, target in tqdm(pairs, unit="photo", disable=None):
+            try:
+                restored = read_photo(given).rgb
+                if model is not None:
+                    restored = run(model, restored.to(device)).cpu()
+                images = (t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb))
+                scores.append(evaluation.score(str(given), *images, channels, border or 0, lpips, device))
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # ImageError is a ValueError
+                message = str(error) if str(given) in str(error) else f"{given}: {error}"
+                tqdm.write(f"error: {message}", file=sys.stderr)
+    except ImportError as error:  # of the package lpips
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = True
+    if scores:
+        count = f"{len(scores)}{f' of {len(pairs)}' if len(scores) < len(pairs) else ''}"
+        result = evaluation.mean(scores)
+        click.echo(f"{count} photos, {channels}, border {border or 0}{', ensemble of 8' * ensemble}")
+        click.echo(
+            f"PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}"
+            + (f", LPIPS {result.lpips:.4f}" if lpips else "")
+        )
+        if table:
+            try:
+                evaluation.write_csv(table, scores)
+            except OSError as error:
+                raise click.ClickException(f"{table} was not written: {error.strerror or error}") from error
+    if stopped or len(scores) < len(pairs):
+        sys.exit(130 if stopped else 1)
 
 
 @main.command()
@@ -340,6 +445,10 @@ def train(recipe, out, threads, device):
     weights of the best validation, and log.csv. Ctrl-C or SIGTERM saves last.pt first. On several GPUs:
     torchrun --nproc-per-node N -m mirnet_fast.cli train RECIPE
     """
+    import torch
+
+    from .images import ImageError
+
     try:
         from . import training
     except ImportError as error:
@@ -386,6 +495,8 @@ def patches(recipe, folder, size, stride, workers):
     For photos of many megapixels, such as those of SIDD: a recipe with `train: {kind: pairs, input:
     FOLDER/input, target: FOLDER/target}` then trains much faster than one that decodes whole photos.
     """
+    from .images import ImageError
+
     try:
         from . import training
     except ImportError as error:
@@ -400,9 +511,21 @@ def patches(recipe, folder, size, stride, workers):
     click.echo(f"{count:,} pairs of {size} x {size} pixels in {folder}")
 
 
-@main.command()
+@main.command(cls=click.Command)
 def doctor():
     """Print versions, devices, how the kernels were built, and what runs for each op and why."""
+    import numpy as np
+    import torch
+
+    from . import _native, backends, measure
+    from .ops import OPS
+
+    problems = backends.problems()
+    if problems:
+        click.echo("no op runs until this is put right")
+        for sentence in problems:
+            click.echo(f"  {sentence}")
+        click.echo()
     click.echo("machine and versions")
     _print_table([*measure.machine().items(), ("numpy", np.__version__)])
     click.echo("\nbuild")
@@ -413,6 +536,8 @@ def doctor():
     click.echo(f"  CUDA kernels: {_native.cuda_library_error() or untried}")
     forced = backends.current_backend()
     click.echo(f"\nbackend: {forced or 'automatic'}")
+    if not problems:
+        click.echo(f"Winograd's method on the CPU: {'on' if backends.winograd() else 'off'}")
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
@@ -430,23 +555,38 @@ def doctor():
 
 
 def _in_bfloat16():
+    import torch
+
+    from . import backends
+
     if backends.cpu_computes(torch.bfloat16):
         return "bfloat16; the ops below are stored in it, and computed in float32"
     return "float32 and stored in bfloat16, in which this CPU does not compute; so are the ops below"
 
 
 def _restore_file(model, path, target, device):
+    from . import inference
+    from .images import check_format, read_photo, write_photo
+
     photo = read_photo(path)
     check_format(target, photo)
     restored = inference.restore(model, photo.rgb.to(device))
     write_photo(target, dataclasses.replace(photo, rgb=restored))
 
 
-def _same_file(path, other):
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
+def _identity(path):
+    """What all names of one file have in common; None where there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _sample_photo():
+    import skimage.data
+    import torch
+
     pixels = torch.from_numpy(skimage.data.astronaut())
     return pixels.permute(2, 0, 1)[None].float() / 255
 

@@ -9,14 +9,7 @@ import skimage.color
 import skimage.metrics
 import torch
 
-# Names of the benchmarks: (channels, border in pixels that is not counted, None for the scale).
-BENCHMARKS = {
-    "sidd": ("rgb", 0),
-    "dnd": ("rgb", 0),
-    "realsr": ("y", None),
-    "lol": ("rgb", 0),
-    "fivek": ("rgb", 0),
-}
+from ._files import replaced
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def score(name, restored, target, channels="rgb", border=0, with_lpips=False, de
         border: pixels along each side that are not counted.
 
     Raises:
-        ValueError: the photos differ in size, or nothing is left inside the border.
+        ValueError: the photos differ in size, or too little for SSIM is left inside the border.
     """
     if restored.shape != target.shape:
         raise ValueError(
@@ -113,7 +106,10 @@ def score(name, restored, target, channels="rgb", border=0, with_lpips=False, de
         restored, target = restored[inside, inside], target[inside, inside]
     if 0 in target.shape:
         raise ValueError(f"{name}: nothing is left inside a border of {border} pixels")
-    return Score(name, psnr(restored, target), ssim(restored, target), distance)
+    try:
+        return Score(name, psnr(restored, target), ssim(restored, target), distance)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def mean(scores):
@@ -128,8 +124,12 @@ def mean(scores):
 
 
 def write_csv(path, scores):
-    """One row a photo, and their mean."""
-    with open(path, "w", newline="") as file:
+    """One row a photo, and their mean; the file is written whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replaced(path) as new, new.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["name", "psnr", "ssim", "lpips"])
         writer.writeheader()
         writer.writerows(asdict(s) for s in [*scores, mean(scores)])

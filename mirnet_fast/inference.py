@@ -1,6 +1,12 @@
 """Running a network on images of any size."""
 
+import math
+
 import torch
+from torch import nn
+
+# A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
+LARGEST = 8
 
 
 def restore(model, image, multiple=None):
@@ -10,28 +16,48 @@ def restore(model, image, multiple=None):
 
     Args:
         model: maps (N, C, H, W) to (N, C', H, W) for H and W that are multiples of `multiple`.
-        image: (N, C, H, W) of the model's dtype and device, H and W at least 1.
-        multiple: taken from the model if it is a MIRNet: 2**(height - 1).
+        image: (N, C, H, W) floats from 0 to 1, of the model's dtype and device, H and W at least 1.
+        multiple: what H and W have to be multiples of; see `size_multiple` if not given.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
 
     Raises:
-        ValueError: `image` has no pixels or not four dimensions, or `multiple` is not given and
-            the model has no module with a `height`.
+        TypeError: `model` is no module, `image` no tensor of floats, `multiple` no integer, or the model
+            returns something else than a tensor.
+        ValueError: `image` has no pixels, not four dimensions, or values from 0 to 255 instead of 1 (some
+            are above 8; of models without MIRNet's blocks that is not asked, nor of values that are not
+            finite); `multiple` is below 1, or not given and not to be told from the model; the model
+            returns another size, or fails and the image has other channels, dtype or device than it takes.
     """
-    if image.dim() != 4 or 0 in image.shape:
-        raise ValueError(f"restore: image must be (N, C, H, W) with H, W >= 1; got {tuple(image.shape)}")
+    _check(model, image)
     multiple = size_multiple(model) if multiple is None else multiple
+    if not isinstance(multiple, int):
+        raise TypeError(f"restore: multiple must be an integer; got {type(multiple).__name__}")
+    if multiple < 1:
+        raise ValueError(f"restore: multiple must be at least 1; got {multiple}")
     height, width = image.shape[2:]
+    padded = pad_by_reflection(image, multiple)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
-            padded_result = model(pad_by_reflection(image, multiple))
+            padded_result = model(padded)
+    except Exception as error:
+        misfit = _misfit(model, image)
+        if misfit is None:
+            raise
+        raise ValueError(f"restore: {misfit}") from error
     finally:
         for module in training:
             module.training = True
+    if not isinstance(padded_result, torch.Tensor):
+        raise TypeError(f"restore: the model must return a tensor; got {type(padded_result).__name__}")
+    if padded_result.dim() != 4 or padded_result.shape[2:] != padded.shape[2:]:
+        raise ValueError(
+            f"restore: the model must return (N, C, H, W) of its input's H and W; of {tuple(padded.shape)} "
+            f"it made {tuple(padded_result.shape)}. Is `multiple`, {multiple}, large enough?"
+        )
     # The copy is outside of inference_mode, so that the caller may use it in autograd and in place.
     return padded_result[..., :height, :width].clone()
 
@@ -42,6 +68,7 @@ def restore_by_ensemble(model, image, multiple=None):
     Arguments, result and errors are those of `restore`. Source: Timofte et al., "Seven ways to improve
     example-based single image super resolution", CVPR 2016, section 3.6.
     """
+    _check(model, image)
     total = 0
     for turns in range(4):
         for mirrored in (False, True):
@@ -68,15 +95,105 @@ def pad_by_reflection(image, multiple):
 def size_multiple(model):
     """2**(height - 1), what H and W have to be multiples of, of a model that is or holds a MIRNet.
 
+    Of a model that holds MSRBs and changes the resolution nowhere else; the largest height counts.
+
     Raises:
-        ValueError: no module of the model has an integer attribute `height`.
+        ValueError: the model has no MSRB, or a layer outside of them changes the resolution, so that the
+            multiple can't be told.
     """
-    heights = [
-        module.height for module in model.modules() if isinstance(getattr(module, "height", None), int)
-    ]
-    if not heights:
-        raise ValueError("restore: the model is no MIRNet, so `multiple` must be given")
-    return 2 ** (max(heights) - 1)
+    blocks, others = _blocks_and_others(model)
+    if not blocks:
+        raise ValueError(
+            f"restore: the model, {type(model).__name__}, has no multi-scale residual block (MSRB) of "
+            "MIRNet, so `multiple` must be given"
+        )
+    for name, module in others:
+        if _resamples(module):
+            raise ValueError(
+                f"restore: {name} ({type(module).__name__}) changes the resolution, too, so `multiple` must "
+                "be given"
+            )
+    return 2 ** (max(block.height for block in blocks) - 1)
+
+
+def _blocks_and_others(model):
+    """([MSRB], [(name, module that lies in none of them)]), ours and other people's."""
+    blocks, others, seen, waiting = [], [], set(), [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        if _is_block(module):
+            blocks.append(module)
+        else:
+            others.append((name, module))
+            waiting += [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
+    return blocks, others
+
+
+def _is_block(module):
+    # By the height alone it might be an SKFF, whose height is its number of branches.
+    height, blocks = getattr(module, "height", None), getattr(module, "blocks", None)
+    return isinstance(height, int) and hasattr(blocks, "__len__") and len(blocks) == height
+
+
+def _resamples(module):
+    """Whether it is a layer with a stride or a scale: convolution, pooling, pixel shuffle, interpolation."""
+    if any(True for _ in module.children()) and not isinstance(module, nn.modules.conv._ConvNd):
+        return False
+    names = ("stride", "scale_factor", "upscale_factor", "downscale_factor")
+    factors = [getattr(module, name, None) for name in names]
+    factors += [module.size] if isinstance(module, nn.Upsample) else []
+    return any(factor not in (None, 1, (1, 1)) for factor in factors)
+
+
+def _check(model, image):
+    """Raises what `restore` says of `model` and `image`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model must be a torch.nn.Module; got {type(model).__name__}")
+    expected = "restore: image must be a tensor (N, C, H, W) of floats from 0 to 1"
+    if not isinstance(image, torch.Tensor):
+        array = hasattr(image, "__array_interface__")  # NumPy and PIL have it
+        hint = "torch.from_numpy(numpy.array(image)).permute(2, 0, 1)[None].float() / 255"
+        raise TypeError(
+            f"{expected}; got {type(image).__module__}.{type(image).__qualname__}"
+            f"{f' (of H x W x C bytes: {hint})' if array else ''}"
+        )
+    if not image.is_floating_point():
+        hint = " (image.float() / 255)" if image.dtype == torch.uint8 else ""
+        raise TypeError(f"{expected}; got {image.dtype}{hint}")
+    if image.dim() != 4 or 0 in image.shape:
+        last = image.dim() == 3 and image.shape[2] in (1, 3, 4) and image.shape[0] not in (1, 3, 4)
+        hint = " (image.permute(2, 0, 1)[None])" if last else " (image[None])" if image.dim() == 3 else ""
+        raise ValueError(
+            f"restore: image must be (N, C, H, W) with N, C, H, W >= 1; got {tuple(image.shape)}{hint}"
+        )
+    if type(image) is torch.Tensor and not image.is_meta and _blocks_and_others(model)[0]:
+        largest = image.amax().item()
+        if LARGEST < largest < math.inf:
+            raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
+
+
+def _misfit(model, image):
+    """What of the image is not as the model's first layer takes it, in a sentence, or None.
+
+    Asked only of a model that failed: what wraps one may well turn an image into what it takes.
+    """
+    first = next((m.conv_in for m in model.modules() if hasattr(m, "conv_in")), None)
+    weight = getattr(first, "weight", None)
+    if weight is None:
+        return None
+    channels = image.shape[1]
+    if channels != weight.shape[1]:
+        hint = " (image.permute(0, 3, 1, 2))" if image.shape[3] in (1, 3, 4) else ""
+        hint = " (image[:, :3] has no transparency)" if (channels, weight.shape[1]) == (4, 3) else hint
+        return f"image must have {weight.shape[1]} channels; got {channels}, {tuple(image.shape)}{hint}"
+    if image.dtype != weight.dtype:
+        return f"image must be {weight.dtype}, as the model is; got {image.dtype}"
+    if image.device != weight.device:
+        return f"image must be on {weight.device}, as the model is; got {image.device}"
+    return None
 
 
 def _reflected(size, padded_size):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -217,9 +218,70 @@ def test_the_interpreter_runs_only_where_it_was_chosen(monkeypatch):
 def test_the_environment_variable_chooses():
     code = "import mirnet_fast; print(mirnet_fast.current_backend())"
     assert run_python(code, MIRNET_FAST_BACKEND="reference").stdout.strip() == "reference"
-    failed = run_python(code, MIRNET_FAST_BACKEND="gpu")
-    assert failed.returncode != 0
-    assert "environment variable MIRNET_FAST_BACKEND: backend must be one of" in failed.stderr
+
+
+WITH_WRONG_VARIABLES = """
+import torch, mirnet_fast
+from click.testing import CliRunner
+from mirnet_fast.cli import main
+for arguments in (["--help"], ["restore", "--help"], ["doctor"], ["demo"]):
+    result = CliRunner().invoke(main, arguments)
+    print(result.exit_code, isinstance(result.exception, (SystemExit, type(None))), result.output)
+mirnet_fast.release_workspace()
+try:
+    with torch.inference_mode():
+        mirnet_fast.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)(torch.rand(1, 3, 8, 8))
+except mirnet_fast.BackendError as error:
+    print("op:", mirnet_fast.packed_weights_bytes(), error)
+"""
+WRONG = {
+    "MIRNET_FAST_BACKEND": ("gpu", ": backend must be one of triton, cuda, cpu, reference; got 'gpu'"),
+    "MIRNET_FAST_WINOGRAD": ("2", " must be one of 1, on, true, yes, 0, off, false, no; got '2'"),
+    "MIRNET_FAST_CPU_ISA": ("sse9", " must be one of base, avx2, avx512; got 'sse9'"),
+    "MIRNET_FAST_PACKED_MB": ("much", " must be a number of megabytes, 0 or more; got 'much'"),
+}
+
+
+def test_wrong_variables_stop_neither_the_import_nor_help_nor_doctor():
+    done = run_python(WITH_WRONG_VARIABLES, **{name: value for name, (value, _) in WRONG.items()})
+    assert done.returncode == 0, done.stderr
+    helped, restore_helped, doctor, demo, op = re.split(r"^(?:[01] True|op: 0) ", done.stdout, flags=re.M)[1:]
+    assert "Commands:" in helped and "--weights" in restore_helped
+    assert "machine and versions" in doctor and "cpu, float32" in doctor
+    assert demo.startswith("Error: ")
+    for name, (_, complaint) in WRONG.items():
+        for answer in (doctor, demo, op):
+            assert f"environment variable {name}{complaint}" in answer
+    assert "csrc" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "right"),
+    [("", True), ("0", True), ("1024", True), (str(2**30 - 1), True)]
+    + [(value, False) for value in ("-1", "1.5", "much", " ", "1 ", "1_0", str(2**30), "9" * 20)],
+)
+def test_megabytes_are_checked_as_the_kernels_check_them(value, right):
+    assert (backends._native._problems({"MIRNET_FAST_PACKED_MB": value}) == []) == right
+
+
+def test_a_backend_of_the_environment_that_cannot_run(monkeypatch):
+    monkeypatch.setitem(backends._UNAVAILABLE, "cuda", "torch finds no GPU")
+    monkeypatch.setattr(backends, "_forced", "cuda")
+    wanted = "environment variable MIRNET_FAST_BACKEND: backend 'cuda' cannot run: torch finds no GPU"
+    with pytest.raises(mirnet_fast.BackendError, match=wanted):
+        ops.blur_pool(X)
+    with mirnet_fast.use_backend("reference"):  # takes the variable's place
+        ops.blur_pool(X)
+    assert backends.problems() == [wanted]
+
+
+def test_use_winograd_takes_the_place_of_a_wrong_variable(monkeypatch):
+    monkeypatch.setenv("MIRNET_FAST_WINOGRAD", "maybe")
+    monkeypatch.setattr(backends, "_winograd", None)
+    with pytest.raises(mirnet_fast.BackendError, match="MIRNET_FAST_WINOGRAD must be one of"):
+        ops.blur_pool(X)
+    with mirnet_fast.use_winograd(False):
+        ops.blur_pool(X)
 
 
 def test_import_takes_no_optional_package_and_no_gpu():

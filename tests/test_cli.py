@@ -1,8 +1,14 @@
 """The command line, on small networks."""
 
+import errno
+import os
+import pickle
 import re
+import resource
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +17,7 @@ import skimage.data
 import torch
 from click.testing import CliRunner
 
+import mirnet_fast
 from mirnet_fast import MIRNet, backends, comparison, demonstration, evaluation, reference
 from mirnet_fast.checkpoints import save_checkpoint
 from mirnet_fast.cli import main
@@ -125,6 +132,9 @@ def test_compare_says_that_memory_was_not_measured(tmp_path, monkeypatch):
         (["--size", "-4"], 2, "neither a number of pixels"),
         (["--rounds", "0"], 2, "0 is not in the range"),
         (["--device", "abacus"], 2, "cannot be used"),
+        (["--device", "mps"], 2, "'mps' cannot be used: "),
+        (["--device", "meta"], 2, "'meta' cannot be used: Cannot copy out of meta tensor"),
+        (["--device", "hpu"], 2, "'hpu' cannot be used: No module"),
     ],
 )
 def test_compare_errors(arguments, code, match):
@@ -132,6 +142,7 @@ def test_compare_errors(arguments, code, match):
     assert result.exit_code == code
     assert match in result.output
     assert isinstance(result.exception, SystemExit)
+    assert len(result.output.splitlines()) <= 4  # how it is used, and one sentence
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 10), (16, 16)])
@@ -186,6 +197,107 @@ def test_restore_never_overwrites_an_input(tmp_path, identity):
     assert (tmp_path / "in.png").read_bytes() == before
 
 
+def test_restore_replaces_a_link_to_another_picture(tmp_path, identity):
+    for name in ("in.png", "other.png"):
+        cv2.imwrite(str(tmp_path / name), random_pixels(np.uint8, 5, 5, 3))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "in.png").symlink_to(tmp_path / "other.png")
+    before = (tmp_path / "other.png").read_bytes()
+    result = run("restore", tmp_path / "in.png", tmp_path / "out", "--weights", identity)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "other.png").read_bytes() == before
+    assert not (tmp_path / "out" / "in.png").is_symlink()
+
+
+def test_restore_looks_at_each_name_a_few_times(tmp_path, identity, monkeypatch):
+    names, seen = [f"{i}.png" for i in range(200)], []
+    for name in names:
+        (tmp_path / name).touch()
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda *args, **kwargs: seen.append(args) or stat(*args, **kwargs))
+    monkeypatch.setattr("mirnet_fast.cli._restore_file", lambda model, path, target, device: target.touch())
+    arguments = [*(tmp_path / name for name in names), tmp_path / "out", "--weights", identity]
+    for _ in range(2):  # without and with results of the same names
+        seen.clear()
+        result = run("restore", *arguments)
+        assert result.exit_code == 0 and "restored 200 of 200" in result.output
+        assert len(seen) < 10 * len(names)
+
+
+def test_restore_after_an_error_of_the_disk(tmp_path, identity, monkeypatch):
+    inputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path in inputs:
+        cv2.imwrite(str(path), random_pixels(np.uint8, 5, 5, 3))
+    read_bytes = Path.read_bytes
+
+    def fail(path):
+        if path == inputs[1]:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    result = run("restore", *inputs, tmp_path / "out", "--weights", identity)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert f"error: {inputs[1]} cannot be read: Input/output error" in result.output
+    assert "restored 2 of 3 images" in result.output
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError("no memory")])
+def test_restore_goes_on_whatever_a_file_does(tmp_path, identity, monkeypatch, error):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr("mirnet_fast.cli._restore_file", fail)
+    result = run("restore", tmp_path / "a.png", tmp_path / "b.png", tmp_path, "--weights", identity)
+    assert result.exit_code == 1 and "restored 0 of 2" in result.output
+    assert f"error: {tmp_path / 'b.png'}: {error}" in result.output
+
+
+def test_restore_says_what_was_done_before_ctrl_c(tmp_path, identity, monkeypatch):
+    inputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for path in inputs:
+        cv2.imwrite(str(path), random_pixels(np.uint8, 5, 5, 3))
+    forward, calls = MIRNet.forward, []
+
+    def interrupted(self, x):
+        calls.append(x)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return forward(self, x)
+
+    monkeypatch.setattr(MIRNet, "forward", interrupted)
+    result = run("restore", *inputs, tmp_path / "out", "--weights", identity)
+    assert result.exit_code == 130
+    assert result.output.splitlines()[-1] == f"stopped; restored 1 of 3 images to {tmp_path / 'out'}"
+    assert os.listdir(tmp_path / "out") == ["a.png"]
+
+
+def test_restore_of_a_folder(tmp_path, identity):
+    result = run("restore", tmp_path, tmp_path / "out", "--weights", identity)
+    assert result.exit_code == 1
+    assert f"error: {tmp_path} is a folder; name the files in it" in result.output
+
+
+def test_restore_into_a_folder_with_a_dot(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 5, 5, 3))
+    result = run("restore", tmp_path / "in.png", f"{tmp_path}/v1.2/", "--weights", identity)
+    assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path / "v1.2") == ["in.png"]
+
+
+def test_restore_on_a_full_disk_keeps_the_old_result(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 64, 64, 3))
+    (tmp_path / "out.png").write_bytes(b"old")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
+    try:
+        result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert result.exit_code == 1 and "out.png was not written: File too large" in result.output
+    assert (tmp_path / "out.png").read_bytes() == b"old"
+
+
 def test_restore_never_overwrites_another_result(tmp_path, identity):
     for folder, value in (("a", 10), ("b", 20)):
         (tmp_path / folder).mkdir()
@@ -224,11 +336,33 @@ def test_restore_errors_of_the_checkpoint(tmp_path, identity):
     for weights, options, match in [
         (tmp_path / "bad.pth", [], "damaged"),
         (tmp_path / "grey.pth", [], "not a network from RGB"),
-        (identity, ["--n-feat", 12], "of another shape"),
+        (identity, ["--n-feat", 12], "made with n_feat=8, not 12"),
+        (identity, ["--width", 3], "made with width=2, not 3"),
+        (identity, ["--height", 2], "made with height=3, not 2"),
     ]:
         result = run(*arguments, "--weights", weights, *options)
         assert result.exit_code == 1 and match in result.output
     assert not (tmp_path / "out.png").exists()
+
+
+def test_restore_takes_the_network_that_the_key_names(tmp_path, identity):
+    state = torch.load(identity)
+    spoiled = {name: value + 1 for name, value in state.items()}
+    path, photo, result = tmp_path / "net.pt", tmp_path / "in.png", tmp_path / "out.png"
+    torch.save({"params": spoiled, "params_ema": state}, path)
+    cv2.imwrite(str(photo), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", photo, result, "--weights", path)
+    assert refused.exit_code == 1 and not result.exists()
+    assert "several networks; choose one by its key: 'params', 'params_ema'" in refused.output
+    assert run("restore", photo, result, "--weights", path, "--key", "params_ema").exit_code == 0
+    assert np.array_equal(read(result), read(photo))
+    assert run("compare", photo, "--key", "params_ema").exit_code == 2
+
+
+def test_restore_runs_no_other_network_than_the_checkpoints(tmp_path, identity):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 9, 10, 3))
+    refused = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity, "--width", 3)
+    assert refused.exit_code == 1 and "made with width=2, not 3" in refused.output
 
 
 def test_restore_output_below_a_file(tmp_path, identity):
@@ -289,6 +423,21 @@ def test_demo_compares_with_bm3d_where_it_is(tmp_path, monkeypatch):
     assert "not compared" not in result.output
 
 
+def test_demo_of_a_photo_too_small_to_judge(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    cv2.imwrite(str(tmp_path / "in.png"), np.zeros((5, 5, 3), np.uint8))
+    result = run("demo", tmp_path / "in.png", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "needs 11 x 11 pixels; got 5 x 5" in result.output
+
+
+def test_make_demo_writes_no_picture_over_another():
+    recipe = (Path(__file__).parents[1] / "Makefile").read_text().split("\ndemo: build\n")[1].split("\n\n")[0]
+    folders = re.findall(r"--out (\S+)", recipe)
+    assert len(folders) == 2 and len(set(folders)) == 2
+    weights = re.search(r"compare --weights (\S+)", recipe)[1]
+    assert (Path(__file__).parents[1] / weights).is_file()
+
+
 def test_demo_errors(tmp_path):
     result = run("demo", tmp_path / "none.png")
     assert result.exit_code == 1 and "none.png: there is no such file" in result.output
@@ -334,3 +483,47 @@ def test_doctor_names_the_load_error(monkeypatch, kind):
 def test_doctor_tells_what_is_known_of_the_cuda_kernels(monkeypatch):
     monkeypatch.setattr("mirnet_fast._native._cuda_library_error", None)
     assert re.search(r"CUDA kernels: loaded; .*never run on a GPU", run("doctor").output)
+
+
+def in_command(tmp_path, *lines):
+    """What a process prints that is called as the installed command is."""
+    script = tmp_path / "mirnet-fast"
+    root = Path(mirnet_fast.__file__).parents[1]
+    script.write_text("\n".join(["import sys", f"sys.path.insert(0, {str(root)!r})", *lines]))
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_imports_no_torch(tmp_path):
+    printed = in_command(
+        tmp_path,
+        "from mirnet_fast.cli import main",
+        "for name in ['', *main.commands]:",
+        "    main([*name.split(), '--help'], standalone_mode=False)",
+        "print(sorted({'torch', 'numpy', 'scipy', 'skimage', 'cv2', 'PIL'} & set(sys.modules)))",
+    )
+    assert printed.splitlines()[-1] == "[]"
+    assert printed.count("Usage: ") == 1 + len(main.commands)
+
+
+def test_package_is_whole_in_the_command_too(tmp_path):
+    printed = in_command(
+        tmp_path,
+        "import mirnet_fast, pickle, mirnet_fast.kernels",
+        "assert 'torch' not in sys.modules",
+        "assert set(mirnet_fast.__all__) <= set(dir(mirnet_fast))",
+        "from mirnet_fast import MIRNet",
+        "import mirnet_fast.accelerate",
+        "model = pickle.loads(pickle.dumps(MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)))",
+        "print(type(model) is MIRNet, callable(mirnet_fast.accelerate), callable(mirnet_fast.ops.blur_pool))",
+        "print(hasattr(mirnet_fast, 'nothing'))",
+    )
+    assert printed.split() == ["True", "True", "True", "False"]
+
+
+def test_package_exports_all_that_it_names():
+    assert all(getattr(mirnet_fast, name) is not None for name in mirnet_fast.__all__)
+    assert callable(mirnet_fast.accelerate) and set(mirnet_fast.__all__) <= set(dir(mirnet_fast))
+    model = pickle.loads(pickle.dumps(MIRNet(**CONFIG)))
+    assert type(model) is mirnet_fast.MIRNet

@@ -1,6 +1,9 @@
 """PSNR, SSIM and LPIPS against their definitions; the command that reports them."""
 
 import csv
+import os
+import re
+import resource
 import sys
 import types
 
@@ -15,6 +18,8 @@ from click.testing import CliRunner
 from mirnet_fast import evaluation, inference, reference
 from mirnet_fast.checkpoints import save_checkpoint
 from mirnet_fast.cli import main
+from mirnet_fast.images import read_photo
+from mirnet_fast.training import Recipe, Trainer
 
 CAT = skimage.data.chelsea()[:90, :120].astype(np.float64) / 255
 
@@ -119,6 +124,47 @@ def folders(tmp_path):
     return tmp_path
 
 
+def test_training_validates_as_evaluate_does(folders):
+    pairs = {"kind": "pairs", "input": folders / "noisy", "target": folders / "clean"}
+    network = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
+    recipe = Recipe(train=pairs, validation={"source": pairs}, network=network, patch=64)
+    trainer = Trainer(recipe, folders / "run")
+    torch.nn.init.zeros_(trainer.judge.conv_out.weight)  # gives back its input
+    printed = re.search(r"PSNR (\S+) dB, SSIM (\S+)", run(folders / "noisy", folders / "clean").output)
+    assert trainer.validate() == pytest.approx((float(printed[1]), float(printed[2])), abs=0.006, rel=0)
+    scores = [
+        evaluation.score("", read_photo(folders / f"noisy/{i}.png").rgb[0].permute(1, 2, 0).numpy(), CAT)
+        for i in range(2)
+    ]
+    mean = evaluation.mean(scores)
+    assert trainer.validate() == pytest.approx((mean.psnr, mean.ssim), rel=1e-12)
+    trainer.validation._kept = {key: image[:9] for key, image in trainer.validation._kept.items()}
+    with pytest.raises(ValueError, match=r"0\.png: ssim: needs 11 x 11 pixels; got 120 x 9"):
+        trainer.validate()
+
+
+@pytest.mark.parametrize("kind", ["disk", "link"])
+def test_old_scores_stay_if_the_new_ones_cannot_be_written(tmp_path, kind):
+    table = tmp_path / "scores.csv"
+    scores = [evaluation.Score("a" * 100, 30.0, 0.9)] * 100
+    evaluation.write_csv(table, scores[:1])
+    before = table.read_text()
+    if kind == "link":
+        (tmp_path / "link.csv").symlink_to(table)
+        evaluation.write_csv(tmp_path / "link.csv", scores)
+        assert len((tmp_path / "link.csv").read_text().splitlines()) == 102
+    else:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                evaluation.write_csv(table, scores)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        assert os.listdir(tmp_path) == ["scores.csv"]
+    assert table.read_text() == before
+
+
 def run(*arguments):
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments), "--device", "cpu"])
 
@@ -150,3 +196,43 @@ def test_command_says_what_does_not_fit(folders):
     assert result.exit_code == 1 and "only in one of them: 0.png" in result.output
     result = run(folders / "clean", folders / "clean", "--weights", folders / "none.pth")
     assert result.exit_code == 1 and "none.pth" in result.output
+
+
+def test_command_makes_the_folder_of_its_table_before_it_runs(folders, monkeypatch):
+    table = folders / "new" / "folder" / "scores.csv"
+    result = run(folders / "noisy", folders / "clean", "--csv", table)
+    assert result.exit_code == 0 and len(table.read_text().splitlines()) == 4
+    monkeypatch.setattr(evaluation, "score", lambda *args: pytest.fail("judged a photo"))
+    result = run(folders / "noisy", folders / "clean", "--csv", folders / "noisy" / "0.png" / "scores.csv")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+
+
+def test_command_prints_the_result_even_if_the_table_cannot_be_written(folders, monkeypatch):
+    def full(path, scores):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluation, "write_csv", full)
+    result = run(folders / "noisy", folders / "clean", "--csv", folders / "scores.csv")
+    assert result.exit_code == 1 and "PSNR " in result.output
+    assert "scores.csv was not written: No space left on device" in result.output
+
+
+def test_command_judges_the_other_photos(folders):
+    (folders / "noisy" / "0.png").write_bytes(b"damaged")
+    result = run(folders / "noisy", folders / "clean", "--csv", folders / "scores.csv")
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert "0.png is not an image" in result.output and "1 of 2 photos, rgb" in result.output
+    assert [row["name"][-5:] for row in csv.DictReader((folders / "scores.csv").open())] == ["1.png", "mean"]
+
+
+def test_command_prints_what_it_had_before_ctrl_c(folders, monkeypatch):
+    score = evaluation.score
+
+    def interrupted(name, *args):
+        if name.endswith("1.png"):
+            raise KeyboardInterrupt
+        return score(name, *args)
+
+    monkeypatch.setattr(evaluation, "score", interrupted)
+    result = run(folders / "noisy", folders / "clean")
+    assert result.exit_code == 130 and "1 of 2 photos" in result.output and "PSNR " in result.output

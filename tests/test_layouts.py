@@ -192,18 +192,9 @@ def test_no_submission_of_values_that_are_not_finite(model):
         matlab.restored_blocks(model, np.ones((1, 1, 8, 8, 3), np.uint8))
 
 
-def test_a_submission_is_written_whole(tmp_path, monkeypatch):
-    def half(path, *_, **__):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    blocks = np.ones((1, 1, 8, 8, 3), np.uint8)
-    matlab.write_sidd_submission(tmp_path / "Submit", blocks, 1)  # under the name that was asked for
-    before = (tmp_path / "Submit").read_bytes()
-    monkeypatch.setattr(scipy.io, "savemat", half)
-    with pytest.raises(OSError, match="No space"):
-        matlab.write_sidd_submission(tmp_path / "Submit", blocks, 1)
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("Submit", before)]
+def test_a_submission_has_the_name_that_was_asked_for(tmp_path):
+    matlab.write_sidd_submission(tmp_path / "Submit", np.ones((1, 1, 8, 8, 3), np.uint8), 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["Submit"]
 
 
 def write_dnd(root, images, boxes):
@@ -242,6 +233,19 @@ def test_files_of_dnd_that_are_not_as_they_should_be(tmp_path, model):
     path.unlink()
     with pytest.raises(ImageError, match=r"0001\.mat cannot be read as DND's"):
         matlab.write_dnd_submission(model, tmp_path, tmp_path / "out")
+
+
+def test_old_submission_stays_if_the_new_one_cannot_be_written(tmp_path, model, monkeypatch):
+    def full(path, content, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "SubmitSrgb.mat"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(scipy.io, "savemat", full)
+    with pytest.raises(OSError, match="No space"):
+        matlab.write_sidd_submission(path, np.zeros((1, 1, 2, 2, 3), np.uint8), 1.5)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_dnd(tmp_path, model):

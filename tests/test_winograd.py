@@ -2,7 +2,6 @@
 
 import copy
 import io
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import mirnet_fast
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.modules import _inference
 
-from .cases import first_of, pairwise
+from .cases import pairwise
 from .ops.common import needs_kernels
 
 pytestmark = needs_kernels
@@ -177,12 +176,24 @@ def test_can_be_switched_off(network, image, calls):
     assert residual_error(network, image, off) < BOUND
 
 
-@pytest.mark.parametrize("choice", first_of([("0", "False"), ("1", "True")]))
-def test_environment_variable(choice):
-    code = "from mirnet_fast import backends; print(backends.winograd())"
-    environment = os.environ | {"MIRNET_FAST_WINOGRAD": choice[0]}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == choice[1], done.stderr
+READS = """
+import importlib, os, sys
+from mirnet_fast import backends
+for value in sys.argv[1:]:
+    os.environ["MIRNET_FAST_WINOGRAD"] = value
+    print(importlib.reload(backends).winograd(), *backends.problems())
+"""
+
+
+def test_environment_variable():
+    on, off = ["1", "on", "True", "YES", ""], ["0", "off", "OFF", "False", "no"]
+    command = [sys.executable, "-c", READS, *on, *off, "maybe", "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    *good, maybe, two = done.stdout.splitlines()
+    assert good == ["True"] * len(on) + ["False"] * len(off), done.stderr
+    for value, line in (("maybe", maybe), ("2", two)):
+        wanted = f"MIRNET_FAST_WINOGRAD must be one of 1, on, true, yes, 0, off, false, no; got '{value}'"
+        assert wanted in line
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])

@@ -12,13 +12,16 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
 
+#include "../shared/check.h"
 #include "isa.h"
+#include "memory.h"
 #include "simd/kernels.h"
 
 namespace mirnet_fast::cpu {
@@ -54,7 +57,7 @@ void by_dtype(const char* op, const Tensor& tensor, F f) {
     case ScalarType::BFloat16:
       return f(Tag<bf16>{});
     default:
-      STD_TORCH_CHECK(false, op, ": dtype must be float32, bfloat16 or float64");
+      MIRNET_CHECK(false, op, ": dtype must be float32, bfloat16 or float64");
   }
 }
 
@@ -75,18 +78,18 @@ inline Shape strides_of(const Tensor& tensor) {
 // A CPU tensor of this shape and of the dtype of `first`.
 inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
                   const Tensor& first) {
-  STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
-                  "; got ", text(shape_of(tensor)));
-  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
-                  " must have the dtype of the first argument");
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  MIRNET_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
+               "; got ", text(shape_of(tensor)));
+  MIRNET_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
+               " must have the dtype of the first argument");
+  MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
 inline void check_map(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(
-      tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ",
-      name, " must be (N, C, H, W) with C, H, W >= 1; got ", text(shape_of(tensor)));
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  MIRNET_CHECK(tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0,
+               op, ": ", name, " must be (N, C, H, W) with C, H, W >= 1; got ",
+               text(shape_of(tensor)));
+  MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
 // 1x1 convolution weight (rows, columns, 1, 1) and its optional bias (rows).
@@ -101,21 +104,20 @@ inline void check_conv(const char* op, const char* name, const Tensor& weight,
 inline void check_sums(const char* op, const char* name, const Tensor& sums, int64_t images,
                        int64_t channels) {
   const Shape shape = {images, channels};
-  STD_TORCH_CHECK(sums.scalar_type() == torch::headeronly::ScalarType::Double && sums.is_cpu() &&
-                      sums.is_contiguous() && shape_of(sums) == shape,
-                  op, ": ", name, " must be contiguous float64 of shape ", text(shape));
+  MIRNET_CHECK(sums.scalar_type() == torch::headeronly::ScalarType::Double && sums.is_cpu() &&
+                   sums.is_contiguous() && shape_of(sums) == shape,
+               op, ": ", name, " must be contiguous float64 of shape ", text(shape));
 }
 
 // A producer's statistics of x: each pixel's maximum and mean over the channels, and the sum of
 // each image's channels.
 inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
                              const OptionalTensor& pooled, const OptionalTensor& sums) {
-  STD_TORCH_CHECK(pooled.has_value() == sums.has_value(), op,
-                  ": pooled and sums go together; only one was given");
+  MIRNET_CHECK(pooled.has_value() == sums.has_value(), op,
+               ": pooled and sums go together; only one was given");
   if (!pooled) return;
   check(op, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
-  STD_TORCH_CHECK(x.size(3) == 1 || pooled->stride(3) == 1, op,
-                  ": pooled's rows must be contiguous");
+  MIRNET_CHECK(x.size(3) == 1 || pooled->stride(3) == 1, op, ": pooled's rows must be contiguous");
   check_sums(op, "sums", *sums, x.size(0), channels);
 }
 
@@ -138,15 +140,25 @@ inline void ask_for_large_pages(void* data, int64_t bytes) {
 #endif
 }
 
-// Uninitialised, in the memory format of `like`: the rule of mirnet_fast/ops/_registration.py.
-inline Tensor empty_like(const Tensor& like, const Shape& shape) {
+// Uninitialised, of the dtype of `like`.
+inline Tensor empty(const Tensor& like, const Shape& shape, bool channels_last) {
   using torch::headeronly::MemoryFormat;
-  const bool channels_last = like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1;
-  Tensor result =
-      torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-  ask_for_large_pages(result.data_ptr(), result.numel() * int64_t(result.element_size()));
-  return result;
+  int64_t bytes = like.element_size();
+  for (const int64_t size : shape) bytes *= size;
+  try {
+    Tensor result =
+        torch::stable::empty(shape, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+                             channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    ask_for_large_pages(result.data_ptr(), bytes);
+    return result;
+  } catch (const std::exception&) {  // torch's reason is lost on the way
+    throw OutOfMemory(bytes);
+  }
+}
+
+// In the memory format of `like`: the rule of mirnet_fast/ops/_registration.py.
+inline Tensor empty_like(const Tensor& like, const Shape& shape) {
+  return empty(like, shape, like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1);
 }
 
 // f(offset, i) for the elements of a small tensor in order. What torch is asked for, it is asked
@@ -177,8 +189,8 @@ struct Scalar<bf16> {
 
 // The values of a small tensor (weights, biases), in order; `spare` more zeros at the end.
 template <class T, class A = Acc<T>>
-std::vector<A> values(const Tensor& t, int64_t spare = 0) {
-  std::vector<A> result(t.numel() + spare);
+Vector<A> values(const Tensor& t, int64_t spare = 0) {
+  Vector<A> result(t.numel() + spare);
   const auto* data = static_cast<const typename Scalar<T>::type*>(t.data_ptr());
   each_element(t, [&](int64_t offset, int64_t i) { result[i] = A(data[offset]); });
   return result;
@@ -186,7 +198,7 @@ std::vector<A> values(const Tensor& t, int64_t spare = 0) {
 
 // A tensor like `like` with these values.
 template <class T, class V>
-Tensor tensor_of(const Tensor& like, const std::vector<V>& contents) {
+Tensor tensor_of(const Tensor& like, const Vector<V>& contents) {
   Tensor result = empty_like(like, shape_of(like));
   auto* data = static_cast<typename Scalar<T>::type*>(result.data_ptr());
   each_element(result, [&](int64_t offset, int64_t i) {
@@ -208,16 +220,23 @@ void run(void (*kernel)(const Args&, int64_t, int64_t), const Args& args, int64_
       std::min<int64_t>(torch::stable::get_num_threads(), (count + grain - 1) / grain);
   if (threads == 1) return kernel(args, 0, count);
   std::vector<std::atomic<int64_t>> taken(threads);
+  std::vector<std::exception_ptr> failures(
+      threads);  // torch would hand on no more than that there was one
   torch::stable::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
-    for (int64_t thread = first; thread < last; ++thread)
-      for (int64_t i = 0; i < threads; ++i) {
-        const int64_t share = (thread + i) % threads;
-        const int64_t begin = count * share / threads, end = count * (share + 1) / threads;
-        const int64_t piece = std::max<int64_t>(1, (end - begin) / kPieces);
-        for (int64_t at; (at = begin + piece * taken[share]++) < end;)
-          kernel(args, at, std::min(at + piece, end));
+    for (int64_t thread = first; thread < last; ++thread) try {
+        for (int64_t i = 0; i < threads; ++i) {
+          const int64_t share = (thread + i) % threads;
+          const int64_t begin = count * share / threads, end = count * (share + 1) / threads;
+          const int64_t piece = std::max<int64_t>(1, (end - begin) / kPieces);
+          for (int64_t at; (at = begin + piece * taken[share]++) < end;)
+            kernel(args, at, std::min(at + piece, end));
+        }
+      } catch (...) {
+        failures[thread] = std::current_exception();
       }
   });
+  for (const std::exception_ptr& failure : failures)
+    if (failure) std::rethrow_exception(failure);
 }
 
 // The values of a weight in order: where they lie if they lie so.
@@ -239,7 +258,7 @@ class Ordered {
 
  private:
   Tensor tensor_;
-  std::vector<A> copied_;
+  Vector<A> copied_;
   const A* data_ = nullptr;
 };
 
@@ -260,9 +279,8 @@ void pack_to(A* out, const A* weight, int64_t stride_n, int64_t stride_k, int64_
 }
 
 template <class A>
-std::unique_ptr<A[]> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n,
-                            int64_t k) {
-  std::unique_ptr<A[]> result(new A[packed_count<A>(n, k)]);  // not zeroed: all of it is written
+Block<A> packed(const A* weight, int64_t stride_n, int64_t stride_k, int64_t n, int64_t k) {
+  Block<A> result(packed_count<A>(n, k));  // not zeroed: all of it is written
   pack_to(result.get(), weight, stride_n, stride_k, n, k);
   return result;
 }
@@ -281,9 +299,9 @@ void add_matrices(const A* sums, int64_t chunks, int64_t step, int64_t rows, int
 }
 
 // (N, columns) totals of the sums (N * groups, columns), in order.
-inline std::vector<double> totals(const std::vector<double>& sums, int64_t groups, int64_t images,
-                                  int64_t columns) {
-  std::vector<double> result(images * columns);
+inline Vector<double> totals(const Vector<double>& sums, int64_t groups, int64_t images,
+                             int64_t columns) {
+  Vector<double> result(images * columns);
   for (int64_t group = 0; group < images * groups; ++group)
     for (int64_t i = 0; i < columns; ++i)
       result[group / groups * columns + i] += sums[group * columns + i];
@@ -305,14 +323,14 @@ class GroupedSums {
 
   void finish() const {
     if (sums_ == nullptr) return;
-    const std::vector<double> all = totals(parts_, groups_, images_, channels_);
+    const Vector<double> all = totals(parts_, groups_, images_, channels_);
     std::copy(all.begin(), all.end(), sums_);
   }
 
  private:
   double* sums_;
   int64_t images_, groups_, channels_;
-  std::vector<double> parts_;
+  Vector<double> parts_;
 };
 
 // Chunks of about `pixels` pixels, at most `limit` in all images together if that is above 0.

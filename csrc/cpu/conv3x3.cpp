@@ -33,6 +33,7 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
       pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true, args.tile_columns,
                args.out.n * tiles_of(args), keep_weights);
   args.packed = packed.get();
+  const Tensor ordered = set_weight(args, weight, true);
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
@@ -57,15 +58,18 @@ void conv3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
 Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope,
                OptionalTensor residual) {
   check_input(kOp, x);
-  Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 1), x.size(2), x.size(3));
+  Tensor out = empty(x, {x.size(0), check_weight(kOp, x, weight, 1), x.size(2), x.size(3)}, true);
   // The weights are trained, or made for a gradient: there would be no second time.
   convolve(out, x, weight, bias, slope, residual, std::nullopt, std::nullopt, 0, false);
   return out;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv3x3", TORCH_BOX(&conv3x3));
-  m.impl("conv3x3_into", TORCH_BOX(&conv3x3_into));
+  m.impl("conv3x3", TORCH_BOX(&Op<&conv3x3>::call));
+  m.impl("conv3x3_into", TORCH_BOX(&Op<&conv3x3_into>::call));
 }
 
 }  // namespace mirnet_fast::cpu

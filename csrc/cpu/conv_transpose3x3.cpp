@@ -30,6 +30,7 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
       pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, args.tile_columns,
                args.out.n * tiles_of(args), keep_weights);
   args.packed = packed.get();
+  const Tensor ordered = set_weight(args, weight, false);
   args.bias = biases.data();
   args.slope = slopes.data();
   set_blocks(args);
@@ -47,14 +48,18 @@ void conv_transpose3x3_into(Tensor out, Tensor x, Tensor weight, OptionalTensor 
 
 Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slope) {
   check_input(kOp, x);
-  Tensor out = channels_last_map(x, check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3));
+  Tensor out =
+      empty(x, {x.size(0), check_weight(kOp, x, weight, 0), 2 * x.size(2), 2 * x.size(3)}, true);
   convolve(out, x, weight, bias, slope, 0, false);
   return out;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv_transpose3x3", TORCH_BOX(&conv_transpose3x3));
-  m.impl("conv_transpose3x3_into", TORCH_BOX(&conv_transpose3x3_into));
+  m.impl("conv_transpose3x3", TORCH_BOX(&Op<&conv_transpose3x3>::call));
+  m.impl("conv_transpose3x3_into", TORCH_BOX(&Op<&conv_transpose3x3_into>::call));
 }
 
 }  // namespace mirnet_fast::cpu

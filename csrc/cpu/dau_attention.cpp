@@ -10,7 +10,7 @@ namespace {
 
 constexpr const char* kOp = "dau_attention";
 
-using Doubles = std::vector<double>;
+using Doubles = Vector<double>;
 
 struct Weights {
   const Tensor &spatial, &squeeze;
@@ -24,12 +24,13 @@ struct Weights {
 void check_all(const Tensor& r, const Weights& w) {
   check_map(kOp, "r", r);
   const int64_t channels = r.size(1);
-  STD_TORCH_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
-                  ": spatial_weight must be (1, 2, k, k) with odd k; got ",
-                  text(shape_of(w.spatial)));
+  MIRNET_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
+               ": spatial_weight must be (1, 2, k, k) with odd k; got ", text(shape_of(w.spatial)));
   check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
-  STD_TORCH_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
+  MIRNET_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
   const int64_t squeezed = w.squeeze.size(0);
+  MIRNET_CHECK(squeezed > 0, kOp, ": squeeze_weight must have an output; got ",
+               text(shape_of(w.squeeze)));
   check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
              r);
   check_conv(kOp, "excite_weight or excite_bias", w.excite, w.excite_bias, channels, squeezed, r);
@@ -116,8 +117,8 @@ struct ChannelGate {
 template <class T>
 struct Gates {
   using A = Acc<T>;
-  std::vector<A> spatial_weight, pooled, spatial_gate;
-  std::vector<int32_t> argmax;
+  Vector<A> spatial_weight, pooled, spatial_gate;
+  Vector<int32_t> argmax;
   ChannelGate channel;
 
   Gates(DauArgs& args, const Weights& w, bool for_backward)
@@ -179,21 +180,21 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     args.out = map_of(out);
     const int64_t C = args.r.c;
     check_statistics(kOp, r, C, pooled, sums);
-    STD_TORCH_CHECK(!pooled || pooled->is_contiguous(), kOp, ": pooled must be contiguous");
+    MIRNET_CHECK(!pooled || pooled->is_contiguous(), kOp, ": pooled must be contiguous");
     const Gates<T> gates =
         pooled ? Gates<T>(args, weights, *pooled, *sums) : Gates<T>(args, weights, false);
 
     const Ordered<T> fuse(fuse_weight);
     const auto spatial = packed(fuse.data(), 2 * C, 1, C, C);
-    const std::vector<A> gate(gates.channel.gate.begin(), gates.channel.gate.end());
+    const Vector<A> gate(gates.channel.gate.begin(), gates.channel.gate.end());
     args.packed_channel_stride = packed_count<A>(C, C);
-    const std::unique_ptr<A[]> channel(new A[args.r.n * args.packed_channel_stride]);
+    const Block<A> channel(args.r.n * args.packed_channel_stride);
     for (int64_t n = 0; n < args.r.n; ++n)
       pack_to(channel.get() + n * args.packed_channel_stride, fuse.data() + C, 2 * C, 1, C, C,
               gate.data() + n * C);
     args.packed_spatial = spatial.get();
     args.packed_channel = channel.get();
-    const std::vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : std::vector<A>();
+    const Vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : Vector<A>();
     args.bias = fuse_bias ? bias.data() : nullptr;
     GroupedSums grouped(out_sums, args.r.n, args.r.h, C);
     args.out_sums = grouped.parts();
@@ -237,8 +238,8 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     const Ordered<T> fuse(fuse_weight);
     const auto spatial = packed(fuse.data(), 1, 2 * C, C, C);
     const auto channel = packed(fuse.data() + C, 1, 2 * C, C, C);
-    const std::vector<A> channel_gate(gates.channel.gate.begin(), gates.channel.gate.end());
-    std::vector<A> spatial_grad(gates.spatial_gate.size());
+    const Vector<A> channel_gate(gates.channel.gate.begin(), gates.channel.gate.end());
+    Vector<A> spatial_grad(gates.spatial_gate.size());
     args.packed_spatial = spatial.get();
     args.packed_channel = channel.get();
     args.channel_gate = channel_gate.data();
@@ -246,7 +247,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     args.chunks = matrix_chunks_of(map);
     const int64_t chunks = map.n * args.chunks.per_image;
     Doubles sums(chunks * 2 * C);
-    std::vector<A> weight_sums(chunks * 2 * C * ld);
+    Vector<A> weight_sums(chunks * 2 * C * ld);
     args.sums = sums.data();
     args.weight_sums = weight_sums.data();
     run(MIRNET_KERNEL(dau_apply_backward, T), args, chunks, args.chunks.rows * row_values);
@@ -271,14 +272,14 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     const int64_t taps = 2 * args.taps * args.taps;
     const int64_t chunk_values = args.chunks.rows * map.w * taps;
     run(MIRNET_KERNEL(dau_gate_backward, T), args, small_chunks, chunk_values);
-    std::vector<A> pooled_grad(gates.pooled.size());
+    Vector<A> pooled_grad(gates.pooled.size());
     Doubles tap_sums(small_chunks * taps), spatial_weight_grad(taps);
     args.pooled_grad = pooled_grad.data();
     args.tap_sums = tap_sums.data();
     run(MIRNET_KERNEL(dau_gate_backward, T), args, small_chunks, chunk_values);
     for (int64_t i = 0; i < small_chunks * taps; ++i) spatial_weight_grad[i % taps] += tap_sums[i];
 
-    std::vector<A> shift(g.pooled.begin(), g.pooled.end());
+    Vector<A> shift(g.pooled.begin(), g.pooled.end());
     for (A& value : shift) value = A(value / double(map.h * map.w));
     args.shift = shift.data();
     run(MIRNET_KERNEL(dau_stats_backward, T), args, map.n * map.h, row_values);
@@ -294,10 +295,13 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
   return gradients;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("dau_attention", TORCH_BOX(&dau_attention));
-  m.impl("dau_attention_into", TORCH_BOX(&dau_attention_into));
-  m.impl("dau_attention_backward", TORCH_BOX(&dau_attention_backward));
+  m.impl("dau_attention", TORCH_BOX(&Op<&dau_attention>::call));
+  m.impl("dau_attention_into", TORCH_BOX(&Op<&dau_attention_into>::call));
+  m.impl("dau_attention_backward", TORCH_BOX(&Op<&dau_attention_backward>::call));
 }
 
 }  // namespace mirnet_fast::cpu

@@ -24,7 +24,7 @@ constexpr int64_t kLine = 64;
 // Where the weight lies and how, its packing, which stands for op and instruction set, and the
 // columns of a tile.
 using Key = std::tuple<const void*, Shape, Shape, Packing, int64_t>;
-using Fingerprint = std::vector<uint64_t>;
+using Fingerprint = Vector<uint64_t>;
 
 class Kept {
  public:
@@ -83,8 +83,8 @@ class Kept {
     if (value == nullptr || *value == '\0') return int64_t(1) << 30;
     char* end;
     const long long megabytes = std::strtoll(value, &end, 10);
-    STD_TORCH_CHECK(*end == '\0' && megabytes >= 0 && megabytes < (1 << 30), kVariable,
-                    " must be a number of megabytes, 0 or more; got '", value, "'");
+    MIRNET_CHECK(*end == '\0' && megabytes >= 0 && megabytes < (1 << 30), kVariable,
+                 " must be a number of megabytes, 0 or more; got '", value, "'");
     return megabytes << 20;
   }
 
@@ -130,7 +130,7 @@ Fingerprint fingerprint_of(const Tensor& weight) {
 // Memory of the calling thread for the packed weights of one convolution: fresh pages would cost
 // more than packing does.
 float* memory_of_thread(size_t count) {
-  static thread_local std::vector<float> memory;
+  static thread_local Vector<float> memory;
   constexpr size_t kSpare = kLine / sizeof(float);
   if (memory.size() < count + kSpare) {
     memory = {};

@@ -44,11 +44,11 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     args.out = map_of(out);
     args.rows = rows.view();
     args.cols = cols.view();
-    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const Vector<A> slopes = channel_slopes<T>(slope, C);
     const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
     const auto packed_top = packed(top_values.data(), C, 1, D, C);
     const auto packed_bottom = packed(bottom_values.data(), C, 1, D, C);
-    const std::vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
+    const Vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
     args.slope = slopes.data();
     args.packed_top = packed_top.get();
     args.packed_bottom = packed_bottom.get();
@@ -96,7 +96,7 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
     args.cols = cols.view();
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
-    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const Vector<A> slopes = channel_slopes<T>(slope, C);
     const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
     const auto packed_top = packed(top_values.data(), 1, C, C, D);
     const auto packed_bottom = packed(bottom_values.data(), 1, C, C, D);
@@ -107,20 +107,20 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
     const Map& small = args.grad;
     const int64_t ld = MIRNET_KERNEL(padded, A)(C);
     const int64_t half_map = small.n * small.h * small.w * C;
-    const std::unique_ptr<A[]> small_top(new A[half_map]), small_bottom(new A[half_map]);
+    const Block<A> small_top(half_map), small_bottom(half_map);
     args.small_top = small_top.get();
     args.small_bottom = small_bottom.get();
     args.chunks = matrix_chunks_of(small);
     const int64_t chunks = small.n * args.chunks.per_image;
-    std::vector<double> sums(chunks * D);
-    std::vector<A> weight_sums(chunks * 2 * D * ld);
+    Vector<double> sums(chunks * D);
+    Vector<A> weight_sums(chunks * 2 * D * ld);
     args.sums = sums.data();
     args.weight_sums = weight_sums.data();
     run(MIRNET_KERNEL(down_tail_backward_small, T), args, chunks, args.chunks.rows * small.w * D);
 
     args.big_chunks = chunks_of(args.top, kChunkPixels);
     const int64_t big_chunks = args.top.n * args.big_chunks.per_image;
-    std::vector<double> slope_sums(big_chunks * C);
+    Vector<double> slope_sums(big_chunks * C);
     args.slope_sums = slope_sums.data();
     run(MIRNET_KERNEL(down_tail_backward_large, T), args, big_chunks,
         args.big_chunks.rows * args.top.w * C);
@@ -133,10 +133,13 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
   return gradients;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("residual_down_tail", TORCH_BOX(&residual_down_tail));
-  m.impl("residual_down_tail_into", TORCH_BOX(&residual_down_tail_into));
-  m.impl("residual_down_tail_backward", TORCH_BOX(&residual_down_tail_backward));
+  m.impl("residual_down_tail", TORCH_BOX(&Op<&residual_down_tail>::call));
+  m.impl("residual_down_tail_into", TORCH_BOX(&Op<&residual_down_tail_into>::call));
+  m.impl("residual_down_tail_backward", TORCH_BOX(&Op<&residual_down_tail_backward>::call));
 }
 
 }  // namespace mirnet_fast::cpu

@@ -25,8 +25,8 @@ template <class T>
 struct Forward {
   using A = Acc<T>;
   TapTable rows, cols;
-  std::vector<A> slopes, bias;
-  std::unique_ptr<A[]> packed_top, packed_bottom, projected;
+  Vector<A> slopes, bias;
+  Block<A> packed_top, packed_bottom, projected;
   UpArgs args{};
 
   Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row)
@@ -46,7 +46,7 @@ struct Forward {
     args.first_row = first_row;
     args.projected_first = std::max<int64_t>(first_row / 2 - 1, 0);
     args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
-    projected.reset(new A[small.n * args.projected_rows * small.w * D]);
+    projected = Block<A>(small.n * args.projected_rows * small.w * D);
     args.slope = slopes.data();
     args.packed_top = packed_top.get();
     args.packed_bottom = packed_bottom.get();
@@ -62,9 +62,9 @@ void check_rows_of(const Tensor& out, const Tensor& bottom, const TailWeights& w
   check_map(kOp, "out", out);
   const int64_t height = 2 * bottom.size(2);
   check(kOp, "out", out, {bottom.size(0), w.top.size(0), out.size(2), 2 * bottom.size(3)}, bottom);
-  STD_TORCH_CHECK(first_row >= 0 && first_row + out.size(2) <= height, kOp,
-                  ": the rows from first_row on must lie inside the result's ", height,
-                  "; got first_row = ", first_row, " and ", out.size(2), " rows");
+  MIRNET_CHECK(first_row >= 0 && first_row + out.size(2) <= height, kOp,
+               ": the rows from first_row on must lie inside the result's ", height,
+               "; got first_row = ", first_row, " and ", out.size(2), " rows");
 }
 
 }  // namespace
@@ -106,9 +106,9 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   check_channels_last(kOp, "out", out);
   const int64_t rows = out.size(2) / 2, width = bottom.size(3);
   check(kOp, "x", x, {bottom.size(0), x.size(1), x.size(2), width}, bottom);
-  STD_TORCH_CHECK(out.size(2) % 2 == 0 && first_row % 2 == 0 && rows <= x.size(2), kOp,
-                  ": out must be rows that x's ", x.size(2),
-                  " rows become; got first_row = ", first_row, " and ", out.size(2), " rows");
+  MIRNET_CHECK(out.size(2) % 2 == 0 && first_row % 2 == 0 && rows <= x.size(2), kOp,
+               ": out must be rows that x's ", x.size(2),
+               " rows become; got first_row = ", first_row, " and ", out.size(2), " rows");
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), out.size(1));
 
@@ -128,6 +128,7 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
       pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
                args.conv.tile_columns, args.conv.out.n * tiles_of(args.conv), true);
   args.conv.packed = packed.get();
+  const Tensor ordered = set_weight(args.conv, conv_weight, false);
   args.conv.bias = biases.data();
   args.conv.slope = slopes.data();
   set_blocks(args.conv);
@@ -170,7 +171,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     args.bottom_grad = map_of(bottom_grad);
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
-    const std::vector<A> slopes = channel_slopes<T>(slope, C);
+    const Vector<A> slopes = channel_slopes<T>(slope, C);
     const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
     const auto packed_top = packed(top_values.data(), 1, C, C, D);
     const auto packed_bottom = packed(bottom_values.data(), 1, E, E, D);
@@ -181,15 +182,15 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     const int64_t ld = MIRNET_KERNEL(padded, A)(C), lde = MIRNET_KERNEL(padded, A)(E);
     args.chunks = matrix_chunks_of(args.top);
     const int64_t chunks = args.top.n * args.chunks.per_image;
-    std::vector<double> sums(chunks * (D + C));
-    std::vector<A> top_sums(chunks * D * ld);
+    Vector<double> sums(chunks * (D + C));
+    Vector<A> top_sums(chunks * D * ld);
     args.sums = sums.data();
     args.top_sums = top_sums.data();
     run(MIRNET_KERNEL(up_tail_backward_large, T), args, chunks, args.chunks.rows * args.top.w * C);
 
     args.small_chunks = matrix_chunks_of(args.bottom);
     const int64_t small_chunks = args.bottom.n * args.small_chunks.per_image;
-    std::vector<A> bottom_sums(small_chunks * D * lde);
+    Vector<A> bottom_sums(small_chunks * D * lde);
     args.bottom_sums = bottom_sums.data();
     run(MIRNET_KERNEL(up_tail_backward_small, T), args, small_chunks,
         args.small_chunks.rows * args.bottom.w * E);
@@ -202,11 +203,14 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
   return gradients;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("residual_up_tail", TORCH_BOX(&residual_up_tail));
-  m.impl("residual_up_tail_rows", TORCH_BOX(&residual_up_tail_rows));
-  m.impl("residual_up_tail_of_conv", TORCH_BOX(&residual_up_tail_of_conv));
-  m.impl("residual_up_tail_backward", TORCH_BOX(&residual_up_tail_backward));
+  m.impl("residual_up_tail", TORCH_BOX(&Op<&residual_up_tail>::call));
+  m.impl("residual_up_tail_rows", TORCH_BOX(&Op<&residual_up_tail_rows>::call));
+  m.impl("residual_up_tail_of_conv", TORCH_BOX(&Op<&residual_up_tail_of_conv>::call));
+  m.impl("residual_up_tail_backward", TORCH_BOX(&Op<&residual_up_tail_backward>::call));
 }
 
 }  // namespace mirnet_fast::cpu

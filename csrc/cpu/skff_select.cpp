@@ -10,13 +10,13 @@ namespace {
 
 constexpr const char* kOp = "skff_select";
 
-using Doubles = std::vector<double>;
+using Doubles = Vector<double>;
 
 // The squeeze and the selection of one image, with what the backward needs of them.
 struct Selector {
   int64_t branches, channels, squeezed;
   Doubles reduce, reduce_bias, slope;
-  std::vector<Doubles> select, select_bias;
+  Vector<Doubles> select, select_bias;
 
   struct Image {
     const double* pooled;
@@ -72,7 +72,7 @@ Selector selector(const std::vector<Tensor>& branches, const Tensor& reduce_weig
 }
 
 void check_branches(const std::vector<Tensor>& branches) {
-  STD_TORCH_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
+  MIRNET_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
   check_map(kOp, "branches[0]", branches[0]);
 }
 
@@ -84,15 +84,17 @@ void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
   const Tensor& first = branches[0];
   for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
   const int64_t channels = first.size(1);
-  STD_TORCH_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
+  MIRNET_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
   const int64_t squeezed = reduce_weight.size(0);
+  MIRNET_CHECK(squeezed > 0, kOp, ": reduce_weight must have an output; got ",
+               text(shape_of(reduce_weight)));
   check_conv(kOp, "reduce_weight or reduce_bias", reduce_weight, reduce_bias, squeezed, channels,
              first);
   if (slope) check(kOp, "slope", *slope, {slope->numel() == 1 ? 1 : squeezed}, first);
-  STD_TORCH_CHECK(select_weights.size() == branches.size(), kOp,
-                  ": select_weights must hold one weight a branch");
-  STD_TORCH_CHECK(select_biases.empty() || select_biases.size() == branches.size(), kOp,
-                  ": select_biases must be empty or hold one a branch");
+  MIRNET_CHECK(select_weights.size() == branches.size(), kOp,
+               ": select_weights must hold one weight a branch");
+  MIRNET_CHECK(select_biases.empty() || select_biases.size() == branches.size(), kOp,
+               ": select_biases must be empty or hold one a branch");
   for (const Tensor& weight : select_weights)
     check(kOp, "select_weights", weight, {channels, squeezed, 1, 1}, first);
   for (const Tensor& bias : select_biases) check(kOp, "select_biases", bias, {channels}, first);
@@ -147,8 +149,7 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
   check(kOp, "out", out, shape_of(branches[0]), branches[0]);
   const std::vector<Tensor> sums = given.value_or(std::vector<Tensor>());
   for (const Tensor& part : sums) check_sums(kOp, "sums", part, out.size(0), out.size(1));
-  STD_TORCH_CHECK(sums.empty() || pixels > 0, kOp, ": pixels must be those of the sums; got ",
-                  pixels);
+  MIRNET_CHECK(sums.empty() || pixels > 0, kOp, ": pixels must be those of the sums; got ", pixels);
   by_dtype(kOp, out, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
@@ -168,7 +169,7 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
       for (double& value : pooled) value += *more++;
     }
     for (double& value : pooled) value /= double(sums.empty() ? first.h * first.w : pixels);
-    std::vector<A> attention(first.n * count);
+    Vector<A> attention(first.n * count);
     for (int64_t n = 0; n < first.n; ++n) {
       const Selector::Image image = select(&pooled[n * first.c]);
       std::copy(image.attention.begin(), image.attention.end(), &attention[n * count]);
@@ -219,9 +220,9 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
         args.chunks.rows * first.w * (1 + B) * C);
 
     const Doubles total = totals(sums, args.chunks.per_image, first.n, (1 + B) * C);
-    std::vector<A> attention(first.n * B * C), shift(first.n * C);
+    Vector<A> attention(first.n * B * C), shift(first.n * C);
     Doubles reduce_grad(D * C), reduce_bias_grad(D), slope_grad(select.slope.size());
-    std::vector<Doubles> select_grad(B, Doubles(C * D)), select_bias_grad(B, Doubles(C));
+    Vector<Doubles> select_grad(B, Doubles(C * D)), select_bias_grad(B, Doubles(C));
     for (int64_t n = 0; n < first.n; ++n) {
       Doubles pooled(&total[n * (1 + B) * C], &total[n * (1 + B) * C] + C);
       for (double& value : pooled) value /= pixels;
@@ -276,11 +277,14 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
   return gradients;
 }
 
+template <auto F>
+using Op = Named<F, &kOp>;
+
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("skff_select", TORCH_BOX(&skff_select));
-  m.impl("skff_select_into", TORCH_BOX(&skff_select_into));
-  m.impl("skff_pool", TORCH_BOX(&skff_pool));
-  m.impl("skff_select_backward", TORCH_BOX(&skff_select_backward));
+  m.impl("skff_select", TORCH_BOX(&Op<&skff_select>::call));
+  m.impl("skff_select_into", TORCH_BOX(&Op<&skff_select_into>::call));
+  m.impl("skff_pool", TORCH_BOX(&Op<&skff_pool>::call));
+  m.impl("skff_select_backward", TORCH_BOX(&Op<&skff_select_backward>::call));
 }
 
 }  // namespace mirnet_fast::cpu

@@ -15,7 +15,7 @@ struct TailWeights {
 
 inline void check_tail(const char* op, const TailWeights& w, int64_t top_channels,
                        int64_t bottom_channels, const Tensor& first) {
-  STD_TORCH_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
+  MIRNET_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
   const int64_t outputs = w.top.size(0);
   check(op, "slope", w.slope, {w.slope.numel() == 1 ? 1 : top_channels}, first);
   check_conv(op, "top_weight or top_bias", w.top, w.top_bias, outputs, top_channels, first);
@@ -25,8 +25,8 @@ inline void check_tail(const char* op, const TailWeights& w, int64_t top_channel
 
 // One slope a channel, with room behind it for a whole vector.
 template <class T>
-std::vector<Acc<T>> channel_slopes(const Tensor& slope, int64_t channels) {
-  std::vector<Acc<T>> result = values<T>(slope);
+Vector<Acc<T>> channel_slopes(const Tensor& slope, int64_t channels) {
+  Vector<Acc<T>> result = values<T>(slope);
   if (result.size() == 1) result.assign(channels, result[0]);
   result.resize(MIRNET_KERNEL(padded, Acc<T>)(channels));
   return result;
@@ -34,11 +34,11 @@ std::vector<Acc<T>> channel_slopes(const Tensor& slope, int64_t channels) {
 
 // The sum of both biases, or nothing where there is none.
 template <class T>
-std::vector<Acc<T>> summed_bias(const OptionalTensor& a, const OptionalTensor& b, int64_t count) {
-  std::vector<Acc<T>> result;
+Vector<Acc<T>> summed_bias(const OptionalTensor& a, const OptionalTensor& b, int64_t count) {
+  Vector<Acc<T>> result;
   for (const OptionalTensor* bias : {&a, &b})
     if (*bias) {
-      const std::vector<Acc<T>> more = values<T>(**bias);
+      const Vector<Acc<T>> more = values<T>(**bias);
       result.resize(count);
       for (int64_t i = 0; i < count; ++i) result[i] += more[i];
     }
@@ -50,8 +50,8 @@ struct ChunkSums {
   const double* data;
   int64_t chunks, stride, first, count;
 
-  std::vector<double> total() const {
-    std::vector<double> result(count);
+  Vector<double> total() const {
+    Vector<double> result(count);
     for (int64_t chunk = 0; chunk < chunks; ++chunk)
       for (int64_t i = 0; i < count; ++i) result[i] += data[chunk * stride + first + i];
     return result;
@@ -60,9 +60,9 @@ struct ChunkSums {
 
 // (rows, columns) total of the chunks' matrices with leading dimension ld.
 template <class A>
-std::vector<double> matrix_total(const std::vector<A>& sums, int64_t chunks, int64_t stride,
-                                 int64_t first, int64_t rows, int64_t columns, int64_t ld) {
-  std::vector<double> result(rows * columns);
+Vector<double> matrix_total(const Vector<A>& sums, int64_t chunks, int64_t stride, int64_t first,
+                            int64_t rows, int64_t columns, int64_t ld) {
+  Vector<double> result(rows * columns);
   add_matrices(sums.data() + first, chunks, stride, rows, columns, ld, result.data(), columns,
                [](int64_t, int64_t) { return 1.0; });
   return result;
@@ -72,15 +72,15 @@ std::vector<double> matrix_total(const std::vector<A>& sums, int64_t chunks, int
 template <class T>
 std::vector<Tensor> tail_gradients(const Tensor& top_grad, const Tensor& bottom_grad,
                                    const TailWeights& w, const ChunkSums& slope,
-                                   const ChunkSums& bias, const std::vector<double>& top,
-                                   const std::vector<double>& bottom) {
-  std::vector<double> slope_grad = slope.total();
+                                   const ChunkSums& bias, const Vector<double>& top,
+                                   const Vector<double>& bottom) {
+  Vector<double> slope_grad = slope.total();
   if (w.slope.numel() == 1) {
     double sum = 0;
     for (double value : slope_grad) sum += value;
     slope_grad.assign(1, sum);
   }
-  const std::vector<double> bias_grad = bias.total();
+  const Vector<double> bias_grad = bias.total();
   std::vector<Tensor> gradients{top_grad, bottom_grad, tensor_of<T>(w.slope, slope_grad)};
   gradients.push_back(tensor_of<T>(w.top, top));
   if (w.top_bias) gradients.push_back(tensor_of<T>(*w.top_bias, bias_grad));

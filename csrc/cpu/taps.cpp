@@ -61,7 +61,7 @@ TapTable transposed(const TapTable& taps, int64_t inputs) {
   result.weight.resize(taps.weight.size());
   for (int32_t input : taps.index) ++result.start[input + 1];
   for (int64_t i = 0; i < inputs; ++i) result.start[i + 1] += result.start[i];
-  std::vector<int32_t> next(result.start.begin(), result.start.end() - 1);
+  Vector<int32_t> next(result.start.begin(), result.start.end() - 1);
   for (size_t o = 0; o + 1 < taps.start.size(); ++o)
     for (int32_t e = taps.start[o]; e < taps.start[o + 1]; ++e) {
       const int32_t slot = next[taps.index[e]]++;

@@ -3,15 +3,15 @@
 
 #include <cstdint>
 #include <string>
-#include <vector>
 
+#include "memory.h"
 #include "simd/kernels.h"
 
 namespace mirnet_fast::cpu {
 
 struct TapTable {
-  std::vector<int32_t> start, index;
-  std::vector<double> weight;
+  Vector<int32_t> start, index;
+  Vector<double> weight;
 
   Taps view() const { return {start.data(), index.data(), weight.data()}; }
 };

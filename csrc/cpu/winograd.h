@@ -6,14 +6,14 @@
 namespace mirnet_fast::cpu {
 
 inline void check_float(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, op, ": ", name,
-                  " must be float32");
-  STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
+  MIRNET_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, op, ": ", name,
+               " must be float32");
+  MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
 inline void check_channels_last(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.size(1) == 1 || tensor.stride(1) == 1, op, ": ", name,
-                  " must be channels_last");
+  MIRNET_CHECK(tensor.size(1) == 1 || tensor.stride(1) == 1, op, ": ", name,
+               " must be channels_last");
 }
 
 inline void check_input(const char* op, const Tensor& x) {
@@ -27,18 +27,17 @@ inline void check_input(const char* op, const Tensor& x) {
 inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weight, int inputs,
                             int64_t taps = 3) {
   const Shape size = shape_of(weight);
-  STD_TORCH_CHECK(size.size() == 4 && size[inputs] == x.size(1) && size[1 - inputs] > 0 &&
-                      size[2] == taps && size[3] == taps,
-                  op, ": weight must be ", inputs == 1 ? "(C', C, " : "(C, C', ", taps, ", ", taps,
-                  ") with C = ", x.size(1), " and C' >= 1; got ", text(size));
+  MIRNET_CHECK(size.size() == 4 && size[inputs] == x.size(1) && size[1 - inputs] > 0 &&
+                   size[2] == taps && size[3] == taps,
+               op, ": weight must be ", inputs == 1 ? "(C', C, " : "(C, C', ", taps, ", ", taps,
+               ") with C = ", x.size(1), " and C' >= 1; got ", text(size));
   check_float(op, "weight", weight);
   return size[1 - inputs];
 }
 
 inline void check_rows(const char* op, int64_t first_row, int64_t count, int64_t all) {
-  STD_TORCH_CHECK(first_row >= 0 && first_row + count <= all, op,
-                  ": the rows from first_row on must", " lie inside x's ", all,
-                  "; got first_row = ", first_row, " and ", count, " rows");
+  MIRNET_CHECK(first_row >= 0 && first_row + count <= all, op, ": the rows from first_row on must",
+               " lie inside x's ", all, "; got first_row = ", first_row, " and ", count, " rows");
 }
 
 // bias and slope, and an output of this shape.
@@ -64,8 +63,18 @@ class PerChannel {
   const float* data() const { return values_.empty() ? nullptr : values_.data(); }
 
  private:
-  std::vector<float> values_;
+  Vector<float> values_;
 };
+
+// The weight in order, for the tiles that the packed one does not serve. Where it lies so, not a
+// copy.
+inline Tensor set_weight(ConvArgs& args, const Tensor& weight, bool outputs_first) {
+  const Tensor ordered = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
+  args.weight = static_cast<const float*>(ordered.data_ptr());
+  args.output_stride = 9 * (outputs_first ? weight.size(1) : 1);
+  args.input_stride = 9 * (outputs_first ? 1 : weight.size(1));
+  return ordered;
+}
 
 // Of the tiles of conv3x3: 6 where that is fewer products, and the channels are few: the error
 // grows with their root, to 2.2e-6 of the result at 128 against 1.1e-6 with 4 columns, and with
@@ -91,15 +100,6 @@ inline void set_blocks(ConvArgs& args) {
     args.block_tiles = most;
     args.blocks = blocks;
   }
-}
-
-// Uninitialised.
-inline Tensor channels_last_map(const Tensor& x, int64_t channels, int64_t h, int64_t w) {
-  Tensor map =
-      torch::stable::empty({x.size(0), channels, h, w}, x.scalar_type(), std::nullopt, x.device(),
-                           std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  ask_for_large_pages(map.data_ptr(), map.numel() * int64_t(map.element_size()));
-  return map;
 }
 
 }  // namespace mirnet_fast::cpu

@@ -77,12 +77,11 @@ BlurAxis axis(int64_t size, int64_t taps, const std::string& pad_type, int64_t s
   const Padding padding = pad_type == "reflect"     ? Padding::reflect
                           : pad_type == "replicate" ? Padding::replicate
                                                     : Padding::zero;
-  STD_TORCH_CHECK(size + before + after < kLimit, kOp, ": a side of 2**30 pixels or more");
-  STD_TORCH_CHECK(taps >= 1 && taps <= 7 && stride >= 1 && before >= 0 &&
-                      size + before + after >= taps &&
-                      (padding != Padding::reflect || size > after) &&
-                      (padding != Padding::zero || pad_type == "zero"),
-                  kOp, ": filter, padding and stride do not fit the input");
+  MIRNET_CHECK(size + before + after < kLimit, kOp, ": a side of 2**30 pixels or more");
+  MIRNET_CHECK(taps >= 1 && taps <= 7 && stride >= 1 && before >= 0 &&
+                   size + before + after >= taps && (padding != Padding::reflect || size > after) &&
+                   (padding != Padding::zero || pad_type == "zero"),
+               kOp, ": filter, padding and stride do not fit the input");
   return {int(size),
           int((size + before + after - taps) / stride + 1),
           int(std::min(stride, kLimit)),

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "../shared/check.h"
 #include "device.cuh"
 
 // The emulated kernels are the CPU's.
@@ -50,26 +51,26 @@ inline Shape shape_of(const Tensor& tensor) {
 
 inline void check_place(const char* op, const char* name, const Tensor& tensor,
                         const Tensor& first) {
-  STD_TORCH_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
-                  " must have the dtype of the first argument");
+  MIRNET_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
+               " must have the dtype of the first argument");
 #if !defined(MIRNET_EMULATED)
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), op,
-                  ": ", name, " must be on the first argument's GPU, ", first.get_device_index());
+  MIRNET_CHECK(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), op, ": ",
+               name, " must be on the first argument's GPU, ", first.get_device_index());
 #endif
 }
 
 // A tensor of this shape, of the dtype and on the device of `first`.
 inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
                   const Tensor& first) {
-  STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
-                  "; got ", text(shape_of(tensor)));
+  MIRNET_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
+               "; got ", text(shape_of(tensor)));
   check_place(op, name, tensor, first);
 }
 
 inline void check_map(const char* op, const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(
-      tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0, op, ": ",
-      name, " must be (N, C, H, W) with C, H, W >= 1; got ", text(shape_of(tensor)));
+  MIRNET_CHECK(tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0,
+               op, ": ", name, " must be (N, C, H, W) with C, H, W >= 1; got ",
+               text(shape_of(tensor)));
 }
 
 // 1x1 convolution weight (rows, columns, 1, 1) and its optional bias (rows).
@@ -96,7 +97,7 @@ void by_dtype(const char* op, const Tensor& tensor, F f) {
     case ScalarType::Float:
       return f(Tag<float>{});
     default:
-      STD_TORCH_CHECK(false, op, ": dtype must be float16, bfloat16 or float32");
+      MIRNET_CHECK(false, op, ": dtype must be float16, bfloat16 or float32");
   }
 }
 
@@ -190,8 +191,8 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Blocks of `threads` for a row of so many values, which kernels number in 32 bits.
 inline int64_t row_blocks(const std::string& what, int64_t values, int threads) {
-  STD_TORCH_CHECK(values < (int64_t(1) << 31) - threads, what, ": a row of ", values,
-                  " accesses, 2**31 or more");
+  MIRNET_CHECK(values < (int64_t(1) << 31) - threads, what, ": a row of ", values,
+               " accesses, 2**31 or more");
   return ceil_div(values, threads);
 }
 
@@ -214,9 +215,9 @@ class Place {
   template <class... Params, class... Args>
   void launch(const std::string& what, void (*kernel)(Params...), int64_t blocks, int threads,
               size_t shared, const Args&... args) const {
-    STD_TORCH_CHECK(blocks < int64_t(1) << 31, what, ": needs ", blocks, " blocks, 2**31 or more");
-    STD_TORCH_CHECK(shared <= kSharedLimit, what, ": so many channels need ", shared,
-                    " bytes of shared memory a block, and there are ", kSharedLimit);
+    MIRNET_CHECK(blocks < int64_t(1) << 31, what, ": needs ", blocks, " blocks, 2**31 or more");
+    MIRNET_CHECK(shared <= kSharedLimit, what, ": so many channels need ", shared,
+                 " bytes of shared memory a block, and there are ", kSharedLimit);
     if (blocks == 0) return;
     cudaError_t error = cudaSuccess;
     if (shared > 48 * 1024)
@@ -227,7 +228,7 @@ class Place {
           dim3(unsigned(blocks)), dim3(unsigned(threads)), shared, stream_, nullptr, 0};
       error = cudaLaunchKernelEx(&config, kernel, args...);
     }
-    STD_TORCH_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
+    MIRNET_CHECK(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
   }
 
  private:

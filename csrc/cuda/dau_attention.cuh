@@ -141,7 +141,7 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
   const int groups =
       int(std::clamp<int64_t>(kSharedLimit / sizeof(float) / channels, 1, kStatsThreads / group));
   const int64_t per_row = ceil_div(width, groups * kAhead);
-  STD_TORCH_CHECK(height * per_row < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
+  MIRNET_CHECK(height * per_row < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
   const int64_t programs = std::min(height * per_row, std::max<int64_t>(1, kPrograms / n));
   Statistics result{scratch(r, {n, 2, height, width}), scratch(r, {n, programs, channels}),
                     std::nullopt};
@@ -230,11 +230,10 @@ struct Weights {
 
 inline void check_all(const Tensor& r, const Weights& w) {
   check_map(kOp, "r", r);
-  STD_TORCH_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
-                  ": spatial_weight must be (1, 2, k, k) with odd k; got ",
-                  text(shape_of(w.spatial)));
+  MIRNET_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
+               ": spatial_weight must be (1, 2, k, k) with odd k; got ", text(shape_of(w.spatial)));
   check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
-  STD_TORCH_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
+  MIRNET_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
   const int64_t channels = r.size(1), squeezed = w.squeeze.size(0);
   check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
              r);

@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) down_kernel(Do
 
 void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
   check_map(kOp, "top", top);
-  STD_TORCH_CHECK(top.size(2) > 1 && top.size(3) > 1, kOp,
-                  ": reflect padding needs H and W above 1; got ", text(shape_of(top)));
+  MIRNET_CHECK(top.size(2) > 1 && top.size(3) > 1, kOp,
+               ": reflect padding needs H and W above 1; got ", text(shape_of(top)));
   check(kOp, "bottom", bottom, shape_of(top), top);
   check_tail(kOp, w, top.size(1), top.size(1), top);
 }

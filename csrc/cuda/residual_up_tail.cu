@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) up_kernel(UpAr
 
 void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
   check_map(kOp, "top", top);
-  STD_TORCH_CHECK(top.size(2) % 2 == 0 && top.size(3) % 2 == 0, kOp,
-                  ": top must have even H and W; got ", text(shape_of(top)));
+  MIRNET_CHECK(top.size(2) % 2 == 0 && top.size(3) % 2 == 0, kOp,
+               ": top must have even H and W; got ", text(shape_of(top)));
   check_map(kOp, "bottom", bottom);
   check(kOp, "bottom", bottom, {top.size(0), bottom.size(1), top.size(2) / 2, top.size(3) / 2},
         top);

@@ -41,7 +41,7 @@ Walk walk_over(const Tensor& map, int V) {
   walk.width = int(map.size(3));
   walk.per_row = int(ceil_div(walk.width, kThreads / walk.vectors * Ahead));
   const int64_t steps = map.size(2) * walk.per_row;
-  STD_TORCH_CHECK(steps < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
+  MIRNET_CHECK(steps < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
   walk.steps = int(steps);
   walk.programs = int(std::min(steps, std::max<int64_t>(1, kPrograms / map.size(0))));
   return walk;
@@ -481,20 +481,20 @@ struct Weights {
 
 void check_all(const std::vector<Tensor>& branches, const Weights& w) {
   const size_t count = branches.size();
-  STD_TORCH_CHECK(count >= 1, kOp, ": branches must hold at least one tensor; got none");
+  MIRNET_CHECK(count >= 1, kOp, ": branches must hold at least one tensor; got none");
   const Tensor& first = branches[0];
   check_map(kOp, "branches[0]", first);
   for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
-  STD_TORCH_CHECK(w.reduce.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
+  MIRNET_CHECK(w.reduce.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
   const int64_t channels = first.size(1), squeezed = w.reduce.size(0);
   check_conv(kOp, "reduce_weight or reduce_bias", w.reduce, w.reduce_bias, squeezed, channels,
              first);
   if (w.slope) check(kOp, "slope", *w.slope, {w.slope->numel() == 1 ? 1 : squeezed}, first);
-  STD_TORCH_CHECK(w.select.size() == count, kOp, ": select_weights must hold ", count,
-                  " tensors; got ", w.select.size());
-  STD_TORCH_CHECK(w.select_biases.empty() || w.select_biases.size() == count, kOp,
-                  ": select_biases must hold none or ", count, " tensors; got ",
-                  w.select_biases.size());
+  MIRNET_CHECK(w.select.size() == count, kOp, ": select_weights must hold ", count,
+               " tensors; got ", w.select.size());
+  MIRNET_CHECK(w.select_biases.empty() || w.select_biases.size() == count, kOp,
+               ": select_biases must hold none or ", count, " tensors; got ",
+               w.select_biases.size());
   for (const Tensor& weight : w.select)
     check(kOp, "select_weights", weight, {channels, squeezed, 1, 1}, first);
   for (const Tensor& bias : w.select_biases) check(kOp, "select_biases", bias, {channels}, first);

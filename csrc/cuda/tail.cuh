@@ -17,7 +17,7 @@ struct TailWeights {
 
 inline void check_tail(const char* op, const TailWeights& w, int64_t top_channels,
                        int64_t bottom_channels, const Tensor& first) {
-  STD_TORCH_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
+  MIRNET_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
   const int64_t outputs = w.top.size(0);
   check(op, "slope", w.slope, {w.slope.numel() == 1 ? 1 : top_channels}, first);
   check_conv(op, "top_weight or top_bias", w.top, w.top_bias, outputs, top_channels, first);

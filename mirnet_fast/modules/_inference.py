@@ -8,7 +8,6 @@ the cache, and is never there as a whole. The maps that remain lie in one mappin
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
 from ._arena import empty_map
@@ -29,37 +28,26 @@ def slope_of(activation, like):
     return None
 
 
-def may_overwrite(x, *producers):
-    """Whether tensors that these modules make from x on the CPU are nobody else's."""
-    return not torch.is_grad_enabled() and may_replace(x, *producers)
+def may_overwrite(x):
+    """Whether tensors that fused modules make from x on the CPU are nobody else's."""
+    return not torch.is_grad_enabled() and may_replace(x)
 
 
-def may_replace(x, *producers):
-    """Whether anything else may run on the CPU in place of these modules."""
+def may_replace(x):
+    """Whether anything else may run on the CPU in place of published layers."""
     return (
         type(x) is torch.Tensor
         and x.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
-        # A hook may have kept what its module returned.
-        and not _has_any_global_hook()
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in producers)
+        and not backends.is_transformed()
     )
 
 
-def does_nothing_else(network, x):
-    """Whether network(x) only calls kernels on the CPU: no hook is there, and no code of others."""
-    modules = [*network.modules()]
-    return may_overwrite(x, *modules) and all(
-        type(m).__module__.split(".")[0] in ("torch", __name__.split(".")[0]) and "forward" not in vars(m)
-        for m in modules
-    )
-
-
-def may_write_into(op, x, *producers):
-    """Whether, beyond that, the C++ kernels' in-place form of `op` fits: it takes x as it is."""
+def may_write_into(op, x):
+    """Whether the C++ kernels' in-place form of `op` fits, which takes x as it is."""
     return (
-        may_overwrite(x, *producers)
+        may_overwrite(x)
         and not torch.is_autocast_enabled("cpu")
         and x.is_contiguous(memory_format=torch.channels_last)
         and backends.pick(op, "cpu", x.dtype) == "cpu"
@@ -68,16 +56,16 @@ def may_write_into(op, x, *producers):
 
 def activated(conv, activation, x):
     """activation(conv(x)), in place where that is safe."""
-    if runs_in_rows(x, conv, activation) and _is_for_engine(conv, activation, x):
+    if runs_in_rows(x, conv) and _is_for_engine(conv, activation, x):
         return rows(conv, activation, x, 0, x.shape[2])
-    return _activate(activation, convolved(conv, x), may_overwrite(x, conv, activation))
+    return _activate(activation, convolved(conv, x), may_overwrite(x))
 
 
 def convolved(conv, x):
     """conv(x) of a convolution that keeps the resolution; it has gradients."""
-    if not (may_replace(x, conv) and _is_plain(conv) and _is_for_engine(conv, None, x)):
+    if not (may_replace(x) and _is_small(conv) and _is_for_engine(conv, None, x)):
         return _call(conv, x)
-    if may_overwrite(x, conv):
+    if may_overwrite(x):
         return rows(conv, None, x, 0, x.shape[2])
     if conv.kernel_size == (1, 1):
         return conv(x)
@@ -90,15 +78,15 @@ def activated_conv(first, activation, second, x, statistics=None):
     statistics: a list; where they cost nothing, the result's that dau_attention_into takes are put there.
     """
     by_engine = _is_for_engine(first, activation, x) and _is_for_engine(second, None, x)
-    if not (runs_in_rows(x, first, activation, second) and (by_engine or len(bands(x)) > 1)):
+    if not (runs_in_rows(x, first, second) and (by_engine or len(bands(x)) > 1)):
         return convolved(second, activated(first, activation, x))
     n, _, height, width = x.shape
     out = empty_map((n, second.out_channels, height, width), x)
     every, pooled, sums = bands(x), None, None
-    if statistics is not None and by_engine:
+    if statistics is not None and by_engine and second.kernel_size == (3, 3):
         pooled = x.new_empty(n, 2, height, width)
         sums = x.new_empty(len(every), n, second.out_channels, dtype=torch.float64)
-    halo = second.padding[0]
+    halo = second.kernel_size[0] // 2
     for i, (begin, end) in enumerate(every):
         above, below = max(begin - halo, 0), min(end + halo, height)
         between = rows(first, activation, x, above, below)
@@ -123,7 +111,7 @@ def add_conv(conv, x, residual):
 def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, residual=None):
     """Rows [begin, end) of activation(conv(x)) + residual for what `runs_in_rows`, in `out` if given.
 
-    pooled and sums are those of conv3x3_into.
+    pooled and sums are those of conv3x3_into, for a 3x3 convolution.
     """
     if not _fits_engine(conv, activation, x):
         result = _conv_rows(conv, x, begin, end)
@@ -137,7 +125,7 @@ def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, resi
     slope = None if activation is None else slope_of(activation, x)
     if conv.kernel_size == (1, 1):
         torch.ops.mirnet_fast_cpu.conv1x1_into(out, x[:, :, begin:end], conv.weight, conv.bias, slope)
-        return out
+        return out if residual is None else out.add_(residual)
     arguments = conv.weight, conv.bias, slope, residual, pooled, sums
     torch.ops.mirnet_fast_cpu.conv3x3_into(out, x, *arguments, first_row=begin)
     return out
@@ -145,16 +133,16 @@ def rows(conv, activation, x, begin, end, out=None, pooled=None, sums=None, resi
 
 def transposed_conv(conv, x):
     """conv(x) of a transposed 3x3 convolution that doubles the resolution; it has gradients."""
-    if not (may_replace(x, conv) and _doubles(conv) and _is_for_engine(conv, None, x)):
+    if not (may_replace(x) and _is_for_engine(conv, None, x)):
         return _call(conv, x)
-    if may_overwrite(x, conv):
+    if may_overwrite(x):
         return transposed_rows(conv, x, x.shape[2])
     return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, conv.weight, conv.bias, None)
 
 
 def is_fused_with_tail(conv, x):
     """Whether residual_up_tail_of_conv can run conv(x), and is faster."""
-    return _doubles(conv) and _is_for_engine(conv, None, x)
+    return _is_for_engine(conv, None, x)
 
 
 def transposed_rows(conv, x, count):
@@ -166,9 +154,9 @@ def transposed_rows(conv, x, count):
     return out
 
 
-def runs_in_rows(x, *modules):
-    """Whether convolutions and activations may run on rows of x, with nothing of it kept by others."""
-    return may_overwrite(x, *modules) and all(_is_plain(m) for m in modules if isinstance(m, nn.Conv2d))
+def runs_in_rows(x, *convs):
+    """Whether convolutions may run on rows of x."""
+    return may_overwrite(x) and all(map(_is_small, convs))
 
 
 def _is_for_engine(conv, activation, x):
@@ -181,23 +169,12 @@ def _is_for_engine(conv, activation, x):
 def _fits_engine(conv, activation, x):
     return (
         (conv.kernel_size == (1, 1) or backends.winograd())
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
         and (activation is None or type(activation) in (nn.PReLU, nn.LeakyReLU))
         and x.dtype == conv.weight.dtype == torch.float32
         and x.numel() > 0
         and x.stride(1) == 1
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", x.dtype) == "cpu"
-    )
-
-
-def _doubles(conv):
-    return (
-        type(conv) is nn.ConvTranspose2d
-        and conv.kernel_size == (3, 3)
-        and conv.stride == (2, 2)
-        and conv.padding == conv.output_padding == conv.dilation == (1, 1)
     )
 
 
@@ -220,20 +197,14 @@ def _activate(activation, x, in_place):
     return activation(x)
 
 
-def _is_plain(conv):
-    """Whether a band of the rows of the convolution's output needs only a band of its input."""
-    return (
-        type(conv) is nn.Conv2d
-        and conv.kernel_size in ((1, 1), (3, 3))
-        and conv.padding == tuple(size // 2 for size in conv.kernel_size)
-        and conv.padding_mode == "zeros"
-        and conv.stride == conv.dilation == (1, 1)
-    )
+def _is_small(conv):
+    """Whether a published convolution is of the sizes that the engine and the bands of rows know."""
+    return conv.kernel_size in ((1, 1), (3, 3))
 
 
 def _conv_rows(conv, x, begin, end):
-    """Rows [begin, end) of conv(x) for a plain convolution."""
-    halo = conv.padding[0]
+    """Rows [begin, end) of conv(x)."""
+    halo = conv.kernel_size[0] // 2
     above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
     rows = x[:, :, above:below]
     if above == begin - halo and below == end + halo and not _is_only_stored(conv, x):
@@ -244,7 +215,7 @@ def _conv_rows(conv, x, begin, end):
 
 def _is_only_stored(conv, x):
     return (
-        may_replace(x, conv)
+        may_replace(x)
         and x.dtype == conv.weight.dtype
         and not backends.cpu_computes(x.dtype)
         and not torch.is_autocast_enabled("cpu")

@@ -6,8 +6,6 @@ comes to the same calls on the same memory, as long as nothing of the network wa
 forward of a shape is recorded, and from the third on its calls are repeated.
 """
 
-import itertools
-import operator
 import weakref
 
 import torch
@@ -16,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .. import backends
 from ._arena import arena
-from ._inference import does_nothing_else
+from ._layers import is_trusted, last_snapshot
 
 SEEN, NOT_REPEATABLE = "seen once", "has calls that cannot be repeated"
 LARGEST = 2**28  # for more memory Python is a hundredth of the time, and places take a tenth more of it
@@ -72,7 +70,7 @@ def replayed(network, forward, x, nbytes):
                 return known[key].run(space, x)
             known[key] = SEEN
             return forward(x)
-        if known[key] == NOT_REPEATABLE or not does_nothing_else(network, x):
+        if known[key] == NOT_REPEATABLE or not is_trusted():
             return forward(x)
         known[key] = NOT_REPEATABLE
         image, steps, result = _record(forward, x, space)
@@ -96,14 +94,19 @@ class Recording:
     """The calls of one forward, on places in an arena whose maps may be gone."""
 
     def __init__(self, network, space, image, steps, result):
-        self._state = _State(network)
+        self._network = last_snapshot(network)
+        self._tensors = self._network.tensors()
+        self._storages = [*self._all_storages()]
         self._image, self._result = image, result
         self._nbytes = max(space.end_of(t) for t in tree_leaves(steps) if isinstance(t, torch.Tensor))
         self._steps = steps
 
     def is_of(self, network):
         """Whether nothing of the network was replaced since; values that changed in place may have."""
-        return self._state.is_of(network)
+        return last_snapshot(network) is self._network and [*self._all_storages()] == self._storages
+
+    def _all_storages(self):
+        return ((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in self._tensors)
 
     def run(self, space, x):
         """The result for x."""
@@ -112,38 +115,6 @@ class Recording:
             for function, args, kwargs in self._steps:
                 function(*args, **kwargs)
             return self._result.clone()
-
-
-class _State:
-    """What the modules of a network consist of."""
-
-    def __init__(self, network):
-        modules = [*network.modules()]
-        # Not the network itself: it has to be able to go.
-        self._others, self._types = modules[1:], [*map(type, modules)]
-        self._forwards = {t: t.forward for t in self._types}
-        dicts = [d for m in modules for d in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
-        self._dicts = [d for d in dicts if d]
-        self._empty = [d for d in dicts if not d]  # most of them, and quicker to ask
-        self._values = [*self._all_values()]
-        self._tensors = [v for v in self._values if isinstance(v, torch.Tensor)]
-        self._storages = [*self._all_storages()]
-
-    def is_of(self, network):
-        return (
-            [type(network), *map(type, self._others)] == self._types
-            and all(t.forward is forward for t, forward in self._forwards.items())
-            and not any(self._empty)
-            and sum(map(len, self._dicts)) == len(self._values)
-            and all(map(operator.is_, self._all_values(), self._values))
-            and [*self._all_storages()] == self._storages
-        )
-
-    def _all_values(self):
-        return itertools.chain.from_iterable(map(dict.values, self._dicts))
-
-    def _all_storages(self):
-        return ((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in self._tensors)
 
 
 class _Recorder(TorchDispatchMode):

@@ -1,21 +1,36 @@
 """SKFF and DAU on the fused ops."""
 
 import torch
+from torch import nn
 
 from .. import ops, reference
 from ._arena import empty_map
 from ._inference import activated_conv, may_write_into, slope_of
+from ._layers import Fused, is_activation, is_conv, is_prelu, is_sequence
 from ._sums import sums_for, taken_sums
 
 
-class SKFF(reference.SKFF):
-    """Selective kernel feature fusion: one fused op (section 3.1, equations 1 and 2)."""
+class SKFF(Fused, reference.SKFF):
+    """Selective kernel feature fusion: one fused op (section 3.1, equations 1 and 2).
 
-    def forward(self, branches, spare=None):
-        """[(N, C, H, W)] * height -> (N, C, H, W).
+    [(N, C, H, W)] * height -> (N, C, H, W).
+    """
 
-        spare: a branch that may be overwritten with the result where no gradient is wanted.
-        """
+    def _layers(self):
+        return self.conv_du, *self.conv_du, *self.fcs
+
+    def _is_published(self):
+        biases = {fc.bias is None for fc in self.fcs}
+        return (
+            is_sequence(self.conv_du, 2)
+            and is_conv(self.conv_du[0], 1)
+            and (is_prelu(self.conv_du[1]) or type(self.conv_du[1]) in (nn.LeakyReLU, nn.ReLU))
+            and all(is_conv(fc, 1) for fc in self.fcs)
+            and len(biases) == 1
+        )
+
+    def _fused(self, branches, spare=None):
+        """spare: a branch that may be overwritten with the result where no gradient is wanted."""
         branches, weights = list(branches), self._weights()
         if not may_write_into("skff_select", branches[0]):
             return ops.skff_select(branches, *weights)
@@ -56,11 +71,33 @@ class SKFF(reference.SKFF):
         )
 
 
-class DAU(reference.DAU):
-    """Dual attention unit: two convolutions and one fused op (section 3.2, equation 3)."""
+class DAU(Fused, reference.DAU):
+    """Dual attention unit: two convolutions and one fused op (section 3.2, equation 3).
 
-    def forward(self, x):
-        """(N, C, H, W) -> (N, C, H, W)."""
+    (N, C, H, W) -> (N, C, H, W).
+    """
+
+    def _layers(self):
+        return self.body, *self.body, *self.SA.modules(), *self.CA.modules(), self.conv1x1
+
+    def _is_published(self):
+        gate, channel = self.SA.spatial.conv, self.CA.conv_du
+        return (
+            is_sequence(self.body, 3)
+            and is_conv(self.body[0])
+            and is_activation(self.body[1])
+            and is_conv(self.body[2])
+            and is_conv(gate)
+            and gate.bias is None
+            and is_sequence(channel, 4)
+            and is_conv(channel[0], 1)
+            and type(channel[1]) is nn.ReLU
+            and is_conv(channel[2], 1)
+            and type(channel[3]) is nn.Sigmoid
+            and is_conv(self.conv1x1, 1)
+        )
+
+    def _fused(self, x):
         first, act, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
         statistics = []
@@ -75,7 +112,7 @@ class DAU(reference.DAU):
             self.conv1x1.bias,
         )
         skip = x if self.SKIP else None
-        if not may_write_into("dau_attention", r, second):
+        if not may_write_into("dau_attention", r):
             return ops.dau_attention(r, skip, *weights)
         pooled, sums = statistics or (None, None)
         torch.ops.mirnet_fast_cpu.dau_attention_into(r, r, skip, *weights, pooled, sums, sums_for(r))

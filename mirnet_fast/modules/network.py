@@ -1,17 +1,12 @@
 """MSRB, RRG and MIRNet of the fused parts."""
 
 import torch
+from torch import nn
 
 from .. import reference
 from ._arena import arena
-from ._inference import (
-    add_conv,
-    convolved,
-    does_nothing_else,
-    may_overwrite,
-    may_replace,
-    may_write_into,
-)
+from ._inference import add_conv, convolved, may_overwrite, may_write_into
+from ._layers import Fused, is_conv, is_plain, is_trusted, stands
 from ._replay import replayed
 from ._sums import sums_kept
 from .attention import DAU, SKFF
@@ -20,19 +15,27 @@ from .resampling import DownSample, ResidualUpSample, UpSample
 LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
 
 
-class MSRB(reference.MSRB):
+class MSRB(Fused, reference.MSRB):
     """Multi-scale residual block (section 3, figure 2), in channels_last inside.
 
+    (N, C, H, W) -> (N, C, H, W) in x's memory format; H and W are multiples of 2**(height - 1).
     Each stream is brought to half its resolution once: column 0 and column 1 ask for the same.
     """
 
     DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
 
-    def forward(self, x):
-        """(N, C, H, W) -> (N, C, H, W) in x's memory format; H and W are multiples of 2**(height - 1)."""
+    def _layers(self):
+        # Not the samplers' parts, which are called; but a hook would see some once instead of twice.
+        samplers = [part for table in (self.down, self.up, self.last_up) for part in table.values()]
+        return self.conv_out, *[inner for part in samplers for inner in (part, part.body, *part.body)]
+
+    def _is_published(self):
+        return is_conv(self.conv_out)
+
+    def _fused(self, x):
         if not may_overwrite(x):
             return self._forward(x)
-        with sums_kept(does_nothing_else(self, x)):
+        with sums_kept(is_trusted()):
             return self._forward(x)
 
     def _forward(self, x):
@@ -42,7 +45,7 @@ class MSRB(reference.MSRB):
         # each stream is brought to the lower resolutions as soon as it is there.
         streams, lowered = [], {}
         # Nobody else can hold what resampling makes.
-        ours = may_overwrite(x, *self.up.modules(), *self.last_up.modules())
+        ours = may_overwrite(x)
         for j in range(self.height):
             streams.append(self.blocks[j][0](lowered[j - 1, j] if j else x))
             self._lower(streams, j, lowered, 0)
@@ -88,20 +91,27 @@ class MSRB(reference.MSRB):
         step twice then, but no memory.
         """
         skff, branches, made_late = self.selective_kernel[0], [streams.pop(0)], []
-        late = late and type(skff) is SKFF and may_write_into("skff_select", branches[0], skff)
+        late = late and type(skff) is SKFF and stands(skff) and may_write_into("skff_select", branches[0])
         for j, up in ups.items():
             stream = streams.pop(0)
             steps = [up]
-            if type(up) is UpSample and may_overwrite(stream, up, up.body):
+            if type(up) is UpSample and may_overwrite(stream):
                 # One by one: a stream goes before the last step makes the largest map.
                 *first, last = up.body
                 for step in first:
                     stream = step(stream)
                 steps = [last]
-            if late and j > 1 and type(steps[0]) is ResidualUpSample and steps[0].runs_in_rows(stream):
-                made_late.append((steps[0], stream))
+            (step,) = steps
+            if (
+                late
+                and j > 1
+                and type(step) is ResidualUpSample
+                and stands(step)
+                and step.runs_in_rows(stream)
+            ):
+                made_late.append((step, stream))
             else:
-                branches.append(steps[0](stream))
+                branches.append(step(stream))
             del stream
         if made_late:
             return skff.over_last_branch(branches, made_late)
@@ -110,19 +120,23 @@ class MSRB(reference.MSRB):
     def _select(self, j, branches, spare):
         """SKFF of stream j, over the last branch if that is a spare one and the SKFF keeps none."""
         skff = self.selective_kernel[j]
-        if spare and isinstance(skff, SKFF) and may_overwrite(branches[-1], skff):
+        if spare and type(skff) is SKFF and is_plain(skff) and may_overwrite(branches[-1]):
             return skff(branches, branches[-1])
         return skff(branches)
 
 
-class RRG(reference.RRG):
-    """Recursive residual group (section 3)."""
+class RRG(Fused, reference.RRG):
+    """Recursive residual group (section 3): (N, C, H, W) -> (N, C, H, W)."""
 
     MSRB = MSRB
 
-    def forward(self, x):
-        if not may_replace(x, self.body):
-            return super().forward(x)
+    def _layers(self):
+        return self.body, self.body[-1]
+
+    def _is_published(self):
+        return type(self.body) is nn.Sequential and is_conv(self.body[-1])
+
+    def _fused(self, x):
         *blocks, conv = self.body
         y = x
         for block in blocks:
@@ -130,7 +144,7 @@ class RRG(reference.RRG):
         return add_conv(conv, y, x) if self.SKIP else convolved(conv, y)
 
 
-class MIRNet(reference.MIRNet):
+class MIRNet(Fused, reference.MIRNet):
     """MIRNet: (N, in_channels, H, W) -> (N, out_channels, H, W), on the fused ops.
 
     Constructor arguments, state_dict and result are those of `mirnet_fast.reference.MIRNet`;
@@ -142,7 +156,13 @@ class MIRNet(reference.MIRNet):
 
     RRG = RRG
 
-    def forward(self, x):
+    def _layers(self):
+        return self.conv_in, self.body, self.conv_out
+
+    def _is_published(self):
+        return is_conv(self.conv_in) and type(self.body) is nn.Sequential and is_conv(self.conv_out)
+
+    def _fused(self, x):
         multiple = 2 ** (self.body[0].body[0].height - 1) if len(self.body) else 1
         if x.dim() != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
@@ -159,7 +179,7 @@ class MIRNet(reference.MIRNet):
         inside = x.contiguous(memory_format=torch.channels_last)
         y = convolved(self.conv_in, inside)
         # One by one: what calls the body as a whole holds its input to the end.
-        for part in self.body if may_overwrite(x, self.body) else (self.body,):
+        for part in self.body if may_overwrite(x) else (self.body,):
             y = part(y)
         with arena(0):  # the result stays with the caller
             y = add_conv(self.conv_out, y, inside)

@@ -1,9 +1,10 @@
 """Blur-pool and the residual resamplers on the fused ops."""
 
 import torch
+from torch import nn
 
 from .. import ops, reference
-from ..reference.filters import binomial_filter
+from ..reference.filters import PADDING_MODES, binomial_filter, pad_amounts
 from ._arena import empty_map
 from ._inference import (
     activated,
@@ -16,17 +17,40 @@ from ._inference import (
     transposed_conv,
     transposed_rows,
 )
+from ._layers import (
+    Fused,
+    Part,
+    is_activation,
+    is_binomial,
+    is_conv,
+    is_doubling_conv,
+    is_plain_tensor,
+    is_prelu,
+)
 from ._sums import joined_sums, sums_for
 
 
-class Downsample(reference.Downsample):
-    """Blur-pool (Zhang, ICML 2019). The filter is the binomial one that the buffer `filt` holds.
+class Downsample(Fused, reference.Downsample):
+    """Blur-pool (Zhang, ICML 2019): (N, channels, H, W) -> (N, channels, H', W').
 
-    Loading a state_dict whose `filt` is another filter is refused: the op would not apply it.
+    The op applies the binomial filter; another one in the buffer `filt` is applied by PyTorch, but
+    loading a state_dict with one is refused.
     """
 
-    def forward(self, x):
-        """(N, channels, H, W) -> (N, channels, H', W')."""
+    def _layers(self):
+        return tuple(self.children())  # the padding of a module that accelerate() took over
+
+    def _is_published(self):
+        filt, (before, after) = self.filt, pad_amounts(self.filt_size, self.pad_off)
+        return (
+            filt.shape == (self.channels, 1, self.filt_size, self.filt_size)
+            and is_plain_tensor(filt)
+            and is_binomial(filt)
+            and self.pad_type in PADDING_MODES
+            and tuple(self.pad_sizes) == (before, after, before, after)
+        )
+
+    def _fused(self, x):
         if x.shape[1] != self.channels:
             raise ValueError(f"Downsample: x must have {self.channels} channels; got {x.shape[1]}")
         return ops.blur_pool(x, self.filt_size, self.pad_type, self.stride, self.pad_off)
@@ -45,13 +69,33 @@ class Downsample(reference.Downsample):
         )
 
 
-class ResidualDownSample(reference.ResidualDownSample):
-    """C channels to 2C at half the resolution; the tail is one fused op (section 3.3, figure 5a)."""
+class ResidualDownSample(Fused, reference.ResidualDownSample):
+    """C channels to 2C at half the resolution; the tail is one fused op (section 3.3, figure 5a).
+
+    (N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2)).
+    """
 
     Blur = Downsample
 
-    def forward(self, x):
-        """(N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2))."""
+    def _layers(self):
+        return self.top, *self.top, self.bot, *self.bot
+
+    def _is_published(self):
+        expand, act, conv, tail_act, blur, project = self.top
+        low_blur, low_project = self.bot
+        return (
+            type(self.top) is type(self.bot) is nn.Sequential
+            and is_conv(expand)
+            and is_activation(act)
+            and is_conv(conv)
+            and is_prelu(tail_act)
+            and _halves(blur)
+            and _halves(low_blur)
+            and is_conv(project, 1)
+            and is_conv(low_project, 1)
+        )
+
+    def _fused(self, x):
         expand, act, conv, tail_act, _, project = self.top
         top = activated_conv(expand, act, conv, x)
         weights = (tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias)
@@ -63,15 +107,44 @@ class ResidualDownSample(reference.ResidualDownSample):
         return out
 
 
-class ResidualUpSample(reference.ResidualUpSample):
+def _halves(blur):
+    return (
+        type(blur) is Downsample
+        and (blur.filt_size, blur.pad_type, blur.stride, blur.pad_off) == (3, "reflect", 2, 0)
+        and blur._is_published()
+    )
+
+
+class ResidualUpSample(Fused, reference.ResidualUpSample):
     """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b).
+
+    (N, C, H, W) -> (N, C // 2, 2H, 2W).
 
     Inference on the CPU goes through the large map in blocks or in bands of rows, so that of the largest
     map of the network, the transposed convolution's output, only a part is ever there.
     """
 
-    def forward(self, x):
-        """(N, C, H, W) -> (N, C // 2, 2H, 2W)."""
+    def _layers(self):
+        return self.top, *self.top, self.bot, *self.bot
+
+    def _is_published(self):
+        expand, act, conv, tail_act, project = self.top
+        enlarge, low_project = self.bot
+        return (
+            type(self.top) is type(self.bot) is nn.Sequential
+            and is_conv(expand)
+            and is_activation(act)
+            and is_doubling_conv(conv)
+            and is_prelu(tail_act)
+            and is_conv(project, 1)
+            and type(enlarge) is nn.Upsample
+            and (enlarge.mode, bool(enlarge.align_corners), enlarge.size) == ("bilinear", False, None)
+            and enlarge.scale_factor in (2, (2, 2))
+            and not enlarge.recompute_scale_factor
+            and is_conv(low_project, 1)
+        )
+
+    def _fused(self, x):
         expand, act, conv, *_ = self.top
         if not self.runs_in_rows(x):
             return ops.residual_up_tail(transposed_conv(conv, activated(expand, act, x)), x, *self._tail())
@@ -83,8 +156,7 @@ class ResidualUpSample(reference.ResidualUpSample):
 
     def runs_in_rows(self, x):
         """Whether `rows` may be called."""
-        parts = self.top[:3]
-        return x.numel() > 0 and may_write_into("residual_up_tail", x, *parts) and runs_in_rows(x, parts[0])
+        return x.numel() > 0 and may_write_into("residual_up_tail", x) and runs_in_rows(x, self.top[0])
 
     def bands(self, x):
         """[(begin, end)] for `rows`."""
@@ -112,13 +184,13 @@ class ResidualUpSample(reference.ResidualUpSample):
         return tail_act.weight, project.weight, project.bias, self.bot[1].weight, self.bot[1].bias
 
 
-class DownSample(reference.DownSample):
+class DownSample(Part, reference.DownSample):
     """Down-sampling by a power of two (section 3.3)."""
 
     Step = ResidualDownSample
 
 
-class UpSample(reference.UpSample):
+class UpSample(Part, reference.UpSample):
     """Up-sampling by a power of two (section 3.3)."""
 
     Step = ResidualUpSample

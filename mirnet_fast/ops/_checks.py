@@ -34,6 +34,13 @@ def optional_like(op, name, value, shape, first_name, first):
         like(op, name, value, shape, first_name, first)
 
 
+def sums(op, name, value, shape, first_name, first):
+    """A contiguous float64 tensor for or of sums over pixels."""
+    like(op, name, value, shape, first_name, first, any_dtype=True)
+    if value.dtype != torch.float64 or not value.is_contiguous():
+        raise ValueError(f"{op}: {name} must be contiguous float64; got {value.dtype}")
+
+
 def slope(op, name, value, channels, first_name, first):
     """A PReLU weight: one value, or one a channel."""
     if isinstance(value, torch.Tensor) and value.dim() == 1 and value.shape[0] in (1, channels):
@@ -41,6 +48,52 @@ def slope(op, name, value, channels, first_name, first):
     else:
         came = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
         raise ValueError(f"{op}: {name} must have shape (1,) or ({channels},); got {came}")
+
+
+def tail(op, channels, inputs, first_name, first, slope_, top_weight, top_bias, bottom_weight, bottom_bias):
+    """The weights of a residual resampler's tail, beside maps of so many channels."""
+    slope(op, "slope", slope_, channels, first_name, first)
+    like(op, "top_weight", top_weight, (None, channels, 1, 1), first_name, first)
+    outputs = top_weight.shape[0]
+    if outputs == 0:
+        raise ValueError(f"{op}: top_weight must have an output; got {tuple(top_weight.shape)}")
+    optional_like(op, "top_bias", top_bias, (outputs,), first_name, first)
+    like(op, "bottom_weight", bottom_weight, (outputs, inputs, 1, 1), first_name, first)
+    optional_like(op, "bottom_bias", bottom_bias, (outputs,), first_name, first)
+
+
+def convolution(op, x, weight, bias, slope_, inputs, taps=3, prefix=""):
+    """The arguments of an engine's convolution, its inputs in this dimension of the weight; its outputs."""
+    feature_map(op, "x", x)
+    if x.dtype != torch.float32:
+        raise TypeError(f"{op}: x must be float32; got {x.dtype}")
+    channels_last(op, "x", x)
+    shape = [None, None, taps, taps]
+    shape[inputs] = x.shape[1]
+    like(op, f"{prefix}weight", weight, tuple(shape), "x", x)
+    outputs = weight.shape[1 - inputs]
+    if outputs == 0:
+        raise ValueError(f"{op}: {prefix}weight must have an output; got {tuple(weight.shape)}")
+    optional_like(op, f"{prefix}bias", bias, (outputs,), "x", x)
+    if slope_ is not None:
+        slope(op, "slope", slope_, outputs, "x", x)
+    return outputs
+
+
+def channels_last(op, name, value):
+    """A map whose channels lie side by side."""
+    if value.shape[1] > 1 and value.stride(1) != 1:
+        raise ValueError(f"{op}: {name} must be channels_last; got strides {value.stride()}")
+
+
+def rows(op, first_row, count, every):
+    """Rows [first_row, first_row + count) of `every`."""
+    integer(op, "first_row", first_row, 0)
+    if first_row + count > every:
+        raise ValueError(
+            f"{op}: the rows from first_row on must lie inside the {every} there are; "
+            f"got first_row = {first_row} and {count} rows"
+        )
 
 
 def integer(op, name, value, low, high=None):

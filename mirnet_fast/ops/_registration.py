@@ -11,6 +11,7 @@ import importlib
 import torch
 
 from .. import backends, reference
+from ._checks import like
 
 KERNEL_BACKENDS = ("cpu", "triton", "cuda")
 
@@ -18,23 +19,33 @@ _libraries = {b: torch.library.Library(f"mirnet_fast_{b}", "FRAGMENT") for b in 
 _overloads = {}
 
 
-def register(name, arguments, output_shape, residual=None):
+def register(name, arguments, output_shape, check, residual=None):
     """Define `name(arguments) -> Tensor` and its backward in every kernel backend.
 
     Args:
         arguments: the schema's arguments; the first tensor gives dtype, device and memory format
             of the output.
         output_shape: function of the op's arguments that returns the output's shape.
+        check: function of the op's arguments that raises what does not fit. The C++ kernels check too,
+            as they may be called without it.
         residual: index of an argument that is only added to the output. Its gradient is the
             output's, so the backward neither takes it nor computes anything for it.
     """
     signature = ", ".join(arguments)
     kept = ", ".join(a for i, a in enumerate(arguments) if i != residual)
 
+    def check_backward(grad, *args):
+        every = list(args) if residual is None else [*args[:residual], None, *args[residual:]]
+        check(*every)
+        first = _tensors(args)[0]
+        like(name, "grad", grad, tuple(output_shape(*every)), "the first argument", first)
+
     def fake(*args):
+        check(*args)
         return empty_like(_tensors(args)[0], output_shape(*args))
 
     def fake_backward(grad, *args):
+        check_backward(grad, *args)
         return [empty_like(t, t.shape) for t in _tensors(args)]
 
     for backend, library in _libraries.items():
@@ -49,27 +60,40 @@ def register(name, arguments, output_shape, residual=None):
         torch.library.register_autograd(backward, _no_double_backward(name), lib=library)
         _overloads[name, backend] = getattr(getattr(torch.ops, namespace), name).default
     for key in ("CUDA", "CPU"):  # the CPU for the interpreter
-        _libraries["triton"].impl(name, _triton_kernel(name, name), key)
-        _libraries["triton"].impl(f"{name}_backward", _triton_kernel(name, f"{name}_backward"), key)
+        _libraries["triton"].impl(name, _triton_kernel(name, name, check), key)
+        kernel = _triton_kernel(name, f"{name}_backward", check_backward)
+        _libraries["triton"].impl(f"{name}_backward", kernel, key)
 
 
-def register_in_place(name, arguments):
+def register_in_place(name, arguments, check):
     """Define the inference-only `name(arguments) -> ()`, which writes into its first argument.
 
     Networks reach it as `torch.ops.mirnet_fast_cpu.NAME` where that backend was picked.
     """
-    define_for_cpu(f"{name}({', '.join(arguments)}) -> ()")
+    define_for_cpu(f"{name}({', '.join(arguments)}) -> ()", check)
 
 
-def define_for_cpu(schema, fake=lambda *args: None):
+def define_for_cpu(schema, check, output=lambda *args: None):
     """Define an op that the C++ kernels alone have.
 
     Args:
-        fake: function of the op's arguments that returns an output like the real one.
+        check: function of the op's arguments, with their defaults, that raises what does not fit; None
+            where there are none.
+        output: function of the op's arguments that returns an output like the real one.
     """
     library = _libraries["cpu"]
     library.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.register_fake(f"mirnet_fast_cpu::{schema.partition('(')[0]}", fake, lib=library)
+    name = schema.partition("(")[0]
+    overload = getattr(torch.ops.mirnet_fast_cpu, name).default
+    defaults = {a.name: a.default_value for a in overload._schema.arguments if a.has_default_value()}
+
+    def fake(*args, **kwargs):
+        if check is not None:
+            left = [a.name for a in overload._schema.arguments[len(args) :]]
+            check(*args, *((defaults | kwargs)[a] for a in left))
+        return output(*args)
+
+    torch.library.register_fake(f"mirnet_fast_cpu::{name}", fake, lib=library)
 
 
 def register_cpu_gradient(name, backward, setup_context):
@@ -79,10 +103,11 @@ def register_cpu_gradient(name, backward, setup_context):
     )
 
 
-def _triton_kernel(name, function):
+def _triton_kernel(name, function, check):
     """kernels/NAME.py's function, imported when it is first called: importing needs no Triton."""
 
     def run(*args):
+        check(*args)
         return getattr(importlib.import_module(f"mirnet_fast.kernels.{name}"), function)(*args)
 
     return run

@@ -24,6 +24,12 @@ def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
 
     Source: Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, section 3.
     """
+    check(x, filt_size, pad_type, stride, pad_off)
+    (x,) = autocast(x)
+    return call("blur_pool", x, filt_size, pad_type, stride, pad_off)
+
+
+def check(x, filt_size, pad_type, stride, pad_off):
     op = "blur_pool"
     _checks.feature_map(op, "x", x)
     _checks.integer(op, "filt_size", filt_size, 1, 7)
@@ -37,8 +43,6 @@ def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
             raise ValueError(f"{op}: reflect padding of {after} needs {side} > {after}; got {side} = {size}")
         if size + before + after < filt_size:
             raise ValueError(f"{op}: {side} = {size} is smaller than the filter of {filt_size} taps")
-    (x,) = autocast(x)
-    return call(op, x, filt_size, pad_type, stride, pad_off)
 
 
 def output_shape(x, filt_size, pad_type, stride, pad_off):
@@ -57,4 +61,5 @@ register(
         "int pad_off",
     ],
     output_shape,
+    check,
 )

@@ -5,8 +5,17 @@ or C' values); it writes into `out`, not `x`. All maps are float32 and channels_
 that.
 """
 
+from . import _checks
 from ._registration import define_for_cpu
 
+
+def check_into(out, x, weight, bias, slope):
+    op = "conv1x1"
+    outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1, taps=1)
+    _checks.like(op, "out", out, (x.shape[0], outputs, *x.shape[2:]), "x", x)
+    _checks.channels_last(op, "out", out)
+
+
 define_for_cpu(
-    "conv1x1_into(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? slope) -> ()",
+    "conv1x1_into(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? slope) -> ()", check_into
 )

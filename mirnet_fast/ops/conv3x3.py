@@ -7,11 +7,12 @@ of fewer rows than x gets the convolution's rows from `first_row` on.
 
 All maps are float32 and channels_last. `conv3x3` has gradients where neither slope nor residual is given;
 x's is such a convolution itself, the weight's is PyTorch's. The error is below 3e-6 of the output's norm.
-Where an input is NaN or infinite, outputs up to two pixels beyond its reach may be NaN too.
+NaN and infinity reach the outputs that PyTorch's convolution has them at, and no others.
 """
 
 import torch
 
+from . import _checks
 from ._registration import define_for_cpu, register_cpu_gradient
 
 EPILOGUE = "Tensor? bias, Tensor? slope, Tensor? residual"
@@ -22,7 +23,35 @@ def _output(x, weight, bias, slope, residual):
     return torch.empty(n, weight.shape[0], h, w, device=x.device, memory_format=torch.channels_last)
 
 
-define_for_cpu(f"conv3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", _output)
+def check(x, weight, bias, slope, residual):
+    op = "conv3x3"
+    outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1)
+    _check_residual(op, residual, (x.shape[0], outputs, *x.shape[2:]), x)
+
+
+def check_into(out, x, weight, bias, slope, residual, pooled, sums, first_row):
+    op = "conv3x3"
+    outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1)
+    _checks.feature_map(op, "out", out)
+    n, height, width = x.shape[0], out.shape[2], x.shape[3]
+    _checks.like(op, "out", out, (n, outputs, height, width), "x", x)
+    _checks.channels_last(op, "out", out)
+    _check_residual(op, residual, out.shape, x)
+    _checks.rows(op, first_row, height, x.shape[2])
+    if (pooled is None) != (sums is None):
+        raise ValueError(f"{op}: pooled and sums go together; only one was given")
+    if pooled is not None:
+        _checks.like(op, "pooled", pooled, (n, 2, height, width), "x", x)
+        _checks.sums(op, "sums", sums, (n, outputs), "x", x)
+
+
+def _check_residual(op, residual, shape, x):
+    if residual is not None:
+        _checks.like(op, "residual", residual, shape, "x", x)
+        _checks.channels_last(op, "residual", residual)
+
+
+define_for_cpu(f"conv3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", check, _output)
 
 
 def _keep(ctx, inputs, output):
@@ -50,5 +79,6 @@ def _gradient(ctx, grad):
 register_cpu_gradient("conv3x3", _gradient, _keep)
 define_for_cpu(
     f"conv3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, "
-    "Tensor(b!)? pooled, Tensor(c!)? sums, int first_row=0) -> ()"
+    "Tensor(b!)? pooled, Tensor(c!)? sums, int first_row=0) -> ()",
+    check_into,
 )

@@ -8,6 +8,7 @@ conv3x3's. `conv_transpose3x3` has gradients, PyTorch's, where no slope is given
 
 import torch
 
+from . import _checks
 from ._registration import define_for_cpu, register_cpu_gradient
 
 EPILOGUE = "Tensor? bias, Tensor? slope"
@@ -19,7 +20,21 @@ def _output(x, weight, bias, slope):
     return torch.empty(size, device=x.device, memory_format=torch.channels_last)
 
 
-define_for_cpu(f"conv_transpose3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", _output)
+def check(x, weight, bias, slope):
+    _checks.convolution("conv_transpose3x3", x, weight, bias, slope, inputs=0)
+
+
+def check_into(out, x, weight, bias, slope, first_row):
+    op = "conv_transpose3x3"
+    outputs = _checks.convolution(op, x, weight, bias, slope, inputs=0)
+    _checks.feature_map(op, "out", out)
+    rows = out.shape[2] // 2
+    _checks.like(op, "out", out, (x.shape[0], outputs, 2 * rows, 2 * x.shape[3]), "x", x)
+    _checks.channels_last(op, "out", out)
+    _checks.rows(op, first_row, rows, x.shape[2])
+
+
+define_for_cpu(f"conv_transpose3x3(Tensor x, Tensor weight, {EPILOGUE}) -> Tensor", check, _output)
 
 
 def _keep(ctx, inputs, output):
@@ -40,5 +55,6 @@ def _gradient(ctx, grad):
 
 register_cpu_gradient("conv_transpose3x3", _gradient, _keep)
 define_for_cpu(
-    f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, int first_row=0) -> ()"
+    f"conv_transpose3x3_into(Tensor(a!) out, Tensor x, Tensor weight, {EPILOGUE}, int first_row=0) -> ()",
+    check_into,
 )

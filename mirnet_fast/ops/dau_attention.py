@@ -54,15 +54,24 @@ def dau_attention(
     if x is not None and x.dtype != r.dtype:
         # Under autocast a residual stays in its own dtype: only the convolutions run in the lower.
         return dau_attention(r, None, *weights) + x
-    (
-        spatial_weight,
-        squeeze_weight,
-        squeeze_bias,
-        excite_weight,
-        excite_bias,
-        fuse_weight,
-        fuse_bias,
-    ) = weights
+    check(r, x, *weights)
+    return call(op, r, x, *weights)
+
+
+def check(
+    r,
+    x,
+    spatial_weight,
+    squeeze_weight,
+    squeeze_bias,
+    excite_weight,
+    excite_bias,
+    fuse_weight,
+    fuse_bias,
+):
+    op = "dau_attention"
+    _checks.feature_map(op, "r", r)
+    _checks.optional_like(op, "x", x, r.shape, "r", r)
     channels = r.shape[1]
     _checks.like(op, "spatial_weight", spatial_weight, (1, 2, None, None), "r", r)
     taps = spatial_weight.shape[2:]
@@ -72,12 +81,27 @@ def dau_attention(
         )
     _checks.like(op, "squeeze_weight", squeeze_weight, (None, channels, 1, 1), "r", r)
     squeezed = squeeze_weight.shape[0]
+    if squeezed == 0:
+        raise ValueError(f"{op}: squeeze_weight must have an output; got {tuple(squeeze_weight.shape)}")
     _checks.optional_like(op, "squeeze_bias", squeeze_bias, (squeezed,), "r", r)
     _checks.like(op, "excite_weight", excite_weight, (channels, squeezed, 1, 1), "r", r)
     _checks.optional_like(op, "excite_bias", excite_bias, (channels,), "r", r)
     _checks.like(op, "fuse_weight", fuse_weight, (channels, 2 * channels, 1, 1), "r", r)
     _checks.optional_like(op, "fuse_bias", fuse_bias, (channels,), "r", r)
-    return call(op, r, x, *weights)
+
+
+def check_into(out, r, x, *rest):
+    op, (*weights, pooled, sums, out_sums) = "dau_attention", rest
+    check(r, x, *weights)
+    n, channels, height, width = r.shape
+    _checks.like(op, "out", out, r.shape, "r", r)
+    if (pooled is None) != (sums is None):
+        raise ValueError(f"{op}: pooled and sums go together; only one was given")
+    if pooled is not None:
+        _checks.like(op, "pooled", pooled, (n, 2, height, width), "r", r)
+        _checks.sums(op, "sums", sums, (n, channels), "r", r)
+    if out_sums is not None:
+        _checks.sums(op, "out_sums", out_sums, (n, channels), "r", r)
 
 
 def output_shape(r, *rest):
@@ -100,10 +124,11 @@ register(
     "dau_attention",
     ARGUMENTS,
     output_shape,
+    check,
     residual=1,
 )
 
 # pooled and sums are the statistics that conv3x3_into gives of r. out_sums: (N, C) float64, written with
 # the result's sums over the pixels, for skff_select_into.
 STATISTICS = ["Tensor? pooled=None", "Tensor? sums=None", "Tensor(b!)? out_sums=None"]
-register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, *STATISTICS])
+register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, *STATISTICS], check_into)

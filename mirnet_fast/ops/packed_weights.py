@@ -5,8 +5,8 @@ import torch
 from .. import _native
 from ._registration import define_for_cpu
 
-define_for_cpu("packed_weights_bytes() -> int", lambda: 0)
-define_for_cpu("release_packed_weights() -> ()")
+define_for_cpu("packed_weights_bytes() -> int", None, lambda: 0)
+define_for_cpu("release_packed_weights() -> ()", None)
 
 
 def packed_weights_bytes():

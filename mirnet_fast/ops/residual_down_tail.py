@@ -23,20 +23,27 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
     """
     op = "residual_down_tail"
     _checks.feature_map(op, "top", top)
+    args = autocast(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias)
+    check(*args)
+    return call(op, *args)
+
+
+def check(top, bottom, *weights):
+    op = "residual_down_tail"
+    _checks.feature_map(op, "top", top)
     if top.shape[2] < 2 or top.shape[3] < 2:
         raise ValueError(f"{op}: top must be (N, C, H, W) with H, W >= 2; got {tuple(top.shape)}")
-    top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias = autocast(
-        top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias
-    )
     _checks.like(op, "bottom", bottom, top.shape, "top", top)
-    channels = top.shape[1]
-    _checks.slope(op, "slope", slope, channels, "top", top)
-    _checks.like(op, "top_weight", top_weight, (None, channels, 1, 1), "top", top)
-    outputs = top_weight.shape[0]
-    _checks.optional_like(op, "top_bias", top_bias, (outputs,), "top", top)
-    _checks.like(op, "bottom_weight", bottom_weight, (outputs, channels, 1, 1), "top", top)
-    _checks.optional_like(op, "bottom_bias", bottom_bias, (outputs,), "top", top)
-    return call(op, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias)
+    _checks.tail(op, top.shape[1], top.shape[1], "top", top, *weights)
+
+
+def check_into(out, top, bottom, slope, top_weight, *rest):
+    op, (*weights, sums) = "residual_down_tail", rest
+    check(top, bottom, slope, top_weight, *weights)
+    shape = output_shape(top, bottom, slope, top_weight)
+    _checks.like(op, "out", out, shape, "top", top)
+    if sums is not None:
+        _checks.sums(op, "sums", sums, shape[:2], "top", top)
 
 
 def output_shape(top, bottom, slope, top_weight, *rest):
@@ -58,7 +65,10 @@ register(
     "residual_down_tail",
     ARGUMENTS,
     output_shape,
+    check,
 )
 
 # sums: (N, D) float64, written with the result's sums over the pixels, for skff_select_into.
-register_in_place("residual_down_tail_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor(b!)? sums=None"])
+register_in_place(
+    "residual_down_tail_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor(b!)? sums=None"], check_into
+)

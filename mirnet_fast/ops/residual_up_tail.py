@@ -26,20 +26,50 @@ def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bo
     """
     op = "residual_up_tail"
     _checks.feature_map(op, "top", top)
-    top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias = autocast(
-        top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias
-    )
+    args = autocast(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias)
+    check(*args)
+    return call(op, *args)
+
+
+def check(top, bottom, *weights):
+    op = "residual_up_tail"
+    _checks.feature_map(op, "top", top)
     _checks.feature_map(op, "bottom", bottom)
-    n, inputs, height, width = bottom.shape
+    n, _, height, width = bottom.shape
     _checks.like(op, "top", top, (n, None, 2 * height, 2 * width), "bottom", bottom)
-    channels = top.shape[1]
-    _checks.slope(op, "slope", slope, channels, "top", top)
-    _checks.like(op, "top_weight", top_weight, (None, channels, 1, 1), "top", top)
-    outputs = top_weight.shape[0]
-    _checks.optional_like(op, "top_bias", top_bias, (outputs,), "top", top)
-    _checks.like(op, "bottom_weight", bottom_weight, (outputs, inputs, 1, 1), "top", top)
-    _checks.optional_like(op, "bottom_bias", bottom_bias, (outputs,), "top", top)
-    return call(op, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias)
+    _checks.tail(op, top.shape[1], bottom.shape[1], "top", top, *weights)
+
+
+def check_rows(out, top, bottom, slope, top_weight, *rest):
+    op, (*weights, first_row) = "residual_up_tail", rest
+    _check_out(op, out, top, bottom, slope, top_weight, *weights, first_row)
+    _checks.like(op, "top", top, (bottom.shape[0], None, *out.shape[2:]), "bottom", bottom)
+    _checks.tail(op, top.shape[1], bottom.shape[1], "top", top, slope, top_weight, *weights)
+
+
+def check_of_conv(out, x, conv_weight, conv_bias, bottom, slope, top_weight, *rest):
+    op, (*weights, first_row, sums) = "residual_up_tail", rest
+    channels = _checks.convolution(op, x, conv_weight, conv_bias, None, inputs=0, prefix="conv_")
+    _check_out(op, out, x, bottom, slope, top_weight, *weights, first_row)
+    n, height = out.shape[0], out.shape[2]
+    _checks.like(op, "x", x, (n, None, None, bottom.shape[3]), "bottom", bottom)
+    if height % 2 or first_row % 2 or height > 2 * x.shape[2]:
+        raise ValueError(
+            f"{op}: out must be rows that x's {x.shape[2]} rows become; "
+            f"got first_row = {first_row} and {height} rows"
+        )
+    _checks.tail(op, channels, bottom.shape[1], "x", x, slope, top_weight, *weights)
+    if sums is not None:
+        _checks.sums(op, "sums", sums, out.shape[:2], "x", x)
+
+
+def _check_out(op, out, first, bottom, slope, top_weight, *rest):
+    _checks.feature_map(op, "bottom", bottom)
+    _checks.feature_map(op, "out", out)
+    n, _, height, width = bottom.shape
+    _checks.like(op, "top_weight", top_weight, (None, None, 1, 1), "bottom", bottom)
+    _checks.like(op, "out", out, (n, top_weight.shape[0], None, 2 * width), "bottom", bottom)
+    _checks.rows(op, rest[-1], out.shape[2], 2 * height)
 
 
 def output_shape(top, bottom, slope, top_weight, *rest):
@@ -58,6 +88,7 @@ register(
         "Tensor? bottom_bias",
     ],
     output_shape,
+    check,
 )
 
 # Of the CPU engine: top is conv_transpose3x3(x, conv_weight, conv_bias), and never there as a whole.
@@ -65,7 +96,8 @@ register(
 define_for_cpu(
     "residual_up_tail_of_conv(Tensor(a!) out, Tensor x, Tensor conv_weight, Tensor? conv_bias, "
     "Tensor bottom, Tensor slope, Tensor top_weight, Tensor? top_bias, Tensor bottom_weight, "
-    "Tensor? bottom_bias, int first_row, Tensor(b!)? sums=None) -> ()"
+    "Tensor? bottom_bias, int first_row, Tensor(b!)? sums=None) -> ()",
+    check_of_conv,
 )
 register_in_place(
     "residual_up_tail_rows",
@@ -80,4 +112,5 @@ register_in_place(
         "Tensor? bottom_bias",
         "int first_row",
     ],
+    check_rows,
 )

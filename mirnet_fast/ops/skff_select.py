@@ -44,9 +44,29 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
             dtype, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases
         )
         first = branches[0]
+    check(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases)
+    return call(op, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases)
+
+
+def check_branches(branches):
+    op = "skff_select"
+    if not branches:
+        raise ValueError(f"{op}: branches must hold at least one tensor; got none")
+    first = branches[0]
+    _checks.feature_map(op, "branches[0]", first)
+    for i, branch in enumerate(branches[1:], start=1):
+        _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first)
+
+
+def check(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases):
+    op = "skff_select"
+    check_branches(branches)
+    first = branches[0]
     channels = first.shape[1]
     _checks.like(op, "reduce_weight", reduce_weight, (None, channels, 1, 1), "branches[0]", first)
     squeezed = reduce_weight.shape[0]
+    if squeezed == 0:
+        raise ValueError(f"{op}: reduce_weight must have an output; got {tuple(reduce_weight.shape)}")
     _checks.optional_like(op, "reduce_bias", reduce_bias, (squeezed,), "branches[0]", first)
     if slope is not None:
         _checks.slope(op, "slope", slope, squeezed, "branches[0]", first)
@@ -63,7 +83,17 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
         _checks.like(op, f"select_weights[{i}]", weight, (channels, squeezed, 1, 1), "branches[0]", first)
     for i, bias in enumerate(select_biases):
         _checks.like(op, f"select_biases[{i}]", bias, (channels,), "branches[0]", first)
-    return call(op, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases)
+
+
+def check_into(out, branches, *rest):
+    op, (*weights, sums, pixels) = "skff_select", rest
+    check(branches, *weights)
+    first = branches[0]
+    _checks.like(op, "out", out, first.shape, "branches[0]", first)
+    for i, each in enumerate(sums or ()):
+        _checks.sums(op, f"sums[{i}]", each, first.shape[:2], "branches[0]", first)
+    if sums:
+        _checks.integer(op, "pixels", pixels, 1)
 
 
 def output_shape(branches, *weights):
@@ -83,15 +113,18 @@ register(
     "skff_select",
     ARGUMENTS,
     output_shape,
+    check,
 )
 
 # `sums`: (N, C) float64 tensors whose total is the branches' sum over `pixels` pixels: what the ops that
 # made them left, and where these are a band of rows, what skff_pool gives for the bands.
-register_in_place("skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor[]? sums=None", "int pixels=0"])
+register_in_place(
+    "skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor[]? sums=None", "int pixels=0"], check_into
+)
 
 
 def _sums(branches):
     return branches[0].new_empty(branches[0].shape[:2], dtype=torch.float64)
 
 
-define_for_cpu("skff_pool(Tensor[] branches) -> Tensor", _sums)
+define_for_cpu("skff_pool(Tensor[] branches) -> Tensor", check_branches, _sums)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..checkpoints import infer_config, load_checkpoint, read_state_dict
+from ..checkpoints import load_checkpoint, network_arguments
 from ..modules import MIRNet
 
 DEFAULT = "denoise_small"
@@ -30,6 +30,6 @@ def load_pretrained(name=DEFAULT):
         ValueError: there is no such network.
     """
     path = weights_of(name)
-    network = MIRNet(**infer_config(read_state_dict(path))).eval()
+    network = MIRNet(**network_arguments(path)).eval()
     load_checkpoint(network, path)
     return network

@@ -279,7 +279,7 @@ class Trainer:
             self.save()
 
     def validate(self):
-        """(PSNR in dB, SSIM) of `judge`, means over the validation photos."""
+        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `evaluate` prints."""
         scores = []
         for i in range(len(self.validation)):
             given, target = self.validation.pair(i, generator(self.recipe.seed, 2**61 + i))
@@ -287,8 +287,8 @@ class Trainer:
             restored = inference.restore(self.judge, x.to(self.device, self.dtype))
             restored = restored[0].float().permute(1, 2, 0).cpu().numpy()
             scores.append(evaluation.score(self.validation.name(i), restored, target))
-        mean = evaluation.mean(scores)
-        return mean.psnr, mean.ssim
+        score = evaluation.mean(scores)
+        return score.psnr, score.ssim
 
     def _log(self, loss, psnr, ssim):
         path = self.folder / LOG

@@ -25,7 +25,7 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = column; c < column + width; c += 64 / int64_t(sizeof(T)))
           __builtin_prefetch(out + i * args.out.sw + c, 1, 2);
-      gemm<T>(x.data, x.ld, 1, count, args.packed + column * inputs, 0, inputs, width, sum, kPanel,
+      gemm<T>(x.data, x.ld, 1, count, args.packed + column * inputs, inputs, width, sum, kPanel,
               false);
       for (int64_t i = 0; i < count; ++i)
         lanes<T>(width, [&](int64_t c, auto span) {

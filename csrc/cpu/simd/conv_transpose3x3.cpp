@@ -138,8 +138,8 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
       convolve_block<Rows, Cols>(phase, block, scratch, top);
       for (int64_t t = 0; t < count; t += kTogether) {
         const int64_t now = least(kTogether, count - t);
-        gemm<float>(top + t * kAll * ld, ld, 1, now * kAll,
-                    static_cast<const float*>(args.tail.packed_top), 0, C, D, sum, ldo, false);
+        gemm<float>(top + t * kAll * ld, ld, 1, now * kAll, args.tail.packed_top, C, D, sum, ldo,
+                    false);
         for (int64_t i = 0; i < now; ++i) {
           const int64_t tile = first + t + i;
           double* const total = args.sums == nullptr

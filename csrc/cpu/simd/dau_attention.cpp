@@ -106,9 +106,9 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
       if (residual) prefetch_tile<T>(args.x, n, h, w + i, some);
       prefetch_tile<T>(args.out, n, h, w + i, some);
       prefetch_tile<T>(args.r, n, h, w + count + i, some);
-      gemm<A>(gated + i * ld, ld, 1, some, static_cast<const A*>(args.packed_spatial), 0, channels,
-              channels, sum + i * ld, ld, false);
-      gemm<A>(r.data + i * r.ld, r.ld, 1, some, packed_channel, 0, channels, channels, sum + i * ld,
+      gemm<A>(gated + i * ld, ld, 1, some, args.packed_spatial, channels, channels, sum + i * ld,
+              ld, false);
+      gemm<A>(r.data + i * r.ld, r.ld, 1, some, packed_channel, channels, channels, sum + i * ld,
               ld, true);
     }
     const auto put = [&](auto f) {
@@ -152,10 +152,8 @@ void dau_apply_backward(const DauArgs& args, int64_t begin, int64_t end) {
       const int64_t at = (rows.n * args.r.h + h) * args.r.w + w;
       const A* gate = static_cast<const A*>(args.spatial_gate) + at;
       A* gate_grad = static_cast<A*>(args.spatial_grad) + at;
-      gemm<A>(g.data, g.ld, 1, count, static_cast<const A*>(args.packed_spatial), 0, channels,
-              channels, u, ld, false);
-      gemm<A>(g.data, g.ld, 1, count, static_cast<const A*>(args.packed_channel), 0, channels,
-              channels, v, ld, false);
+      gemm<A>(g.data, g.ld, 1, count, args.packed_spatial, channels, channels, u, ld, false);
+      gemm<A>(g.data, g.ld, 1, count, args.packed_channel, channels, channels, v, ld, false);
       for (int64_t i = 0; i < count; ++i) {
         Vec<A> dot{};
         lanes<A>(channels, [&](int64_t c, auto span) {
@@ -172,8 +170,8 @@ void dau_apply_backward(const DauArgs& args, int64_t begin, int64_t end) {
       add_columns<A>(bias_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
         return load(g.data + i * g.ld + c, span);
       });
-      gemm<A>(g.data, 1, g.ld, channels, gated, ld, count, channels, spatial_sum, ld, true);
-      gemm<A>(g.data, 1, g.ld, channels, r.data, r.ld, count, channels, channel_sum, ld, true);
+      add_outer<A>(g.data, g.ld, channels, {gated, ld}, count, channels, spatial_sum, ld);
+      add_outer<A>(g.data, g.ld, channels, r, count, channels, channel_sum, ld);
       store_tile<T>(args.r_grad, rows.n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
         return gate[i] * load(u + i * ld + c, Full{}) +
                load(channel_gate + c, span) * load(v + i * ld + c, Full{});

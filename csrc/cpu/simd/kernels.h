@@ -7,6 +7,8 @@
 
 namespace mirnet_fast::cpu {
 
+[[noreturn]] void out_of_memory(int64_t bytes);
+
 struct bf16 {
   uint16_t bits;
 };
@@ -161,6 +163,8 @@ struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
   int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
+  const float* weight;  // unpacked: 9 taps at k * input_stride + c * output_stride
+  int64_t input_stride, output_stride;
   const float* bias;         // (C' in whole groups), or null
   const float* slope;        // (C' in whole groups), or null
   Map pooled;                // (N, 2, H, W): max, mean; its data null: none

@@ -25,10 +25,10 @@ void down_tail(const DownArgs& args, int64_t begin, int64_t end) {
     for (int64_t i = 0; i < count; i += kAtOnce) {
       const int64_t some = least(kAtOnce, count - i);
       prefetch_tile<T>(args.out, n, h, w + i, some);
-      gemm<A>(top + i * ld, ld, 1, some, static_cast<const A*>(args.packed_top), 0, channels,
-              outputs, sum + i * ldo, ldo, false);
-      gemm<A>(bottom + i * ld, ld, 1, some, static_cast<const A*>(args.packed_bottom), 0, channels,
-              outputs, sum + i * ldo, ldo, true);
+      gemm<A>(top + i * ld, ld, 1, some, args.packed_top, channels, outputs, sum + i * ldo, ldo,
+              false);
+      gemm<A>(bottom + i * ld, ld, 1, some, args.packed_bottom, channels, outputs, sum + i * ldo,
+              ldo, true);
     }
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
       const Vec<A> v = load(sum + i * ldo + c, Full{});
@@ -61,9 +61,8 @@ void down_tail_backward_small(const DownArgs& args, int64_t begin, int64_t end) 
       auto half = [&](const Map& map, const void* slope, const void* packed, void* small, A* sum) {
         resample<T>(map, args.rows, args.cols, rows.n, h, w, count, static_cast<const A*>(slope),
                     line, blurred, ld);
-        gemm<A>(g.data, 1, g.ld, outputs, blurred, ld, count, channels, sum, ld, true);
-        gemm<A>(g.data, g.ld, 1, count, static_cast<const A*>(packed), 0, outputs, channels, back,
-                ld, false);
+        add_outer<A>(g.data, g.ld, outputs, {blurred, ld}, count, channels, sum, ld);
+        gemm<A>(g.data, g.ld, 1, count, packed, outputs, channels, back, ld, false);
         A* out = static_cast<A*>(small) + ((rows.n * height + h) * width + w) * channels;
         for (int64_t i = 0; i < count; ++i)
           lanes<A>(channels, [&](int64_t c, auto span) {

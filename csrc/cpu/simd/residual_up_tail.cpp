@@ -16,8 +16,7 @@ void up_project(const UpArgs& args, int64_t begin, int64_t end) {
   tiles(begin, end, bottom.w, [&](int64_t row, int64_t w, int64_t count) {
     const View<A> x =
         view_tile<T>(bottom, row / height, args.projected_first + row % height, w, count, buffer);
-    gemm<A>(x.data, x.ld, 1, count, static_cast<const A*>(args.packed_bottom), 0, bottom.c, outputs,
-            sum, ldo, false);
+    gemm<A>(x.data, x.ld, 1, count, args.packed_bottom, bottom.c, outputs, sum, ldo, false);
     A* out = static_cast<A*>(args.projected) + (row * bottom.w + w) * outputs;
     for (int64_t i = 0; i < count; ++i)
       lanes<A>(outputs, [&](int64_t c, auto span) {
@@ -63,8 +62,7 @@ void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
       x = view_tile<T>(args.top, n, h, w, count, top);
     else
       rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
-    gemm<A>(x.data, x.ld, 1, count, static_cast<const A*>(args.packed_top), 0, channels, outputs,
-            sum, ldo, true);
+    gemm<A>(x.data, x.ld, 1, count, args.packed_top, channels, outputs, sum, ldo, true);
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
       const Vec<A> v = load(sum + i * ldo + c, Full{});
       return bias == nullptr ? v : v + load(bias + c, span);
@@ -94,9 +92,8 @@ void up_tail_backward_large(const UpArgs& args, int64_t begin, int64_t end) {
         return load(g.data + i * g.ld + c, span);
       });
       rectified<T>(args.top, slope, rows.n, h, w, count, top, ld);
-      gemm<A>(g.data, 1, g.ld, outputs, top, ld, count, channels, weight_sum, ld, true);
-      gemm<A>(g.data, g.ld, 1, count, static_cast<const A*>(args.packed_top), 0, outputs, channels,
-              back, ld, false);
+      add_outer<A>(g.data, g.ld, outputs, {top, ld}, count, channels, weight_sum, ld);
+      gemm<A>(g.data, g.ld, 1, count, args.packed_top, outputs, channels, back, ld, false);
       const View<A> x = view_tile<T>(args.top, rows.n, h, w, count, x_buffer);
       add_columns<A>(slope_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
         const Vec<A> value = load(x.data + i * x.ld + c, span);
@@ -128,9 +125,8 @@ void up_tail_backward_small(const UpArgs& args, int64_t begin, int64_t end) {
       resample<T>(args.grad, args.rows_back, args.cols_back, rows.n, h, w, count, nullptr, line, g,
                   ldo);
       const View<A> x = padded_tile<T>(args.bottom, rows.n, h, w, count, x_buffer);
-      gemm<A>(g, 1, ldo, outputs, x.data, x.ld, count, inputs, weight_sum, ld, true);
-      gemm<A>(g, ldo, 1, count, static_cast<const A*>(args.packed_bottom), 0, outputs, inputs, back,
-              ld, false);
+      add_outer<A>(g, ldo, outputs, x, count, inputs, weight_sum, ld);
+      gemm<A>(g, ldo, 1, count, args.packed_bottom, outputs, inputs, back, ld, false);
       store_tile<T>(args.bottom_grad, rows.n, h, w, count, spare,
                     [&](int64_t i, int64_t c, auto) { return load(back + i * ld + c, Full{}); });
     });

@@ -28,7 +28,7 @@ class Buffer {
   explicit Buffer(int64_t count)
       : block_(__builtin_malloc(size_t(count) * sizeof(A) + 64)),
         data_(reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(block_) + 63) & ~uintptr_t(63))) {
-    if (block_ == nullptr) __builtin_trap();
+    if (block_ == nullptr) out_of_memory(count * int64_t(sizeof(A)) + 64);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -373,29 +373,47 @@ struct RowGroups {
   int64_t rows(int64_t group) const { return fewest + (group < larger ? 1 : 0); }
 };
 
-// out (m x padded n, leading dimension ldo) (+)= a (m x k) times w. Panels of up to kMaxVectors
-// vectors of columns; a panel's rows are `ldw` apart, or packed where ldw is 0.
-template <class A>
-inline void gemm(const A* a, int64_t sm, int64_t sk, int64_t m, const A* w, int64_t ldw, int64_t k,
-                 int64_t n, A* out, int64_t ldo, bool accumulate) {
+// f(column, width in vectors, first row, rows) for the pieces of a product that registers have room
+// for: panels of up to kMaxVectors vectors of columns, in each all rows.
+template <class A, class F>
+inline void pieces(int64_t m, int64_t n, F f) {
   const int64_t vectors = pad<A>(n) / kLanes<A>;
   const RowGroups groups(m);
-  for (int64_t v = 0; v < vectors; v += kMaxVectors) {
-    const int64_t take = least(kMaxVectors, vectors - v);
-    const int64_t column = v * kLanes<A>;
-    const A* panel = ldw == 0 ? w + column * k : w + column;
-    const int64_t step = ldw == 0 ? take * kLanes<A> : ldw;
-    for (int64_t i = 0, group = 0; i < m; i += groups.rows(group++)) {
-      const int64_t rows = groups.rows(group);
-      A* o = out + i * ldo + column;
-      if (take == 1) micro_rows<A, 1>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
-      if (take == 2) micro_rows<A, 2>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+  for (int64_t v = 0; v < vectors; v += kMaxVectors)
+    for (int64_t i = 0, group = 0; i < m; i += groups.rows(group++))
+      f(v * kLanes<A>, least(kMaxVectors, vectors - v), i, groups.rows(group));
+}
+
+template <class A>
+inline void piece(int64_t take, int64_t rows, const A* a, int64_t sm, int64_t sk, const A* w,
+                  int64_t ldw, int64_t k, A* out, int64_t ldo, bool accumulate) {
+  if (take == 1) micro_rows<A, 1>(rows, a, sm, sk, w, ldw, k, out, ldo, accumulate);
+  if (take == 2) micro_rows<A, 2>(rows, a, sm, sk, w, ldw, k, out, ldo, accumulate);
 #if defined(__AVX512F__)
-      if (take == 3) micro_rows<A, 3>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
-      if (take == 4) micro_rows<A, 4>(rows, a + i * sm, sm, sk, panel, step, k, o, ldo, accumulate);
+  if (take == 3) micro_rows<A, 3>(rows, a, sm, sk, w, ldw, k, out, ldo, accumulate);
+  if (take == 4) micro_rows<A, 4>(rows, a, sm, sk, w, ldw, k, out, ldo, accumulate);
 #endif
-    }
-  }
+}
+
+// out (m x padded n, leading dimension ldo) (+)= a (m x k) times the packed weights (k x n).
+template <class A>
+inline void gemm(const A* a, int64_t sm, int64_t sk, int64_t m, const void* packed, int64_t k,
+                 int64_t n, A* out, int64_t ldo, bool accumulate) {
+  pieces<A>(m, n, [&](int64_t column, int64_t take, int64_t i, int64_t rows) {
+    piece<A>(take, rows, a + i * sm, sm, sk, static_cast<const A*>(packed) + column * k,
+             take * kLanes<A>, k, out + i * ldo + column, ldo, accumulate);
+  });
+}
+
+// out (m x padded n, leading dimension ldo) += a's columns times the tile of k pixels with n
+// channels, whole vectors of it: a sum of outer products. The pixels' distance may be 0.
+template <class A>
+inline void add_outer(const A* a, int64_t sk, int64_t m, View<A> tile, int64_t k, int64_t n, A* out,
+                      int64_t ldo) {
+  pieces<A>(m, n, [&](int64_t column, int64_t take, int64_t i, int64_t rows) {
+    piece<A>(take, rows, a + i, 1, sk, tile.data + column, tile.ld, k, out + i * ldo + column, ldo,
+             true);
+  });
 }
 
 // Rows of a chunk: global chunk id -> image and rows [begin, end).

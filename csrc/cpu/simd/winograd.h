@@ -596,6 +596,52 @@ inline __attribute__((always_inline)) void add_statistics(float* pooled, V (*y)[
     }
 }
 
+// Whether a tile's outputs hold a NaN or an infinity. A value that is none of a number's makes all
+// the points that it enters into such ones, and along an axis with several taps every point enters
+// into the first output or the last.
+template <class Rows, class Cols>
+inline __attribute__((always_inline)) bool is_special(V (*y)[Cols::kOut]) {
+  if constexpr (Rows::kTaps == 1 && Cols::kTaps == 1)
+    return false;  // no output has another's input
+  constexpr int kDown = Rows::kTaps == 1 ? 1 : Rows::kOut - 1;
+  constexpr int kRight = Cols::kTaps == 1 ? 1 : Cols::kOut - 1;
+  V sum{};
+#pragma GCC unroll 4
+  for (int i = 0; i < Rows::kOut; i += kDown)
+#pragma GCC unroll 4
+    for (int j = 0; j < Cols::kOut; j += kRight) sum += y[i][j];
+  sum -= sum;
+  return sum_of<float>(sum) != 0;
+}
+
+// The outputs of a tile's channels from c on, a vector of them, by the plain sums. With a NaN or an
+// infinity among what a tile reads, the points would carry it to pixels that do not read it, and
+// make a NaN of an infinity.
+template <class Rows, class Cols>
+__attribute__((noinline)) void plain_outputs(const Work& work, const Tile& tile, int64_t c,
+                                             V (*y)[Cols::kOut]) {
+  const ConvArgs& args = work.args;
+  const Map& in = args.in;
+  const int64_t channels = least(kLanes<float>, args.out.c - c);
+  for (int i = 0; i < Rows::kOut; ++i)
+    for (int j = 0; j < Cols::kOut; ++j) y[i][j] = V{};
+  for (int64_t k = 0; k < in.c; ++k)
+    for (int s = 0; s < Rows::kTaps; ++s)
+      for (int t = 0; t < Cols::kTaps; ++t) {
+        const float* tap = args.weight + k * args.input_stride + c * args.output_stride +
+                           Rows::kTap[s] * 3 + Cols::kTap[t];
+        V weight{};
+        for (int64_t l = 0; l < channels; ++l) weight[l] = tap[l * args.output_stride];
+        for (int i = 0; i < tile.rows; ++i)
+          for (int j = 0; j < tile.cols; ++j) {
+            const int64_t h = args.first_row + tile.h + i + Rows::kFirst + s;
+            const int64_t w = tile.w + j + Cols::kFirst + t;
+            if (h < 0 || w < 0 || h >= in.h || w >= in.w) continue;
+            y[i][j] += address<float>(in, work.n, h, w)[k] * weight;
+          }
+      }
+}
+
 // Outputs of a tile's channels from `column` on, `width` of them in the products.
 template <class Rows, class Cols>
 inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width) {
@@ -614,6 +660,8 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
   lanes<float>(channels, [&](int64_t c, auto span) {
     V y[Rows::kOut][kOut];
     transform_out<Rows, Cols>(products + c, plane(args.block_tiles, width), y);
+    if (__builtin_expect(is_special<Rows, Cols>(y), 0))
+      plain_outputs<Rows, Cols>(work, tile, column + c, y);
     if (args.bias != nullptr) {
       const V bias = load(args.bias + column + c, Full{});
       for (int i = 0; i < Rows::kOut; ++i)

@@ -1,0 +1,73 @@
+// Memory of the kernels. None of it is taken for granted: what can't be had is an error that names
+// the op and the bytes, and nothing is lost but the call.
+#pragma once
+
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../shared/check.h"
+
+namespace mirnet_fast::cpu {
+
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(int64_t bytes)
+      : text_("out of memory: " + std::to_string(bytes) + " bytes were asked for") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
+template <class T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <class U>
+  Allocator(const Allocator<U>&) {}
+  T* allocate(size_t count) {
+    void* memory = std::malloc(count * sizeof(T));
+    if (memory == nullptr) throw OutOfMemory(int64_t(count * sizeof(T)));
+    return static_cast<T*>(memory);
+  }
+  void deallocate(T* memory, size_t) { std::free(memory); }
+  bool operator==(const Allocator&) const { return true; }
+  bool operator!=(const Allocator&) const { return false; }
+};
+
+template <class T>
+using Vector = std::vector<T, Allocator<T>>;
+
+// Of numbers, uninitialised.
+template <class T>
+class Block {
+ public:
+  Block() = default;
+  explicit Block(int64_t count) : memory_(Allocator<T>().allocate(size_t(count) + 1)) {}
+  T* get() const { return memory_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> memory_;
+};
+
+// The op F, an error of memory with its name.
+template <auto F, const char* const* Name>
+struct Named;
+template <class R, class... Args, R (*F)(Args...), const char* const* Name>
+struct Named<F, Name> {
+  static R call(Args... args) {
+    try {
+      return F(std::move(args)...);
+    } catch (const std::bad_alloc& error) {
+      fail(*Name, ": ", error.what());
+    }
+  }
+};
+
+}  // namespace mirnet_fast::cpu

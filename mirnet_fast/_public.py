@@ -1,0 +1,23 @@
+"""What the package itself exports: imported with it, but in the command."""
+
+# ruff: noqa: F401
+from . import ops, reference
+from .accelerate import accelerate, revert
+from .backends import BackendError, current_backend, use_backend, use_winograd
+from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .inference import restore
+from .modules import (
+    DAU,
+    MSRB,
+    RRG,
+    SKFF,
+    DownSample,
+    Downsample,
+    MIRNet,
+    ResidualDownSample,
+    ResidualUpSample,
+    UpSample,
+)
+from .modules._arena import release_workspace
+from .ops.packed_weights import packed_weights_bytes
+from .pretrained import load_pretrained
