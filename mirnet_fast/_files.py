@@ -6,6 +6,8 @@ import secrets
 import stat
 from pathlib import Path
 
+_PREFIX = ".new-"
+
 
 @contextlib.contextmanager
 def replaced(path):
@@ -28,18 +30,27 @@ def replaced(path):
         yield path
         return
     # Short, as the name alone may be as long as the system allows.
-    new = path.with_name(f".new-{secrets.token_hex(4)}{path.suffix}")
+    new = path.with_name(f"{_PREFIX}{secrets.token_hex(4)}{path.suffix}")
     try:
+        new.touch()  # with the usual mode: some writers, as that of safetensors, have one of their own
+        if mode is None or path.is_symlink():
+            mode = new.stat().st_mode
         yield new
         with new.open("rb") as file:
             os.fsync(file.fileno())
-        if mode is not None and not path.is_symlink():
-            new.chmod(stat.S_IMODE(mode))
+        new.chmod(stat.S_IMODE(mode))
         os.replace(new, path)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_halves(folder):
+    """Remove what `replaced` left in a folder where a process was killed; none may be in it now."""
+    for path in Path(folder).glob(f"{_PREFIX}{'[0-9a-f]' * 8}*"):
+        if path.is_file():
+            path.unlink()
 
 
 def _mode(path):

@@ -459,21 +459,27 @@ def train(recipe, out, threads, device):
     # What ends a job on a cluster is as good as Ctrl-C; and a shell's background jobs ignore that.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
+    trainer = None
     try:
         with training.processes(device) as device:
             plan = training.read_recipe(recipe)
+            parameters, flops = training.costs(plan)
             trainer = training.Trainer(plan, out, device)
             if trainer.rank == 0:
-                parameters, flops = training.costs(plan)
                 click.echo(f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP a patch of {plan.patch}²")
                 click.echo(f"{device}, from step {trainer.step}, in {out}")
             trainer.run()
             if trainer.rank == 0 and trainer.validation:
                 click.echo(f"best validation: {trainer.best:.2f} dB")
-    except (training.RecipeError, training.TrainingError, ImageError) as error:
+    except (training.RecipeError, training.TrainingError, ImageError, OSError) as error:
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
-        click.echo(f"stopped at step {trainer.step}; the same command goes on from there", err=True)
+        if trainer is None:
+            click.echo("stopped before the first step", err=True)
+        else:
+            step, saved = trainer.step, trainer.saved
+            place = "there" if saved == step else f"step {saved}"
+            click.echo(f"stopped at step {step}; the same command goes on from {place}", err=True)
         sys.exit(130)
 
 

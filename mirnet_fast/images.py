@@ -314,8 +314,16 @@ def check_format(path, photo):
         raise ImageError(f"{path}: {suffix} cannot hold transparency; use .png or .tiff")
 
 
+def hidden(path):
+    """Whether a name in a relative path begins with a dot.
+
+    So do the `._x.jpg` that macOS puts beside x.jpg, and Jupyter's folders of copies.
+    """
+    return any(part.startswith(".") for part in Path(path).parts)
+
+
 def photos_below(folder):
-    """The image files of a folder and all below it, sorted.
+    """The image files of a folder and all below it, sorted, but hidden ones.
 
     Raises:
         ImageError: the folder is not there or holds none.
@@ -323,7 +331,11 @@ def photos_below(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder}: there is no such folder")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FORMATS)
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in FORMATS and not hidden(path.relative_to(folder)) and not path.is_dir()
+    )
     if not found:
         raise ImageError(f"{folder}: no images ({', '.join(FORMATS)}) in it")
     return found

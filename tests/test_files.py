@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mirnet_fast._files import replaced
+from mirnet_fast._files import remove_halves, replaced
 
 
 def test_new_file_has_the_usual_mode(tmp_path):
@@ -45,6 +45,20 @@ def test_killed(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], check=False)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "a").read_text() == "old"
+    (tmp_path / ".new-mine.txt").write_text("")
+    remove_halves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".new-mine.txt", "a"]
+
+
+def test_a_writer_with_a_mode_of_its_own(tmp_path):
+    # As that of safetensors, which makes a file of its own and renames it.
+    for _ in range(2):
+        with replaced(tmp_path / "a") as new:
+            (tmp_path / "other").write_text("all")
+            (tmp_path / "other").chmod(0o600)
+            (tmp_path / "other").rename(new)
+        (tmp_path / "usual").touch()
+        assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
 def test_a_link_is_replaced_not_its_target(tmp_path):

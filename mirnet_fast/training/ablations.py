@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import reference
+from .recipe import RecipeError
 
 
 class ResidualBlock(nn.Module):
@@ -71,9 +72,16 @@ def costs(recipe):
     """(parameters, FLOPs of a patch forward) of a recipe's network, as published: nothing is computed.
 
     A multiplication and its addition are two FLOPs; only convolutions count.
+
+    Raises:
+        RecipeError: the arguments of the network do not fit together.
     """
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        arguments = recipe.network
-        network = ablated(reference.MIRNet, **recipe.ablation.model_dump())(**arguments.model_dump())
-        network(torch.empty(1, arguments.in_channels, recipe.patch, recipe.patch))
+    arguments = recipe.network
+    try:
+        with torch.device("meta"), FlopCounterMode(display=False) as counter:
+            network = ablated(reference.MIRNet, **recipe.ablation.model_dump())(**arguments.model_dump())
+            network(torch.empty(1, arguments.in_channels, recipe.patch, recipe.patch))
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(f"network: these arguments do not fit together: {reason}") from error
     return sum(p.numel() for p in network.parameters()), counter.get_total_flops()

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import skimage.data
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from ..images import ImageError, photos_below, read_photo
 
@@ -23,30 +23,33 @@ def _rgb(photo):
     if isinstance(photo, Path):
         return read_photo(photo).rgb[0].permute(1, 2, 0).numpy()
     package, _, name = photo.partition(":")
-    if package == "skimage" and callable(getattr(skimage.data, name, None)):
-        pixels = getattr(skimage.data, name)()
-        pixels = pixels[0] if isinstance(pixels, tuple) else pixels  # of a stereo pair the left one
-    elif package == "sklearn":
-        pixels = _of_sklearn(name)
-    else:
+    if package not in _CARRIED:
         raise ImageError(f"photos: {photo!r} is none of skimage:NAME (of skimage.data) or sklearn:FILE")
-    pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+    try:
+        pixels = _CARRIED[package](name)
+    except Exception as error:  # of the packages; they may also want to download the photo
+        raise ImageError(f"photos: {photo!r} is not to be had: {' '.join(str(error).split())}") from error
+    pixels = np.asarray(pixels[0] if isinstance(pixels, tuple) else pixels)  # of a stereo pair the left one
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))):
         raise ImageError(f"photos: {photo!r} is not a photo of 8 bits")
     if pixels.ndim == 2:
         pixels = np.repeat(pixels[:, :, None], 3, 2)
     return pixels[:, :, :3].astype(np.float32) / 255
 
 
+def _of_skimage(name):
+    if name not in skimage.data.__all__ or name == "download_all":
+        raise ValueError("skimage.data has no such photo")
+    return getattr(skimage.data, name)()
+
+
 def _of_sklearn(name):
-    try:
-        from sklearn.datasets import load_sample_image
-    except ImportError as error:
-        raise ImageError(f"photos: sklearn:{name} needs scikit-learn ({error})") from error
-    try:
-        return load_sample_image(name)
-    except AttributeError as error:  # what it raises for a name that it does not know
-        raise ImageError(f"photos: {error}") from error
+    from sklearn.datasets import load_sample_image
+
+    return load_sample_image(name)
+
+
+_CARRIED = {"skimage": _of_skimage, "sklearn": _of_sklearn}
 
 
 class Photos:
@@ -79,23 +82,36 @@ class Photos:
             return self._kept[key]
         rgb = _rgb(photo)
         if scale < 1:
+            if scale * min(rgb.shape[:2]) < 1:
+                raise ImageError(f"{photo} at scale {scale} is less than a pixel")
             rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         if len(self._kept) < KEPT:
             self._kept[key] = rgb
         return rgb
+
+    def check(self, i, side, what):
+        """Raise ImageError if photo i is damaged, smaller than what has that side, or than its partner."""
+        height, width = self.target(i).shape[:2]
+        if min(height, width) < side:
+            raise ImageError(f"{self.name(i)} is {width} x {height} pixels, smaller than {what} of {side}")
+        if self.paired:
+            self._given(i)
+
+    def _given(self, i):
+        given, target = self._decoded(self.names[i][0]), self.target(i)
+        if given.shape != target.shape:
+            raise ImageError(
+                f"{self.names[i][0]} is {given.shape[1]} x {given.shape[0]} pixels and "
+                f"{self.names[i][1]} {target.shape[1]} x {target.shape[0]}: a pair must have one size"
+            )
+        return given
 
     def pair(self, i, rng, window=None):
         """(input, target) (H, W, 3) float32 of photo i, or of a window of it, a pair of slices."""
         target = self.target(i)
         window = window or (slice(None), slice(None))
         if self.paired:
-            given = self._decoded(self.names[i][0])
-            if given.shape != target.shape:
-                raise ImageError(
-                    f"{self.names[i][0]} is {given.shape[1]} x {given.shape[0]} pixels and "
-                    f"{self.names[i][1]} {target.shape[1]} x {target.shape[0]}: a pair must have one size"
-                )
-            return given[window], target[window]
+            return self._given(i)[window], target[window]
         clean = target[window]
         spoilt = clean
         for degradation in self.source.degradations:
@@ -119,17 +135,29 @@ class Patches(Dataset):
         # Every photo once an epoch, each epoch in an order of its own.
         i = int(generator(self.seed, 2**63 + epoch).permutation(len(self.photos))[place])
         rng = generator(self.seed, number)
+        self.photos.check(i, self.patch, "a patch")
         height, width = self.photos.target(i).shape[:2]
-        if min(height, width) < self.patch:
-            raise ImageError(
-                f"{self.photos.name(i)} is {width} x {height} pixels, smaller than a patch of {self.patch}"
-            )
         top = int(rng.integers(height - self.patch + 1))
         left = int(rng.integers(width - self.patch + 1))
         window = slice(top, top + self.patch), slice(left, left + self.patch)
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         pair = self.photos.pair(i, rng, window)
         return *(_tensor(_turned(image, turns, mirrored)) for image in pair), self.photos.name(i)
+
+    def __getitems__(self, numbers):
+        """What a DataLoader asks for: the samples, or the error that one of them raised.
+
+        Raised in a worker it would come with the worker's whole traceback as its message.
+        """
+        try:
+            return [self[number] for number in numbers]
+        except (ImageError, OSError) as error:
+            return error
+
+
+def collated(samples):
+    """The batch of samples of Patches; their error as it is."""
+    return samples if isinstance(samples, Exception) else default_collate(samples)
 
 
 def _turned(image, turns, mirrored):

@@ -8,16 +8,12 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Range = tuple[float, float]
-
-
-class _Degradation(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+from .fields import MANY, Part, Qualities, Range, Share
 
 
-class Gaussian(_Degradation):
+class Gaussian(Part):
     """White Gaussian noise; sigma, drawn from a range, in units of 1/255.
 
     Not clipped, as in benchmarks, but for the chance `clip`: then as in files.
@@ -25,7 +21,7 @@ class Gaussian(_Degradation):
 
     kind: Literal["gaussian"]
     sigma: Range
-    clip: float = Field(0.0, ge=0, le=1)
+    clip: Share = 0.0
 
     def apply(self, rgb, rng):
         sigma = rng.uniform(*self.sigma) / 255
@@ -33,7 +29,7 @@ class Gaussian(_Degradation):
         return np.clip(noisy, 0, 1) if rng.random() < self.clip else noisy
 
 
-class Camera(_Degradation):
+class Camera(Part):
     """Poisson-Gaussian noise of a sensor: variance shot * signal + read**2, clipped.
 
     Source: Foi et al., "Practical Poissonian-Gaussian noise modeling", IEEE TIP 2008, equation 2.
@@ -49,11 +45,11 @@ class Camera(_Degradation):
         return np.clip(rgb + deviation * rng.standard_normal(rgb.shape, np.float32), 0, 1).astype(np.float32)
 
 
-class Jpeg(_Degradation):
+class Jpeg(Part):
     """Compression as JPEG, of a quality drawn from a range of 1 to 100."""
 
     kind: Literal["jpeg"]
-    quality: tuple[int, int]
+    quality: Qualities
 
     def apply(self, rgb, rng):
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
@@ -63,7 +59,7 @@ class Jpeg(_Degradation):
         return decoded.astype(np.float32) / 255
 
 
-class LowLight(_Degradation):
+class LowLight(Part):
     """A dark exposure: gain * rgb ** gamma."""
 
     kind: Literal["low_light"]
@@ -75,11 +71,11 @@ class LowLight(_Degradation):
         return (gain * np.clip(rgb, 0, 1) ** gamma).astype(np.float32)
 
 
-class Resample(_Degradation):
+class Resample(Part):
     """Down-sampling by a factor (area) and back up (bicubic), as inputs of same-size super-resolution."""
 
     kind: Literal["resample"]
-    factor: int = Field(ge=2)
+    factor: int = Field(ge=2, le=MANY)
 
     def apply(self, rgb, rng):
         height, width = rgb.shape[:2]

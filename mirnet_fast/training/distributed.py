@@ -50,6 +50,15 @@ def mean(values):
     return values
 
 
+def from_first(value):
+    """What process 0 gave; all processes take part."""
+    if dist.is_initialized():
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+    return value
+
+
 def shard(network):
     """Give each process its part of every weight (FSDP2).
 

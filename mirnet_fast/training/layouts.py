@@ -2,16 +2,15 @@
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
-from ..images import ImageError, matching_photos, photos_below
+from ..images import ImageError, hidden, matching_photos, photos_below
+from .fields import Part
 
 
-class _Layout(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _Layout(Part):
     root: Path
 
 
@@ -19,6 +18,10 @@ def _folder(path):
     if not path.is_dir():
         raise ImageError(f"{path}: there is no such folder")
     return path
+
+
+def _found(folder, pattern):
+    return sorted(path for path in folder.glob(pattern) if not hidden(path.relative_to(folder)))
 
 
 def _partners(inputs, partner):
@@ -37,7 +40,7 @@ class Sidd(_Layout):
     kind: Literal["sidd"]
 
     def pairs(self):
-        noisy = sorted(_folder(self.root / "Data").glob("*/*NOISY_SRGB_*.PNG"))
+        noisy = _found(_folder(self.root / "Data"), "*/*NOISY_SRGB_*.PNG")
         if not noisy:
             raise ImageError(f"{self.root / 'Data'}: no SCENE/NOISY_SRGB_*.PNG in it")
         return _partners(noisy, lambda path: path.with_name(path.name.replace("NOISY_SRGB", "GT_SRGB")))
@@ -49,15 +52,16 @@ class RealSr(_Layout):
     kind: Literal["realsr"]
     scale: Literal[2, 3, 4]
     split: Literal["Train", "Test"] = "Train"
-    cameras: tuple[str, ...] = ("Canon", "Nikon")
+    cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("Canon", "Nikon")
 
     def pairs(self):
         low = []
         for camera in self.cameras:
             folder = _folder(self.root / camera / self.split / str(self.scale))
-            low += sorted(folder.glob(f"*_LR{self.scale}.png"))
-        if not low:
-            raise ImageError(f"{self.root}: no *_LR{self.scale}.png below {', '.join(self.cameras)}")
+            of_camera = _found(folder, f"*_LR{self.scale}.png")
+            if not of_camera:
+                raise ImageError(f"{folder}: no *_LR{self.scale}.png in it")
+            low += of_camera
         return _partners(low, lambda path: path.with_name(re.sub(r"_LR\d\.png$", "_HR.png", path.name)))
 
 
@@ -79,14 +83,22 @@ class FiveK(_Layout):
     expert: Literal["A", "B", "C", "D", "E"] = "C"
 
     def pairs(self):
-        inputs = photos_below(self.root / "input")
-        found = {path.stem: path for path in photos_below(self.root / f"expert{self.expert}")}
         # The raw inputs and the retouched ones are often exported in different formats.
-        alone = sorted({path.stem for path in inputs} ^ found.keys())
+        inputs, found = (_by_stem(self.root / side) for side in ("input", f"expert{self.expert}"))
+        alone = sorted(inputs.keys() ^ found.keys())
         if alone:
             listed = ", ".join(alone[:5]) + (f" and {len(alone) - 5} more" if len(alone) > 5 else "")
             raise ImageError(
                 f"{self.root}: input and expert{self.expert} must hold the same names; "
                 f"only in one of them: {listed}"
             )
-        return [(path, found[path.stem]) for path in inputs]
+        return [(path, found[stem]) for stem, path in inputs.items()]
+
+
+def _by_stem(folder):
+    found = {}
+    for path in photos_below(folder):
+        other = found.setdefault(path.stem, path)
+        if other != path:
+            raise ImageError(f"{other} and {path}: which of the two is {path.stem}?")
+    return found

@@ -3,33 +3,42 @@
 import contextlib
 import copy
 import csv
-import io
 import math
+import multiprocessing
 import os
+import pickle
 import random
+import re
 import signal
 import threading
+import zipfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from .. import evaluation, inference
+from .._files import remove_halves, replaced
 from ..checkpoints import save_checkpoint
 from ..modules import MIRNet
 from ..reference import MSRB
 from .ablations import ablated
-from .data import Order, Patches, Photos, generator
-from .distributed import Replica, load_whole_state, mean, rank_and_world, shard, whole_state
-from .recipe import Recipe
+from .data import Order, Patches, Photos, collated, generator
+from .distributed import Replica, from_first, load_whole_state, mean, rank_and_world, shard, whole_state
+from .lock import LockedError, locked
+from .recipe import Recipe, differences, problems, real_paths
 
 LAST, BEST, LOG = "last.pt", "best.safetensors", "log.csv"
 COLUMNS = ("step", "loss", "learning_rate", "psnr", "ssim")
+ANEW = "train in another folder, or remove it to start anew"
+DIFFERENCES_SHOWN = 3
 
 
 class TrainingError(RuntimeError):
@@ -62,8 +71,10 @@ class Trainer:
         dtype: of weights and photos.
 
     Raises:
-        ImageError: the recipe's photos are missing or do not fit together.
-        TrainingError: the checkpoint in the folder is of another recipe.
+        ImageError: the recipe's photos are missing or do not fit together, or one of the validation is
+            damaged or smaller than SSIM's window.
+        TrainingError: the checkpoint in the folder is of another recipe or damaged, another training is
+            running in the folder, nothing can be written there, or the memory is not enough.
     """
 
     def __init__(self, recipe, folder, device="cpu", make=MIRNet, dtype=torch.float32):
@@ -74,18 +85,23 @@ class Trainer:
                 f"batch, {recipe.batch}, must be a multiple of processes times accumulate, "
                 f"{self.world} x {recipe.accumulate}"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with _can_be_written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.patches = Patches(recipe.train, recipe.patch, recipe.seed)
         self.validation = recipe.validation and Photos(recipe.validation.source)
+        if self.validation and self.rank == 0:
+            for i in range(len(self.validation)):  # now, not when thousands of steps would be lost
+                self.validation.check(i, 11, "SSIM's window")
         random.seed(recipe.seed)
         np.random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
-        self.network = network.to(self.device, dtype)
-        self.judge = copy.deepcopy(self.network).eval()
-        self.average = None
-        if recipe.ema is not None:
-            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        with _failures_told("the network"):
+            network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
+            self.network = network.to(self.device, dtype)
+            self.judge = copy.deepcopy(self.network).eval()
+            self.average = None
+            if recipe.ema is not None:
+                self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
         if recipe.checkpoint_blocks:
             for module in self.network.modules():
                 if isinstance(module, MSRB):
@@ -102,7 +118,10 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.step, self.best, self._stop = 0, -math.inf, False
-        self._resume()
+        # The step of last.pt, and what that file was when this process read or wrote it.
+        self.saved, self._last = 0, _identity(self.folder / LAST)
+        with self._alone():
+            self._resume()
 
     def run(self, progress=True):
         """Train to the last step; the losses of the steps, all processes' mean.
@@ -111,23 +130,25 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt: after SIGINT or SIGTERM.
-            TrainingError: a loss is not finite, or a checkpoint cannot be written.
+            TrainingError: a loss is not finite, a checkpoint cannot be written, a worker was killed, the
+                memory is not enough, or another training runs or has gone on in the folder.
             ImageError: a photo is damaged, or of another size than its partner.
+            OSError: a photo cannot be read.
         """
-        recipe, losses = self.recipe, []
-        order = Order(self.step, recipe.steps, recipe.batch, self.rank, self.world)
-        loader = DataLoader(
-            self.patches,
-            batch_sampler=order,
-            num_workers=recipe.workers,
-            pin_memory=self.device.type == "cuda",
-            persistent_workers=recipe.workers > 0,
-        )
-        bar = tqdm(total=recipe.steps, initial=self.step, disable=not progress or self.rank > 0, unit="step")
+        losses = []
+        bar = partial(tqdm, total=self.recipe.steps, initial=self.step, unit="step")
         self.network.train()
-        with bar, self._stoppable():
-            for given, target, names in loader:
-                loss, stop = self._update(given, target, names)
+        with (
+            _failures_told("a step"),  # first, as word of a dead worker may come until the end
+            self._alone(),
+            bar(disable=not progress or self.rank > 0) as bar,
+            self._stoppable(),
+            self._loader() as loader,
+        ):
+            for batch in loader:
+                if isinstance(batch, Exception):
+                    raise batch
+                loss, stop = self._update(*batch)
                 losses.append(loss)
                 self.step += 1
                 bar.update()
@@ -137,6 +158,40 @@ class Trainer:
                     self.save()
                     raise KeyboardInterrupt
         return losses
+
+    @contextlib.contextmanager
+    def _loader(self):
+        """The batches of the steps that are left."""
+        recipe, over = self.recipe, multiprocessing.RawValue("b")
+        try:
+            yield DataLoader(
+                self.patches,
+                batch_sampler=Order(self.step, recipe.steps, recipe.batch, self.rank, self.world),
+                collate_fn=collated,
+                worker_init_fn=partial(_left_to_the_trainer, over),
+                num_workers=recipe.workers,
+                pin_memory=self.device.type == "cuda",
+            )
+        finally:
+            over.value = True
+
+    @contextlib.contextmanager
+    def _alone(self):
+        """Inside, no other training reads or writes the folder, nor has since last.pt was read."""
+        with contextlib.ExitStack() as stack:
+            problem = None
+            if self.rank == 0:
+                try:
+                    with _can_be_written(self.folder):
+                        stack.enter_context(locked(self.folder))
+                    if self._last != _identity(self.folder / LAST):
+                        problem = f"another training has gone on in {self.folder} since; run the same again"
+                except (TrainingError, LockedError) as error:
+                    problem = str(error)
+            problem = from_first(problem)
+            if problem is not None:
+                raise TrainingError(problem)
+            yield
 
     @contextlib.contextmanager
     def _stoppable(self):
@@ -224,11 +279,7 @@ class Trainer:
             self.save()
 
     def validate(self):
-        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `mirnet-fast evaluate` prints.
-
-        Raises:
-            ValueError: a photo is smaller than the window of SSIM.
-        """
+        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `evaluate` prints."""
         scores = []
         for i in range(len(self.validation)):
             given, target = self.validation.pair(i, generator(self.recipe.seed, 2**61 + i))
@@ -241,17 +292,16 @@ class Trainer:
 
     def _log(self, loss, psnr, ssim):
         path = self.folder / LOG
-        new = not path.exists()
-        with path.open("a", newline="") as file:
+        with _can_be_written(path), path.open("a", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if file.tell() == 0:
                 writer.writerow(COLUMNS)
             writer.writerow((self.step, repr(loss), learning_rate(self.recipe, self.step - 1), psnr, ssim))
 
     def save(self):
         """Write last.pt, whole or not at all. All processes take part."""
         state = {
-            "recipe": self.recipe.model_dump_json(),
+            "recipe": real_paths(self.recipe).model_dump_json(),
             "step": self.step,
             "best": self.best,
             "network": whole_state(self.network),
@@ -262,25 +312,62 @@ class Trainer:
         if self.average is not None:
             state["average"] = whole_state(self.average.module), self.average.n_averaged
         if self.rank == 0:
-            write_whole(self.folder / LAST, lambda file: torch.save(state, file))
+            self._write(state)
+        self.saved = self.step
+
+    def _write(self, state):
+        path, log = self.folder / LAST, self.folder / LOG
+        if log.exists():  # its rows up to here are not written again
+            with _can_be_written(log), log.open("rb") as file:
+                os.fsync(file.fileno())
+        kept = "; the one before is still there" if path.exists() else ""
+        with _can_be_written(path, kept), replaced(path) as new:
+            torch.save(state, new)
+        self._last = _identity(path)
 
     def save_weights(self, path):
         """Write the weights of `judge` as safetensors, whole or not at all."""
-        try:
+        with _can_be_written(path):
             save_checkpoint(self.judge, path)
-        except OSError as error:
-            raise TrainingError(f"{path} cannot be written: {error}") from error
 
     def _resume(self):
         path = self.folder / LAST
-        if not path.exists():
-            return
-        state = torch.load(path, map_location="cpu", weights_only=False)
-        if Recipe.model_validate_json(state["recipe"]) != self.recipe:
+        if self.rank == 0:
+            remove_halves(self.folder)
+        if path.exists():
+            self._load(path)
+        if self.rank == 0:
+            self._forget_later_rows()
+
+    def _load(self, path):
+        state = _read(path)
+        try:
+            recipe = Recipe.model_validate_json(state["recipe"])
+        except ValidationError as error:
+            raise TrainingError(f"{path} is of another version: {problems(error)}; {ANEW}") from error
+        different = differences(recipe, self.recipe)
+        if different:
+            listed = different[:DIFFERENCES_SHOWN]
+            if len(different) > len(listed):
+                listed.append(f"and {len(different) - len(listed)} more")
+            raise TrainingError(f"{path} is of another recipe: {'; '.join(listed)}. So {ANEW}")
+        try:
+            self._take(state)
+        except Exception as error:  # whatever torch makes of what does not fit
             raise TrainingError(
-                f"{path} is of another recipe; train in another folder, or remove it to start anew"
-            )
+                f"{path} is damaged: {type(error).__name__}: {_line(error)}; {ANEW}"
+            ) from error
+
+    def _take(self, state):
+        step, best = state["step"], state["best"]
+        if type(step) is not int or type(best) is not float or not 0 < step <= self.recipe.steps:
+            raise ValueError(f"step {step!r}, best {best!r}")
         load_whole_state(state["network"], self.network)
+        parameters = dict(self.network.named_parameters())
+        for name, moments in state["optimizer"]["state"].items():
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moments[moment].shape != parameters[name].shape:  # torch would find out in the next step
+                    raise ValueError(f"{moment} of {name} is {tuple(moments[moment].shape)}")
         load_whole_state(state["optimizer"], self.network, self.optimizer)
         if self.average is not None:
             weights, count = state["average"]
@@ -289,42 +376,105 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         random.setstate(state["random"][0])
         torch.set_rng_state(state["random"][1])
-        self.step, self.best = state["step"], state["best"]
-        self._forget_later_rows()
+        self.step, self.best, self.saved = step, best, step
 
     def _forget_later_rows(self):
         """Rows of the log from after the checkpoint: those steps will be done again."""
         path = self.folder / LOG
-        if self.rank > 0 or not path.exists():
+        if not path.exists():
             return
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.step]
+        try:
+            lines = path.read_bytes().decode().splitlines(keepends=True)
+            # All of the first line, or as much of it as a process that was killed had written.
+            if lines and not ",".join(COLUMNS).startswith(lines[0].strip()):
+                raise ValueError("another first line")
+            kept = [
+                line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= self.step
+            ]
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path} is not the log of a training ({error}); move it away") from error
+        with _can_be_written(path):
+            if not kept:
+                path.unlink()
+            elif kept != lines[1:]:
+                with replaced(path) as new:
+                    new.write_bytes("".join([lines[0], *kept]).encode())
 
-        def write(file):
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.write(text.getvalue().encode())
 
-        write_whole(path, write)
-
-
-def write_whole(path, write):
-    """Call write(file) on a new file that takes the place of `path` only once it is safe on the disk.
+def _read(path):
+    """What is in a last.pt: tensors and plain values; it may not run code.
 
     Raises:
-        TrainingError: it cannot be written; what was at `path` is as it was.
+        TrainingError: it is damaged, or something else, or would run code.
     """
-    path = Path(path)
-    new = path.with_name(path.name + ".new")
     try:
-        with new.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        new.unlink(missing_ok=True)
-        kept = "; the one before is still there" if path.exists() else ""
-        raise TrainingError(f"{path} cannot be written: {error}{kept}") from error
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()  # torch does not look at the check sums
+        if damaged:
+            raise ValueError(damaged)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"recipe", "step", "best", "network", "optimizer", "scaler", "random"} - state.keys()
+        if missing:
+            raise ValueError(f"it has no {', '.join(sorted(missing))}")
+        return state
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from error
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to switch the protection off
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        code = f"would run code ({name[1]})" if name else "is damaged"
+        raise TrainingError(f"{path} was refused, as it {code}; {ANEW}") from error
+    except Exception as error:  # a damaged file may raise anything
+        raise TrainingError(
+            f"{path} is damaged, or no training's checkpoint ({type(error).__name__}: {_line(error)}); {ANEW}"
+        ) from error
+
+
+def _identity(path):
+    """Changes whenever a file takes the place of the one at the path."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+@contextlib.contextmanager
+def _can_be_written(path, kept=""):
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
+        raise TrainingError(f"{path} cannot be written: {_line(error)}{kept}") from error
+
+
+@contextlib.contextmanager
+def _failures_told(what):
+    """Inside, too little memory and the death of a worker are TrainingErrors."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except (ConnectionError, EOFError, MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise TrainingError(
+                f"the memory is not enough for {what}; a smaller patch or batch needs less, and so do a "
+                f"larger accumulate and checkpoint_blocks: true ({_line(error)})"
+            ) from error
+        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
+            raise TrainingError(
+                f"a process that reads photos ended, perhaps for want of memory ({_line(error)}); "
+                "the same again goes on from the last checkpoint"
+            ) from error
+        raise
+
+
+def _line(error):
+    """The last line of a message: what a worker sends begins with its traceback."""
+    return str(error).strip().rpartition("\n")[2]
+
+
+def _left_to_the_trainer(over, worker):
+    # A terminal and a cluster send their signals to all processes; the step is still to be done. Only when
+    # the run is over SIGTERM is for the worker: Python's, which waits for what it leaves behind.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: over.value and os._exit(0))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ SIDES = ("input", "target")
 def extract_patches(source, folder, size, stride, workers=None):
     """Write the pairs of a source as windows: FOLDER/input/*.png and FOLDER/target/*.png.
 
+    The two folders are there once all windows are: nobody trains on half of them.
+
     Args:
         source: of a recipe, with pairs.
         size: side of the square windows in pixels.
@@ -28,18 +31,25 @@ def extract_patches(source, folder, size, stride, workers=None):
     Raises:
         ImageError: the folder is not empty; a photo is missing, damaged, smaller than a window or of
             another size than its partner; a window cannot be written.
+        OSError: the folder cannot be written, or a photo not be read.
     """
     pairs, folder = source.pairs(), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise ImageError(f"{folder} is not empty")
-    for side in SIDES:
-        (folder / side).mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     digits = len(str(len(pairs) - 1))
     names = [f"{i:0{digits}}_{given.stem}" for i, (given, _) in enumerate(pairs)]
-    cut = partial(_cut, folder=folder, size=size, stride=stride)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV does without the interpreter
-        counts = pool.map(cut, names, pairs)
-        return sum(tqdm(counts, total=len(pairs), unit="pair", disable=None))
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=folder) as new:
+        new = Path(new)
+        for side in SIDES:
+            (new / side).mkdir()
+        cut = partial(_cut, folder=new, size=size, stride=stride)
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV does without the interpreter
+            counts = pool.map(cut, names, pairs)
+            count = sum(tqdm(counts, total=len(pairs), unit="pair", disable=None))
+        for side in SIDES:
+            (new / side).rename(folder / side)
+    return count
 
 
 def starts(length, size, stride):

@@ -1,44 +1,39 @@
 """What a training run is made of, read from YAML and checked field by field."""
 
+import os
+import reprlib
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..images import matching_photos
 from .degradations import Degradation
+from .fields import Count, Decay, Few, NotNegative, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
+
+ERRORS_SHOWN = 5
+# May change while a training goes on, as no weight depends on it.
+OF_THE_RUN = ("workers", "save_every")
 
 
 class RecipeError(ValueError):
     """A recipe cannot be read, or a field of it does not fit; the message names it."""
 
 
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class Network(Part):
     """Arguments of `mirnet_fast.MIRNet`; the published network's by default."""
 
-    in_channels: PositiveInt = 3
-    out_channels: PositiveInt = 3
-    n_feat: PositiveInt = 64
-    kernel_size: PositiveInt = 3
-    stride: PositiveInt = 2
-    n_RRG: PositiveInt = 3
-    n_MSRB: PositiveInt = 2
-    height: PositiveInt = 3
-    width: PositiveInt = 2
+    in_channels: Literal[3] = 3
+    out_channels: Literal[3] = 3
+    n_feat: Count = 64
+    kernel_size: Few = 3
+    stride: Few = 2
+    n_RRG: Few = 3
+    n_MSRB: Few = 2
+    height: Few = 3
+    width: Few = 2
     bias: bool = False
 
 
@@ -72,8 +67,8 @@ class Clean(Part):
 
     kind: Literal["clean"] = "clean"
     folder: Path | None = None
-    photos: list[str] | None = None
-    scales: list[Annotated[float, Field(gt=0, le=1)]] = Field([1.0], min_length=1)
+    photos: list[str] | None = Field(None, min_length=1)
+    scales: list[Annotated[Positive, Field(le=1)]] = Field([1.0], min_length=1)
     degradations: list[Degradation] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -90,7 +85,7 @@ class Validation(Part):
     """Whole photos that are restored every so many steps; the best PSNR keeps its weights."""
 
     source: Source
-    every: PositiveInt = 5000
+    every: Count = 5000
 
 
 class Recipe(Part):
@@ -116,24 +111,24 @@ class Recipe(Part):
     ablation: Ablation = Ablation()
     train: Source
     validation: Validation | None = None
-    seed: int = Field(0, ge=0)
-    steps: PositiveInt = 700_000
-    batch: PositiveInt = 16
-    patch: PositiveInt = 128
-    accumulate: PositiveInt = 1
-    learning_rate: PositiveFloat = 2e-4
-    final_learning_rate: float = Field(1e-6, ge=0)
-    warmup: int = Field(0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: PositiveFloat = 1e-3
-    mixup: float = Field(0.0, ge=0, le=1)
-    clip: PositiveFloat | None = None
-    ema: float | None = Field(None, gt=0, lt=1)
+    seed: Whole = 0
+    steps: Count = 700_000
+    batch: Annotated[Count, Field(le=2**20)] = 16
+    patch: Annotated[Count, Field(le=2**15)] = 128
+    accumulate: Count = 1
+    learning_rate: Positive = 2e-4
+    final_learning_rate: NotNegative = 1e-6
+    warmup: Whole = 0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    epsilon: Positive = 1e-3
+    mixup: Share = 0.0
+    clip: Positive | None = None
+    ema: Annotated[Decay, Field(gt=0)] | None = None
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     shard: bool = False
     checkpoint_blocks: bool = False
-    workers: int = Field(0, ge=0)
-    save_every: PositiveInt = 5000
+    workers: Annotated[Whole, Field(le=1024)] = 0
+    save_every: Count = 5000
 
     @model_validator(mode="after")
     def patch_fits(self):
@@ -148,31 +143,106 @@ class Recipe(Part):
 
 
 def read_recipe(path):
-    """The Recipe in a YAML file; its relative folders are below the file's own.
+    """The Recipe in a YAML file, in UTF-8 or UTF-16; its relative folders are below the file's own.
 
     Raises:
-        RecipeError: the file cannot be read, or a field is unknown, missing or does not fit.
+        RecipeError: the file cannot be read, or a field is unknown, missing, there twice or does not fit.
     """
     path = Path(path)
     try:
-        fields = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: {error}") from error
+        fields = yaml.load(path.read_bytes(), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error}") from error
+    except yaml.MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        place = f"{path}, line {where.line + 1}" if where else path
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{place}: {what}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path}: too many brackets within each other") from error
+    except Exception as error:  # PyYAML lets through what Python makes of a number or date that is none
+        raise RecipeError(f"{path}: a value cannot be read: {error}") from error
     if not isinstance(fields, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of names to values")
     try:
         recipe = Recipe.model_validate(fields)
-    except ValidationError as error:
-        found = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
-        raise RecipeError(f"{path}: " + "; ".join(found)) from error
-    return _below(recipe, path.parent)
+    except (ValidationError, RecursionError) as error:
+        raise RecipeError(f"{path}: {problems(error)}") from error
+    return with_paths(recipe, lambda given: path.parent / given)
 
 
-def _below(part, folder):
+class _Loader(yaml.SafeLoader):
+    """Of two fields with one name PyYAML would keep the second."""
+
+    def construct_mapping(self, node, deep=False):
+        if isinstance(node, yaml.MappingNode):
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if key.value in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"{key.value} is there twice", key.start_mark
+                        )
+                    seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def problems(error):
+    """What pydantic found, in a line."""
+    if isinstance(error, RecursionError):
+        return "too many brackets within each other"
+    found = [f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors()]
+    more = [f"and {len(found) - ERRORS_SHOWN} more"] if len(found) > ERRORS_SHOWN else []
+    return "; ".join(found[:ERRORS_SHOWN] + more)
+
+
+def with_paths(part, change):
+    """A copy in which every path is what change(path) gives."""
     changes = {}
     for name, value in part:
         if isinstance(value, Path):
-            changes[name] = folder / value
+            changes[name] = change(value)
         elif isinstance(value, BaseModel):
-            changes[name] = _below(value, folder)
+            changes[name] = with_paths(value, change)
     return part.model_copy(update=changes)
+
+
+def real_paths(recipe):
+    """The same recipe, for a process that runs in any folder."""
+    return with_paths(recipe, lambda path: Path(os.path.realpath(path)))
+
+
+def differences(old, new):
+    """["field is A there and B here"]: what keeps a training by `old` from going on by `new`.
+
+    Paths that lead to one place are equal, and more steps may be asked for.
+    """
+    before, now = (dict(_values(real_paths(recipe).model_dump())) for recipe in (old, new))
+    for name in OF_THE_RUN:
+        del before[name], now[name]
+    if now["steps"] > before["steps"]:
+        del before["steps"], now["steps"]
+    return [
+        f"{name} is {_shown(before.get(name))} there and {_shown(now.get(name))} here"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _values(value, name=""):
+    """(dotted name, value) of every field; a list of mappings is taken apart, another one is a value."""
+    items = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = enumerate(value)
+    else:
+        yield name, value
+    for key, item in items:
+        yield from _values(item, f"{name}.{key}" if name else key)
+
+
+def _shown(value):
+    return str(value) if isinstance(value, Path) else reprlib.repr(value)
