@@ -20,7 +20,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 PYTEST := $(WITH_NVCC) $(BIN)/python -m pytest $(PARALLEL)
 COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 
-.PHONY: demo test test-all lint sanitize faults bench gpu format build clean
+.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
@@ -51,19 +51,32 @@ faults: build $(TOOLKIT)
 # CASES: of which kind, as pytest's -m takes it.
 SANITIZED := build/sanitized
 UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX=$(CURDIR)/tests/sanitized-g++ $(WITH_NVCC)
-SANITIZED_PYTEST = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-    ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops \
+SANITIZED_PYTHON = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+    ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python
+SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops \
     -m "$(CASES)"
-sanitize: $(VENV)/installed $(TOOLKIT)
+sanitized: $(VENV)/installed $(TOOLKIT)
 	mkdir -p $(SANITIZED)
 	cp -ru setup.py pyproject.toml README.md LICENSE csrc kernels mirnet_fast tests $(SANITIZED)
 	rm -f $(SANITIZED)/mirnet_fast/*.so
 	$(UNDER_SANITIZERS) MIRNET_FAST_BUILD=cpu $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
+
+sanitize: sanitized
 	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "not Triton and not Cuda and \
 	    (test_contract or into_a_map or special or far_apart or wrong or in_bands or sums or empty_batch)"
 	for isa in base avx2; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTEST) \
 	    -k "not Triton and not Cuda and test_contract and (sliced or many_pixels)" || exit; done
 	$(UNDER_SANITIZERS) $(SANITIZED_PYTEST) -k "Cuda and (test_contract or chunks or another_order or empty_batch)"
+
+# Random calls, networks and changes; what fails is told by its seed (tests/fuzz.py).
+CALLS ?= 20000
+fuzz: build
+	for isa in base avx2 avx512; do MIRNET_FAST_CPU_ISA=$$isa $(BIN)/python -m tests.fuzz ops --calls $(CALLS) || exit; done
+	$(BIN)/python -m tests.fuzz networks changes --calls $$(($(CALLS) / 40))
+
+fuzz-sanitized: sanitized
+	for isa in base avx2 avx512; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTHON) -m tests.fuzz ops \
+	    --calls $(CALLS) || exit; done
 
 bench: build
 	$(BIN)/python -m pytest benches

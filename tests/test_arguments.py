@@ -150,7 +150,7 @@ def test_right(backend, name, args):
 @pytest.mark.parametrize("mode", ["real", "meta", "fake"])
 @pytest.mark.parametrize(("backend", "name", "args"), CALLS)
 def test_wrong(backend, name, args, mode):
-    taken = []
+    taken, fake = [], FakeTensorMode()
     for place in places(args):
         for what, value in wrong(at(args, place)):
             if (mode == "meta" and what == "meta") or what in FREE.get(name, {}).get(place, ()):
@@ -158,7 +158,7 @@ def test_wrong(backend, name, args, mode):
             given = replaced(args, place, value)
             try:
                 if mode == "fake":
-                    with FakeTensorMode() as fake:
+                    with fake:
                         call(backend, name, tree_map_only(torch.Tensor, fake.from_tensor, given))
                 elif mode == "meta":
                     call(backend, name, tree_map_only(torch.Tensor, lambda v: v.to("meta"), given))

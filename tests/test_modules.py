@@ -319,3 +319,15 @@ def test_the_shared_downsampling_runs_once(monkeypatch):
         monkeypatch.setattr(kind.ResidualDownSample, method, counted)
         network(torch.rand(1, 3, 8, 8, dtype=torch.float64))
     assert counts == {"mirnet_fast.reference": 6, "mirnet_fast": 4}
+
+
+def test_too_few_channels_for_the_channel_attention():
+    """With fewer than 8 it has no channel inside."""
+    x = torch.rand(1, 4, 8, 8)
+    for cls in (reference.DAU, mirnet_fast.DAU):
+        unit = cls(4)
+        for mode in (torch.enable_grad, torch.no_grad):
+            with mode(), pytest.raises((RuntimeError, ValueError)):
+                unit(x)
+    with pytest.raises(ValueError, match="dau_attention: squeeze_weight must have an output"):
+        unit(x)
