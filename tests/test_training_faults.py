@@ -48,8 +48,8 @@ HOSTILE = {
     "NUL": (b"\0" * 100, "unacceptable character"),
     "open bracket": ("a: [", "line 1: "),
     "tab": ("train:\n\tkind: clean", "found character '\\t'"),
-    "deep nesting": ("a: " + "[" * 5_000, "too many brackets"),
-    "deep mapping": ("a: " + "{b: " * 5_000, "too many brackets"),
+    "deep nesting": ("a: " + "[" * 1_500, "too many brackets"),
+    "deep mapping": ("a: " + "{b: " * 1_500, "too many brackets"),
     "names itself": ("a: &a [*a]", "a: Extra inputs"),
     "names nothing": ("a: *b", "found undefined alias"),
     "code": ("steps: !!python/object/apply:os.system ['true']", "could not determine a constructor"),
@@ -595,26 +595,32 @@ def command(tmp_path):
     return CliRunner().invoke(main, arguments)
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    yield lambda where, name: monkeypatch.setattr(where, name, interrupted)
-    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+@pytest.fixture(autouse=True)
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", first_of(["read_recipe", "Trainer"]))
-def test_stopped_before_there_is_a_trainer(tmp_path, interrupt, name):
-    interrupt(training, name)
+@pytest.mark.parametrize("name", ["read_recipe", "Trainer"])
+def test_stopped_before_there_is_a_trainer(tmp_path, monkeypatch, name):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, name, interrupted)
     result = command(tmp_path)
     assert result.exit_code == 130 and result.stderr.endswith("stopped before the first step\n")
 
 
-def test_stopped_at_once_it_says_from_where_it_goes_on(tmp_path, interrupt):
-    interrupt(Trainer, "_mixed_up")
+@pytest.mark.parametrize(("stop", "place"), [(0, "there"), (2, "step 0"), (7, "step 5")])
+def test_stopped_at_once_it_says_from_where_it_goes_on(tmp_path, monkeypatch, stop, place):
+    def stopped(trainer, x, y, part):
+        if trainer.step == stop:
+            raise KeyboardInterrupt
+        return x, y
+
+    monkeypatch.setattr(Trainer, "_mixed_up", stopped)
     result = command(tmp_path)
     assert result.exit_code == 130
-    assert result.stderr.endswith("stopped at step 0; the same command goes on from there\n")
+    assert result.stderr.endswith(f"stopped at step {stop}; the same command goes on from {place}\n")
