@@ -331,3 +331,30 @@ def test_too_few_channels_for_the_channel_attention():
                 unit(x)
     with pytest.raises(ValueError, match="dau_attention: squeeze_weight must have an output"):
         unit(x)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_kernel_sizes(size):
+    """Without gradients a residual and statistics go with a convolution; not every one takes them."""
+    torch.manual_seed(0)
+    shape = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1, "height": 2, "kernel_size": size}
+    pairs = [
+        (mirnet_fast.MIRNet(**shape), reference.MIRNet(**shape), torch.rand(1, 3, 24, 32)),
+        (
+            mirnet_fast.DAU(16, kernel_size=size),
+            reference.DAU(16, kernel_size=size),
+            torch.rand(2, 16, 20, 24),
+        ),
+    ]
+    for fast, slow, x in pairs:
+        slow.load_state_dict(fast.state_dict())
+        accelerated = copy.deepcopy(slow)
+        assert mirnet_fast.accelerate(accelerated).replaced
+        slow.double()
+        expected = slow(x.double()) - x.double()
+        for network in (fast, accelerated):
+            for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+                with mode():
+                    for _ in range(3):
+                        result = network(x).double() - x.double()
+                assert (result - expected).norm() <= 1e-5 * expected.norm()
