@@ -213,9 +213,14 @@ class Snapshot:
         self._others, self._types = modules[1:], [*map(type, modules)]
         self._forwards = {t: t.forward for t in self._types}
         dicts = [d for m in modules for d in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
-        self._dicts = [d for d in dicts if d]
         self._empty = [d for d in dicts if not d]  # most of them, and quicker to ask
-        self._values = [*self._all_values()]
+        self._dicts = [d for d in dicts if d]
+        self._count = sum(map(len, self._dicts))
+        # Tensors have to be the same objects. For the rest equal is enough, which is quicker asked.
+        self._holders = [d for d in self._dicts if any(isinstance(v, torch.Tensor) for v in d.values())]
+        holders = {*map(id, self._holders)}
+        self._rest = [d for d in self._dicts if id(d) not in holders]
+        self._held, self._values = [*_values(self._holders)], [*_values(self._rest)]
         filters = [m._buffers["filt"] for m in modules if isinstance(m, Fused) and "filt" in m._buffers]
         self._filters = [f for f in filters if f.device.type == "cpu" and type(f) is torch.Tensor]
         self._wanted = [*map(_binomial_like, self._filters)]
@@ -233,21 +238,30 @@ class Snapshot:
             [type(module), *map(type, self._others)] == self._types
             and all(t.forward is forward for t, forward in self._forwards.items())
             and not any(self._empty)
-            and sum(map(len, self._dicts)) == len(self._values)
-            and all(map(operator.is_, self._all_values(), self._values))
+            and sum(map(len, self._dicts)) == self._count
+            and all(map(operator.is_, _values(self._holders), self._held))
+            and _are_equal([*_values(self._rest)], self._values)
             and self._filters_are_binomial() == self._binomial
             and [*map(_version, self._distant)] == self._versions
         )
 
     def tensors(self):
         """All tensors that the modules hold."""
-        return [value for value in self._values if isinstance(value, torch.Tensor)]
-
-    def _all_values(self):
-        return itertools.chain.from_iterable(map(dict.values, self._dicts))
+        return [value for value in self._held if isinstance(value, torch.Tensor)]
 
     def _filters_are_binomial(self):
         return all(map(torch.equal, self._filters, self._wanted))
+
+
+def _values(dicts):
+    return itertools.chain.from_iterable(map(dict.values, dicts))
+
+
+def _are_equal(values, others):
+    try:
+        return values == others
+    except Exception:  # what objects of others do when they are compared
+        return False
 
 
 def _is_alone(modules):
