@@ -503,5 +503,7 @@ def test_loop_objects_share_no_inline_code_with_the_rest(isa):
     for path in objects:
         symbols = subprocess.run(["nm", path], capture_output=True, text=True, check=True).stdout
         shared = re.findall(r"^[0-9a-f ]+ [VvWwu] (\S+)$", symbols, re.MULTILINE)
+        # A pointer to the C++ library's handler of exceptions, the same in all: a buffer may be too large.
+        shared = [name for name in shared if name != "DW.ref.__gxx_personality_v0"]
         foreign = [name for name in shared if not own.match(name)]
         assert not foreign, f"{path.name}: {foreign}"

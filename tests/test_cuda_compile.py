@@ -17,8 +17,8 @@ from .audit import cuda as audit
 from .cases import exhaustive
 
 pytestmark = pytest.mark.xdist_group("nvcc")  # what one process looks at, another would again
-ONE = ("sm_90a",)
-DEFAULT = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_120")
+ONE = ["sm_90a"]
+DEFAULT = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_120"]
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@ def test_no_room_has_an_op_that_is_not_listed(room):
         "common",
         "taps",
         "isa",
+        "memory",
         "gemm",
         "packed_weights",
         "fingerprint",
