@@ -182,4 +182,19 @@ inline Vec<A> select(typename VecOf<A>::mask condition, Vec<A> yes, Vec<A> no) {
   return condition ? yes : no;
 }
 
+// Whether a lane holds a NaN.
+inline __attribute__((always_inline)) bool has_nan(Vec<float> v) {
+#if defined(__AVX512F__)
+  constexpr int kUnordered = 3, kUsualRounding = 4;
+  return __builtin_ia32_cmpps512_mask(v, v, kUnordered, -1, kUsualRounding) != 0;
+#elif defined(__AVX__)
+  return __builtin_ia32_movmskps256((Vec<float>)(v != v)) != 0;
+#elif defined(__SSE__)
+  return __builtin_ia32_movmskps((Vec<float>)(v != v)) != 0;
+#else
+  const Vec<float> other = select<float>(v == v, Vec<float>{}, splat<float>(1));
+  return sum_of<float>(other) > 0;
+#endif
+}
+
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

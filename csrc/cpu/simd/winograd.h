@@ -610,8 +610,7 @@ inline __attribute__((always_inline)) bool is_special(V (*y)[Cols::kOut]) {
   for (int i = 0; i < Rows::kOut; i += kDown)
 #pragma GCC unroll 4
     for (int j = 0; j < Cols::kOut; j += kRight) sum += y[i][j];
-  sum -= sum;
-  return sum_of<float>(sum) != 0;
+  return has_nan(sum - sum);
 }
 
 // The outputs of a tile's channels from c on, a vector of them, by the plain sums. With a NaN or an
