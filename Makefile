@@ -30,8 +30,9 @@ demo: build
 test: lint build $(TOOLKIT)
 	$(PYTEST) $(COVERAGE) -m "not exhaustive"
 
+# AFTER_TEST=1: right after `make test`, whose cases are not run again; the coverage is that of both.
 test-all: lint build $(TOOLKIT)
-	$(PYTEST) $(COVERAGE)
+	$(PYTEST) $(COVERAGE) $(if $(AFTER_TEST),-m exhaustive --cov-append)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(PYTEST) -p no:cacheprovider tests/ops tests/test_kernels_compile.py \
 	    -k "Triton or (few and nothing_is_wrong)"
