@@ -18,6 +18,7 @@ from setuptools import Distribution, Extension
 from mirnet_fast import _native
 
 from .audit.cuda import foreign_symbols
+from .cases import exhaustive, first_of
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
@@ -230,6 +231,7 @@ def test_a_pure_install_that_nobody_chose_warns_once_at_import(tmp_path):
         assert part in told
 
 
+@exhaustive
 def test_a_pure_install_that_was_chosen_does_not_warn(tmp_path):
     assert imported_without_kernels(tmp_path, {"build": "none", "left_out": {}}) == ""
 
@@ -469,7 +471,7 @@ def isa_active(cap):
     return python("-c", ask, _native.CPU_LIBRARY, MIRNET_FAST_CPU_ISA=cap)
 
 
-@pytest.mark.parametrize("cap", _native.ISAS)
+@pytest.mark.parametrize("cap", first_of(_native.ISAS))
 def test_instruction_set_is_capped_by_the_environment(cap):
     best = build_info()["isa_detected"]
     result = isa_active(cap)

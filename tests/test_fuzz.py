@@ -9,6 +9,7 @@ import torch
 from mirnet_fast import reference
 
 from . import fuzz, guarded
+from .cases import exhaustive
 from .ops.common import needs_kernels
 
 
@@ -29,7 +30,7 @@ def test_what_is_wrong_is_seen(monkeypatch):
     assert all(what.startswith("Wrong: blur_pool") for what in found.values())
 
 
-@pytest.mark.parametrize(("at_end", "offset"), [(True, 60), (False, -4)])
+@pytest.mark.parametrize(("at_end", "offset"), [(True, 60), pytest.param(False, -4, marks=exhaustive)])
 def test_the_pages_around_a_tensor_end_the_process(at_end, offset):
     code = "from tests import guarded; import ctypes, torch\n"
     code += f"t = guarded.strided((3, 5), (5, 1), torch.float32, {at_end}); t.fill_(1)\n"

@@ -15,6 +15,7 @@ from mirnet_fast import backends, reference
 from mirnet_fast.modules import _layers
 
 from . import lookalike
+from .cases import each, exhaustive, first_of
 
 SHAPE = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1, "height": 2}
 
@@ -213,7 +214,12 @@ def check_change(change, kind="ours"):
 
 # Every layer with two of the changes, in turn: among them each change several times.
 CASES = [
-    (layer, CHANGES[(i + shift) % len(CHANGES)], ("ours", "accelerated")[(i // 2 + shift) % 2])
+    pytest.param(
+        layer,
+        CHANGES[(i + shift) % len(CHANGES)],
+        ("ours", "accelerated")[(i // 2 + shift) % 2],
+        marks=exhaustive if shift else (),
+    )
     for i, layer in enumerate(LAYERS)
     for shift in (0, 3)
 ]
@@ -327,7 +333,7 @@ NETWORK_CHANGES += [other_filter, other_filter_by_data, nearest, aligned, dilate
 NETWORK_CHANGES += [other_stride, average_pool, averaging_fusion, own_sampler, sigmoid_for_relu]
 
 
-@pytest.mark.parametrize("kind", ["ours", "accelerated"])
+@pytest.mark.parametrize("kind", first_of(["ours", "accelerated"]))
 @pytest.mark.parametrize("change", NETWORK_CHANGES)
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_a_changed_network(change, kind):
@@ -474,8 +480,7 @@ def dual(f, x):
         return torch.autograd.forward_ad.unpack_dual(result).tangent
 
 
-@pytest.mark.parametrize("transform", [*TRANSFORMS, "dual numbers", "dual numbers without gradients"])
-@pytest.mark.parametrize("name", [*of_every_block()])
+@each(name=[*of_every_block()], transform=[*TRANSFORMS, "dual numbers", "dual numbers without gradients"])
 def test_other_derivatives(name, transform):
     fast, slow, x = of_every_block()[name]
     slow.load_state_dict(fast.state_dict())
@@ -494,6 +499,7 @@ def test_explicit_backend_has_no_other_derivatives():
         torch.func.jvp(mirnet_fast.ops.blur_pool, (x,), (x,))
 
 
+@exhaustive
 @pytest.mark.untraced
 def test_compiled():
     """Of what is changed before a network is compiled; torch.compile does not look for later hooks."""

@@ -22,7 +22,7 @@ from mirnet_fast.training import RecipeError, Trainer, TrainingError, costs, loo
 from mirnet_fast.training.data import Photos, generator
 from mirnet_fast.training.lock import LockedError, locked
 
-from .cases import first_of
+from .cases import exhaustive, first_of
 from .test_training import CLEAN, NOISE, SMALL, YAML, recipe, until, write_photos
 
 CAT = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 2}
@@ -105,7 +105,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=exhaustive if i % 4 else ()) for i, name in enumerate(HOSTILE)]
+)
 def test_hostile_recipes_get_a_sentence(tmp_path, name):
     text, message = HOSTILE[name]
     path = tmp_path / "r.yaml"
@@ -523,7 +525,7 @@ def test_a_damaged_photo_is_one_line(tmp_path, workers):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("number", first_of([signal.SIGKILL, signal.SIGTERM, signal.SIGINT], 2))
+@pytest.mark.parametrize("number", first_of([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
 def test_a_signal_to_a_worker(tmp_path, number):
     trainer = Trainer(recipe(workers=1, steps=12, save_every=2), tmp_path)
     after = trainer._after
