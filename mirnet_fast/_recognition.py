@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import modules as ours
-from .modules._layers import ACCELERATED
+from .modules._layers import ACCELERATED, ACTIVATIONS
 from .reference.filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter
 
 # Parts come before what is built of them: a composite asks what became of its parts.
@@ -38,8 +38,6 @@ _MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ACCELERATED, "_compiled_
 _OWN_METHODS = {"__init__", "forward", "extra_repr", "__repr__", "__module__", "__doc__", "__annotations__"}
 _OWN_METHODS |= {"__dict__", "__weakref__", "__qualname__", "__firstlineno__", "__static_attributes__"}
 _COPYING = {"__deepcopy__", "__copy__", "__getattribute__"}
-_ACTIVATIONS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
-_ACTIVATIONS += (nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Identity)
 _PADDING_MODULES = {
     nn.ReflectionPad2d: "reflect",
     nn.ReplicationPad2d: "replicate",
@@ -425,7 +423,7 @@ def _dau(module, accepted):
     channels = _conv(first, None).in_channels
     _conv(first, None, channels, channels)
     _conv(second, None, channels, channels)
-    _prelu(activation, channels, *_ACTIVATIONS[1:])
+    _prelu(activation, channels, *ACTIVATIONS[1:])
     (gate,) = _parts(spatial, "SA", "spatial")
     (gate_conv,) = _parts(gate, "SA.spatial", "conv")
     _conv(("SA.spatial.conv", gate_conv), None, 2, 1, bias=False)
@@ -475,7 +473,7 @@ def _residual_up(module, accepted):
 def _residual_head(expand, act, tail_act):
     channels = _conv(expand, 1).in_channels
     _conv(expand, 1, channels, channels)
-    _prelu(act, channels, *_ACTIVATIONS[1:])
+    _prelu(act, channels, *ACTIVATIONS[1:])
     _prelu(tail_act, channels)
     return channels
 

@@ -21,6 +21,7 @@ import mirnet_fast
 from mirnet_fast import backends, ops, reference
 
 from . import guarded
+from .ops.common import on_tensors, tensors
 
 # Of the norm: far above rounding, far below anything that is wrong.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-10}
@@ -65,10 +66,8 @@ class Maker:
         elif len(shape) == 4 and self.chance(0.5):
             order = (3, 2, 1, 0)
         value = guarded.strided(shape, self.strides(shape, free, order), dtype, self.chance(0.7))
-        if value.numel():
-            seen = [slice(0, 1) if step == 0 else slice(None) for step in value.stride()]
-            part = value[seen]
-            part.copy_(scale * torch.randn(part.shape, generator=self.generator, dtype=torch.float64))
+        part = guarded.once(value)
+        part.copy_(scale * torch.randn(part.shape, generator=self.generator, dtype=torch.float64))
         return value
 
     def weight(self, shape, dtype):
@@ -113,7 +112,7 @@ def skff_select(m, dtype):
 def residual_down_tail(m, dtype):
     n, c, h, w = m.shape()
     shape, d = (n, c, h + 1, w + 1), m.size(1, 8, 40)
-    weights = [m.weight((d, c, 1, 1), dtype), m.maybe((d,), dtype)] * 1
+    weights = [m.weight((d, c, 1, 1), dtype), m.maybe((d,), dtype)]
     weights += [m.weight((d, c, 1, 1), dtype), m.maybe((d,), dtype)]
     return m.tensor(shape, dtype), m.tensor(shape, dtype), m.tensor((m.rng.choice((1, c)),), dtype), *weights
 
@@ -155,15 +154,6 @@ def conv(m):
 OPS = (blur_pool, dau_attention, skff_select, residual_down_tail, residual_up_tail)
 
 
-def tensors(args):
-    return [t for a in args for t in (a if isinstance(a, list) else [a]) if isinstance(t, torch.Tensor)]
-
-
-def apply(f, args):
-    one = lambda a: f(a) if isinstance(a, torch.Tensor) else a  # noqa: E731
-    return [[one(v) for v in a] if isinstance(a, list) else one(a) for a in args]
-
-
 def check(what, fast, oracle, dtype, terms=1):
     """terms: values that are added up for one of the result; their rounding stays where they cancel."""
     if fast.shape != oracle.shape:
@@ -184,8 +174,8 @@ def an_op(seed):
     dtype = m.rng.choice((torch.float32, torch.float32, torch.bfloat16, torch.float64))
     args = make(m, dtype)
     # Not of a copy: gradients keep what lies between the pages.
-    leaves = apply(lambda t: t.detach().requires_grad_(), args)
-    exact = apply(lambda t: t.detach().double().requires_grad_(), args)
+    leaves = on_tensors(lambda t: t.detach().requires_grad_(), args)
+    exact = on_tensors(lambda t: t.detach().double().requires_grad_(), args)
     op = getattr(ops, make.__name__)
     with mirnet_fast.use_backend("cpu"):
         out = op(*leaves)

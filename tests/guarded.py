@@ -32,9 +32,11 @@ def strided(shape, strides, dtype, at_end=True):
 
 def like(value, at_end=True):
     """The same values with the same strides in such memory."""
-    # Through the storage: a value that is repeated is written once.
     copy = strided(value.shape, value.stride(), value.dtype, at_end)
-    if value.numel():
-        seen = [slice(0, 1) if step == 0 else slice(None) for step in value.stride()]
-        copy[seen].copy_(value[seen])
+    once(copy).copy_(once(value))
     return copy
+
+
+def once(value):
+    """The part of a tensor that has each of its places in memory once."""
+    return value[tuple(slice(0, 1) if step == 0 else slice(None) for step in value.stride())]

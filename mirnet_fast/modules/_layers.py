@@ -26,15 +26,15 @@ from ..reference.modules import ChannelAttention, SpatialAttention
 
 ACCELERATED = "_mirnet_fast_original"  # the attribute of a module that accelerate() made ours
 
-_ACTIVATIONS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
-_ACTIVATIONS += (nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Identity)
+ACTIVATIONS = (nn.PReLU, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus)
+ACTIVATIONS += (nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Identity)
 _PADDINGS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.ConstantPad2d)
-_CLASSES = (*_ACTIVATIONS, *_PADDINGS, nn.Conv2d, nn.ConvTranspose2d, nn.Upsample, nn.Sequential)
+_CLASSES = (*ACTIVATIONS, *_PADDINGS, nn.Conv2d, nn.ConvTranspose2d, nn.Upsample, nn.Sequential)
 _CLASSES += (SpatialAttention, SpatialAttention.Gate, ChannelAttention)
 _FORWARDS = {cls: cls.forward for cls in _CLASSES}
 _OURS = set()
 
-_binomials = {}  # {(size, dtype): filter}
+_binomials = {}  # {(shape, dtype, device): filter}
 _known = weakref.WeakKeyDictionary()  # {module: Snapshot}
 _current = threading.local()
 
@@ -130,7 +130,7 @@ def is_sequence(layer, length):
 
 def is_activation(layer):
     """Whether it is one that goes value by value."""
-    return is_prelu(layer) if type(layer) is nn.PReLU else type(layer) in _ACTIVATIONS
+    return is_prelu(layer) if type(layer) is nn.PReLU else type(layer) in ACTIVATIONS
 
 
 def is_prelu(layer):

@@ -41,6 +41,15 @@ def sums(op, name, value, shape, first_name, first):
         raise ValueError(f"{op}: {name} must be contiguous float64; got {value.dtype}")
 
 
+def statistics(op, pooled, sums_, shape, first_name, first):
+    """Of a map of this shape: maximum and mean over the channels, sums over the pixels; or neither."""
+    if (pooled is None) != (sums_ is None):
+        raise ValueError(f"{op}: pooled and sums go together; only one was given")
+    if pooled is not None:
+        like(op, "pooled", pooled, (shape[0], 2, *shape[2:]), first_name, first)
+        sums(op, "sums", sums_, shape[:2], first_name, first)
+
+
 def slope(op, name, value, channels, first_name, first):
     """A PReLU weight: one value, or one a channel."""
     if isinstance(value, torch.Tensor) and value.dim() == 1 and value.shape[0] in (1, channels):

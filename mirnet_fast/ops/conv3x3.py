@@ -38,11 +38,7 @@ def check_into(out, x, weight, bias, slope, residual, pooled, sums, first_row):
     _checks.channels_last(op, "out", out)
     _check_residual(op, residual, out.shape, x)
     _checks.rows(op, first_row, height, x.shape[2])
-    if (pooled is None) != (sums is None):
-        raise ValueError(f"{op}: pooled and sums go together; only one was given")
-    if pooled is not None:
-        _checks.like(op, "pooled", pooled, (n, 2, height, width), "x", x)
-        _checks.sums(op, "sums", sums, (n, outputs), "x", x)
+    _checks.statistics(op, pooled, sums, out.shape, "x", x)
 
 
 def _check_residual(op, residual, shape, x):

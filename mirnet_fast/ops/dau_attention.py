@@ -91,15 +91,10 @@ def check(
 def check_into(out, r, x, *rest):
     op, (*weights, pooled, sums, out_sums) = "dau_attention", rest
     check(r, x, *weights)
-    n, channels, height, width = r.shape
     _checks.like(op, "out", out, r.shape, "r", r)
-    if (pooled is None) != (sums is None):
-        raise ValueError(f"{op}: pooled and sums go together; only one was given")
-    if pooled is not None:
-        _checks.like(op, "pooled", pooled, (n, 2, height, width), "r", r)
-        _checks.sums(op, "sums", sums, (n, channels), "r", r)
+    _checks.statistics(op, pooled, sums, r.shape, "r", r)
     if out_sums is not None:
-        _checks.sums(op, "out_sums", out_sums, (n, channels), "r", r)
+        _checks.sums(op, "out_sums", out_sums, r.shape[:2], "r", r)
 
 
 def output_shape(r, *rest):
