@@ -200,7 +200,7 @@ def kept_by(register):
 
 @pytest.mark.untraced
 def test_what_a_hook_keeps_is_not_overwritten():
-    _, fast = twins()
+    _, fast = twins(n_MSRB=1)
     x = torch.rand(1, 3, 24, 16, dtype=torch.float64)
     registers = [module.register_forward_hook for module in fast.modules()]
     registers.append(torch.nn.modules.module.register_module_forward_hook)
@@ -211,7 +211,7 @@ def test_what_a_hook_keeps_is_not_overwritten():
             fast(x)
         assert all(torch.equal(value, then) for value, then in kept)
         seen += bool(kept)
-    assert seen > 100  # the parts of fused ops are not called
+    assert seen > 50  # the parts of fused ops are not called
 
 
 def test_train_and_eval_compute_the_same():
