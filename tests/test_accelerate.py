@@ -16,6 +16,8 @@ import mirnet_fast
 from mirnet_fast import _equivalence, _recognition
 from mirnet_fast.modules import resampling
 
+from .cases import each
+
 CLOSE = 1e-9
 
 
@@ -247,8 +249,7 @@ def test_import_path_does_not_matter():
 # --- single modules ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("branches", [1, 2, 3, 4])
-@pytest.mark.parametrize("nonlinearity", [nn.PReLU, lambda: nn.LeakyReLU(0.2), nn.ReLU])
+@each(branches=[1, 2, 3, 4], nonlinearity=[nn.PReLU, lambda: nn.LeakyReLU(0.2), nn.ReLU])
 def test_skff_branches_and_activations(branches, nonlinearity):
     module = lookalike.SKFF(8, branches, nonlinearity=nonlinearity())
     check_same_function(module, arguments(module))
@@ -278,8 +279,7 @@ def test_dau(options):
     check_same_function(module, arguments(module, 7, 9))
 
 
-@pytest.mark.parametrize("border", ["reflect", "replicate", "zero"])
-@pytest.mark.parametrize("taps", range(1, 8))
+@each(border=["reflect", "replicate", "zero"], taps=range(1, 8))
 def test_blur_pool(taps, border):
     for step, extra in ((2, 0), (1, 0), (3, 2), (2, -((taps - 1) // 2))):
         module = lookalike.Downsample(8, taps, step, border, extra)

@@ -8,7 +8,7 @@ import pytest
 from mirnet_fast.ops import OPS
 
 from .audit import traffic as audit
-from .cases import first_of
+from .cases import each
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -18,10 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 # The fewest and the most channels of the network.
 @pytest.mark.untraced
-@pytest.mark.parametrize(
-    "call", first_of([(0, "forward"), (1, "backward"), (0, "backward"), (1, "forward")], 2)
-)
-@pytest.mark.parametrize("op", OPS)
+@each(op=OPS, call=[(0, "forward"), (1, "backward"), (0, "backward"), (1, "forward")])
 def test_nothing_is_wrong(op, call):
     if why := audit.written(op):
         pytest.skip(why)
