@@ -31,7 +31,7 @@ from mirnet_fast.training import (
     costs,
     read_recipe,
 )
-from mirnet_fast.training.data import Patches, Photos, generator
+from mirnet_fast.training.data import Patches, Photos
 from mirnet_fast.training.loop import BEST, LOG, charbonnier, learning_rate
 
 from .cases import exhaustive, first_of
@@ -229,45 +229,12 @@ def test_a_sample_is_a_function_of_its_number():
     assert not torch.equal(samples(Patches(recipe().train, 16, 4), [0])[0][0], once[0][0])
 
 
-@pytest.mark.parametrize(
-    ("degradation", "check"),
-    [
-        (
-            {"kind": "camera", "shot": (0.01, 0.01), "read": (0.02, 0.02)},
-            lambda x, y: abs((y - x).var() - (0.01 * 0.5 + 0.02**2)) < 2e-4,
-        ),
-        ({"kind": "jpeg", "quality": (10, 10)}, lambda x, y: 0 < np.abs(y - x).max() < 0.1),
-        (
-            {"kind": "low_light", "gamma": (2, 2), "gain": (0.5, 0.5)},
-            lambda x, y: np.allclose(y, 0.125),
-        ),
-        ({"kind": "resample", "factor": 4}, lambda x, y: np.allclose(y, 0.5, atol=1e-6)),
-    ],
-)
-def test_degradations(degradation, check):
-    source = {"kind": "clean", "photos": ["skimage:cat"], "degradations": [degradation]}
-    made = recipe(train=source).train.degradations[0]
-    grey = np.full((64, 48, 3), 0.5, np.float32)
-    spoilt = made.apply(grey, generator(0, 1))
-    assert spoilt.dtype == np.float32 and spoilt.shape == grey.shape
-    assert check(grey, spoilt)
-    assert np.array_equal(spoilt, made.apply(grey, generator(0, 1)))
-
-
 def test_scales():
     photos = Photos(recipe(train=CLEAN | {"scales": [1.0, 0.5]}).train)
     assert len(photos) == 2 * len(PHOTOS)
     whole, half = photos.target(0), photos.target(len(PHOTOS))
     assert half.shape == (256, 256, 3) and photos.name(0) == photos.name(len(PHOTOS)) == PHOTOS[0]
     assert np.allclose(half, whole.reshape(256, 2, 256, 2, 3).mean((1, 3)), atol=1e-6)
-
-
-def test_noise_is_clipped_at_a_chance():
-    clean = np.full((8, 8, 3), 0.01, np.float32)
-    for chance, expected in ((0, 0), (0.5, 0.5), (1, 1)):
-        noise = recipe(train=CLEAN | {"degradations": [NOISE | {"clip": chance}]}).train.degradations[0]
-        clipped = [noise.apply(clean, generator(0, i)).min() >= 0 for i in range(200)]
-        assert abs(np.mean(clipped) - expected) < 0.1
 
 
 def test_pairs(tmp_path):

@@ -26,6 +26,7 @@ from .cases import exhaustive, first_of
 from .test_training import CLEAN, NOISE, SMALL, YAML, recipe, until, write_photos
 
 CAT = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 2}
+NOISE_TEXT = "{kind: gaussian, sigma: [25, 25]}"
 TRAIN = YAML[YAML.index("train:") : YAML.index("steps:")]
 
 
@@ -34,7 +35,7 @@ def source(text):
 
 
 def degraded(text):
-    return YAML.replace("{kind: gaussian, sigma: [25, 25]}", text)
+    return YAML.replace(NOISE_TEXT, text)
 
 
 HOSTILE = {
@@ -79,6 +80,60 @@ HOSTILE = {
     "empty range": (degraded("{kind: gaussian, sigma: [40, 10]}"), "must not begin above its end; got 40"),
     "negative": (degraded("{kind: camera, shot: [-1, 0], read: [0, 0]}"), "shot.0: Input should be greater"),
     "quality": (degraded("{kind: jpeg, quality: [90, 200]}"), "quality.1: Input should be less"),
+    "zoom": (degraded("{kind: zoom, factor: [0.5, 2]}"), "factor.0: Input should be greater"),
+    "no light": (
+        degraded("{kind: raw, iso: [9, 9], exposure: [0, 1]}"),
+        "exposure.0: Input should be greater than 0",
+    ),
+    "ISO 0": (degraded("{kind: raw, iso: [0, 100]}"), "iso.0: Input should be greater than 0"),
+    "huge ISO": (degraded("{kind: raw, iso: [1, 1.0e+300]}"), "iso.1: Input should be less than or equal"),
+    "bits": (degraded("{kind: raw, iso: [9, 9], bits: [10, 99]}"), "bits.1: Input should be less than"),
+    "demosaicing": (degraded("{kind: raw, iso: [9, 9], demosaic: [magic]}"), "demosaic.0: Input should be"),
+    "no demosaicing": (degraded("{kind: raw, iso: [9, 9], demosaic: []}"), "demosaic: List should have"),
+    "no blur": (
+        degraded("{kind: correlated, sigma: [1, 1], blur: [0, 1]}"),
+        "blur.0: Input should be g",
+    ),
+    "wide blur": (
+        degraded("{kind: sharpen, amount: [1, 1], radius: [1, 1.0e+9]}"),
+        "radius.1: Input should be less",
+    ),
+    "subsampling": (
+        degraded("{kind: jpeg, quality: [9, 9], subsampling: ['4:1:1']}"),
+        "subsampling.0: Input should be",
+    ),
+    "no steps": (degraded("{kind: any_order, steps: []}"), "steps: List should have at least 1"),
+    "a step too few": (
+        degraded("{kind: one_of, steps: [{kind: zoom, factor: [1, 2]}], weights: [1, 2]}"),
+        "must have as many weights as steps; got 2 and 1",
+    ),
+    "no weight": (
+        degraded("{kind: one_of, steps: [{kind: zoom, factor: [1, 2]}], weights: [0]}"),
+        "weights.0: Input should be greater than 0",
+    ),
+    "steps of a step": (degraded("{kind: any_order, steps: 5}"), "steps: Input should be a valid list"),
+    "steps that are deep": (
+        degraded("{kind: chance, share: 1, steps: [" * 8 + "{kind: zoom, factor: [1, 2]}" + "]}" * 8),
+        "must be at most 1000 steps, and 8 within each other",
+    ),
+    "steps within themselves": (
+        degraded("&a {kind: chance, share: 1, steps: [*a]}"),
+        "must be at most 1000 steps, and 8 within each other",
+    ),
+    "steps of a few lines": (
+        "".join(
+            f"{name}: &{name} {{kind: any_order, steps: [{', '.join([of] * 9)}]}}\n"
+            for name, of in zip("abcdef", [NOISE_TEXT, "*a", "*b", "*c", "*d", "*e"], strict=True)
+        )
+        + degraded("*f"),
+        "must be at most 1000 steps, and 8 within each other",
+    ),
+    "target": (YAML.replace("  degr", "  target: noisy\n  degr"), "target: Input should be 'clean' or"),
+    "margin": (YAML.replace("  degr", "  margin: -1\n  degr"), "margin: Input should be greater than or"),
+    "wide margin": (
+        YAML.replace("  degr", "  margin: 300\n  degr"),
+        "margins of 300, together a square of 616",
+    ),
     "no quality": (degraded("{kind: jpeg, quality: [90, 10]}"), "must not begin above its end; got 90"),
     "greyscale network": (YAML.replace("n_feat", "in_channels: 1, n_feat"), "network.in_channels: Input"),
     "grey result": (YAML.replace("n_feat", "out_channels: 1, n_feat"), "network.out_channels: Input"),

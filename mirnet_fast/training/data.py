@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from ..images import ImageError, photos_below, read_photo
+from .degradations import generator, spoilt
 
 # Decoded photos that a worker keeps.
 KEPT = 128
@@ -112,16 +113,14 @@ class Photos:
         window = window or (slice(None), slice(None))
         if self.paired:
             return self._given(i)[window], target[window]
-        clean = target[window]
-        spoilt = clean
-        for degradation in self.source.degradations:
-            spoilt = degradation.apply(spoilt, rng)
-        return spoilt, clean
-
-
-def generator(seed, number):
-    """The random numbers of sample `number`."""
-    return np.random.Generator(np.random.Philox(key=[seed, number]))
+        clean, steps = target[window], self.source.degradations
+        if self.source.target == "processed":
+            key = int(rng.integers(2**63))
+            return tuple(spoilt(clean, steps, generator(key, 0), noise) for noise in (True, False))
+        given = clean
+        for step in steps:  # with one generator, as in the runs whose logs there are
+            given = step.apply(given, rng)
+        return given, clean
 
 
 class Patches(Dataset):
@@ -129,19 +128,20 @@ class Patches(Dataset):
 
     def __init__(self, source, patch, seed):
         self.photos, self.patch, self.seed = Photos(source), patch, seed
+        self.margin = 0 if self.photos.paired else source.margin
 
     def __getitem__(self, number):
         epoch, place = divmod(number, len(self.photos))
         # Every photo once an epoch, each epoch in an order of its own.
         i = int(generator(self.seed, 2**63 + epoch).permutation(len(self.photos))[place])
         rng = generator(self.seed, number)
-        self.photos.check(i, self.patch, "a patch")
-        height, width = self.photos.target(i).shape[:2]
-        top = int(rng.integers(height - self.patch + 1))
-        left = int(rng.integers(width - self.patch + 1))
-        window = slice(top, top + self.patch), slice(left, left + self.patch)
+        side = self.patch + 2 * self.margin
+        margins = f" of {self.patch} with margins of {self.margin}, together a square" if self.margin else ""
+        self.photos.check(i, side, f"a patch{margins}")
+        window = _window(self.photos.target(i).shape[:2], side, rng)
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
-        pair = self.photos.pair(i, rng, window)
+        patch = _window((side, side), self.patch, rng)
+        pair = [image[patch] for image in self.photos.pair(i, rng, window)]
         return *(_tensor(_turned(image, turns, mirrored)) for image in pair), self.photos.name(i)
 
     def __getitems__(self, numbers):
@@ -158,6 +158,12 @@ class Patches(Dataset):
 def collated(samples):
     """The batch of samples of Patches; their error as it is."""
     return samples if isinstance(samples, Exception) else default_collate(samples)
+
+
+def _window(size, side, rng):
+    """A square of that side at a random place in what has that size, a pair of slices."""
+    starts = [int(rng.integers(length - side + 1)) for length in size]
+    return tuple(slice(start, start + side) for start in starts)
 
 
 def _turned(image, turns, mirrored):

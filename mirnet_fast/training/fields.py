@@ -1,6 +1,6 @@
 """Kinds of fields that recipes are made of."""
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -34,5 +34,8 @@ Whole = Annotated[int, Field(ge=0, le=MANY), BeforeValidator(_number)]
 Count = Annotated[int, Field(gt=0, le=MANY), BeforeValidator(_number)]
 Few = Annotated[int, Field(gt=0, le=100), BeforeValidator(_number)]
 Quality = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]
-Range = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_rising)]
-Qualities = Annotated[tuple[Quality, Quality], AfterValidator(_rising)]
+
+Number = TypeVar("Number")
+Rising = Annotated[tuple[Number, Number], AfterValidator(_rising)]
+Range = Rising[NotNegative]
+Qualities = Rising[Quality]

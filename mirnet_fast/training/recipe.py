@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..images import matching_photos
-from .degradations import Degradation
+from .degradations import Degradations
 from .fields import Count, Decay, Few, NotNegative, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
 
@@ -62,14 +62,21 @@ class Clean(Part):
     Attributes:
         photos: "skimage:NAME", a function of skimage.data, or "sklearn:FILE", a sample image.
         scales: sizes that each photo is used in; smaller than 1 it is sharper and has less noise of its own.
-        degradations: one after another.
+        degradations: one after another; the kinds are in `mirnet_fast.training.degradations`.
+        target: what a network is to make of it: the "clean" photo, or the "processed" one, which went the
+            same way with the same random numbers, but without noise and darkness. So noise is removed,
+            but not what demosaicing, sharpening or JPEG have done.
+        margin: pixels by which more than a patch is spoilt on each side, before the patch is cut out at a
+            random place: JPEG's blocks then begin anywhere, and there are no edges in it.
     """
 
     kind: Literal["clean"] = "clean"
     folder: Path | None = None
     photos: list[str] | None = Field(None, min_length=1)
     scales: list[Annotated[Positive, Field(le=1)]] = Field([1.0], min_length=1)
-    degradations: list[Degradation] = Field(min_length=1)
+    degradations: Degradations
+    target: Literal["clean", "processed"] = "clean"
+    margin: Annotated[Whole, Field(le=2**15)] = 0
 
     @model_validator(mode="after")
     def one_source(self):
