@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, default_collate
 from ..images import ImageError, photos_below, read_photo
 from .degradations import generator, spoilt
 
-# Decoded photos that a worker keeps.
-KEPT = 128
+# Bytes of decoded photos that a worker keeps.
+KEPT = 2**31
 
 
 def _rgb(photo):
@@ -64,7 +64,7 @@ class Photos:
         else:
             photos = source.photos or photos_below(source.folder)
             self.names = [(photo, scale) for scale in source.scales for photo in photos]
-        self._kept = {}
+        self._kept, self._bytes = {}, 0
 
     def __len__(self):
         return len(self.names)
@@ -86,8 +86,9 @@ class Photos:
             if scale * min(rgb.shape[:2]) < 1:
                 raise ImageError(f"{photo} at scale {scale} is less than a pixel")
             rgb = cv2.resize(rgb, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        if len(self._kept) < KEPT:
+        if self._bytes + rgb.nbytes <= KEPT:
             self._kept[key] = rgb
+            self._bytes += rgb.nbytes
         return rgb
 
     def check(self, i, side, what):
