@@ -57,7 +57,7 @@ def imported(folder):
     [
         ("mirnet_fast", ("always", "train", "lpips", "triton")),
         ("kernels", ("always", "triton")),
-        ("benches", ("always", "bench", "peers")),
+        ("benches", ("always", "bench", "peers", "train")),
     ],
 )
 def test_all_that_is_imported_is_asked_for(folder, groups):
