@@ -1,6 +1,7 @@
 """The command `mirnet-fast`: compare, demo, restore, evaluate, train, patches, doctor."""
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -433,26 +434,46 @@ def evaluate(
         sys.exit(130 if stopped else 1)
 
 
+def _training():
+    try:
+        from . import training
+    except ImportError as error:
+        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    return training
+
+
+def _print_schema(context, parameter, wanted):
+    if wanted:
+        click.echo(json.dumps(_training().schema(), indent=2))
+        context.exit()
+
+
 @main.command()
 @click.argument("recipe", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="RECIPE's name if not given.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
+@click.option(
+    "--schema",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_schema,
+    help="Print the JSON schema of a recipe and exit.",
+)
 @device_option
 def train(recipe, out, threads, device):
     """Train the network of RECIPE, a YAML file, in the folder OUT.
 
     OUT gets last.pt, with which the same command goes on after an interruption, best.safetensors, the
-    weights of the best validation, and log.csv. Ctrl-C or SIGTERM saves last.pt first. On several GPUs:
+    weights of the best validation, pictures of it in samples, and log.csv, which TensorBoard shows, too
+    (tensorboard --logdir OUT). Ctrl-C or SIGTERM saves last.pt first. On several GPUs:
     torchrun --nproc-per-node N -m mirnet_fast.cli train RECIPE
     """
     import torch
 
     from .images import ImageError
 
-    try:
-        from . import training
-    except ImportError as error:
-        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    training = _training()
     if threads is not None:
         torch.set_num_threads(threads)
     out = out or Path(recipe.stem)
@@ -463,8 +484,8 @@ def train(recipe, out, threads, device):
     try:
         with training.processes(device) as device:
             plan = training.read_recipe(recipe)
-            parameters, flops = training.costs(plan)
             trainer = training.Trainer(plan, out, device)
+            parameters, flops = training.costs(trainer.recipe)
             if trainer.rank == 0:
                 click.echo(f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP a patch of {plan.patch}²")
                 click.echo(f"{device}, from step {trainer.step}, in {out}")
@@ -497,10 +518,7 @@ def patches(recipe, folder, size, stride, workers):
     """
     from .images import ImageError
 
-    try:
-        from . import training
-    except ImportError as error:
-        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    training = _training()
     try:
         source = training.read_recipe(recipe).train
         if source.kind == "clean":

@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import json
 import math
 import os
 import signal
@@ -13,9 +14,11 @@ import time
 from pathlib import Path
 
 import cv2
+import jsonschema
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 
 from mirnet_fast import MIRNet, reference
@@ -32,7 +35,8 @@ from mirnet_fast.training import (
     read_recipe,
 )
 from mirnet_fast.training.data import Patches, Photos
-from mirnet_fast.training.loop import BEST, LOG, charbonnier, learning_rate
+from mirnet_fast.training.loop import BEST, charbonnier, learning_rate
+from mirnet_fast.training.record import EVENTS, LOG
 
 from .cases import exhaustive, first_of
 
@@ -92,6 +96,11 @@ def until(trainer, step):
     with pytest.raises(Killed):
         trainer.run(progress=False)
     return losses
+
+
+def files(folder):
+    """The names in a training's folder but those of TensorBoard's events."""
+    return sorted(path.name for path in folder.iterdir() if not path.match(EVENTS))
 
 
 def write_photos(folder, count=2, size=(24, 24), seed=0):
@@ -393,7 +402,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "last.pt cannot be written" in done.stderr and "the one before is still there" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last.pt", "log.csv"]
+    assert files(tmp_path) == ["last.pt", "log.csv"]
     assert Trainer(recipe(steps=2, save_every=2), tmp_path).step == 2
 
 
@@ -471,10 +480,30 @@ def test_command(tmp_path):
     result = CliRunner().invoke(main, ["train", str(path), "--out", str(tmp_path / "out"), "--device", "cpu"])
     assert result.exit_code == 0, result.output
     assert "from step 0" in result.output and "best validation: " in result.output
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["best.safetensors", "last.pt", "log.csv"]
+    assert files(tmp_path / "out") == ["best.safetensors", "last.pt", "log.csv", "samples"]
     path.write_text("steps: 2")
     result = CliRunner().invoke(main, ["train", str(path)])
     assert result.exit_code == 1 and "train: Field required" in result.output
+
+
+def test_schema(tmp_path):
+    result = CliRunner().invoke(main, ["train", "--schema"])
+    assert result.exit_code == 0, result.output
+    schema = json.loads(result.stdout)
+    validator = jsonschema.validators.validator_for(schema)
+    assert validator is jsonschema.Draft202012Validator
+    validator.check_schema(schema)
+    shipped = list((ROOT / "mirnet_fast" / "pretrained").glob("*.yaml"))
+    texts = [YAML, YAML + "weights: a.pth\nkey: b", *(path.read_text() for path in shipped)]
+    assert len(texts) > 2
+    for text in texts:
+        validator(schema).validate(yaml.safe_load(text))
+    for text in (YAML + "stepz: 5", YAML.replace("400", "-1"), YAML.replace("gaussian", "gauss"), "steps: 5"):
+        assert not validator(schema).is_valid(yaml.safe_load(text))
+    fields = {**schema["properties"], **schema["$defs"]["Validation"]["properties"]}
+    assert fields["steps"]["description"] == "Updates of the weights."
+    undescribed = {name for name, field in fields.items() if not field.keys() & {"description", "$ref"}}
+    assert undescribed == {"train", "validation", "seed", "source", "every"}
 
 
 def in_two_processes(tmp_path, code):

@@ -8,13 +8,18 @@ from ..modules import MIRNet
 DEFAULT = "denoise_small"
 
 
+def shipped():
+    """{name: file with the weights} of the networks that come with the package."""
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+
+
 def weights_of(name=DEFAULT):
     """The file with the weights of a network that comes with the package.
 
     Raises:
         ValueError: there is no such network.
     """
-    files = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+    files = shipped()
     if name not in files:
         raise ValueError(f"name must be one of {', '.join(files)}; got {name!r}")
     return files[name]

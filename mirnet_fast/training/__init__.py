@@ -1,13 +1,14 @@
 """Training of restoration networks by a recipe: `mirnet-fast train RECIPE.yaml`.
 
-Needs the extra `train` (pydantic, PyYAML).
+Needs the extra `train` (pydantic, PyYAML, TensorBoard).
 """
 
 from .ablations import ablated, costs
 from .distributed import processes
-from .loop import Trainer, TrainingError
+from .failures import TrainingError
+from .loop import Trainer
 from .patches import extract_patches
-from .recipe import Recipe, RecipeError, read_recipe
+from .recipe import Recipe, RecipeError, read_recipe, schema
 
 __all__ = [
     "Recipe",
@@ -19,4 +20,5 @@ __all__ = [
     "extract_patches",
     "processes",
     "read_recipe",
+    "schema",
 ]

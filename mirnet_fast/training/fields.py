@@ -6,9 +6,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 
 class Part(BaseModel):
-    """A mapping of a recipe: it has no other names, and its numbers are finite."""
+    """A mapping of a recipe: it has no other names, and its numbers are finite.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    A string below a field describes it, here and in the schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def _number(value):

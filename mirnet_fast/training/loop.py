@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import csv
 import math
 import multiprocessing
 import os
@@ -18,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -32,17 +30,15 @@ from ..reference import MSRB
 from .ablations import ablated
 from .data import Order, Patches, Photos, collated, generator
 from .distributed import Replica, from_first, load_whole_state, mean, rank_and_world, shard, whole_state
+from .failures import TrainingError, can_be_written, failures_told, last_line
 from .lock import LockedError, locked
 from .recipe import Recipe, differences, problems, real_paths
+from .record import Record
+from .weights import completed, load_weights
 
-LAST, BEST, LOG = "last.pt", "best.safetensors", "log.csv"
-COLUMNS = ("step", "loss", "learning_rate", "psnr", "ssim")
+LAST, BEST = "last.pt", "best.safetensors"
 ANEW = "train in another folder, or remove it to start anew"
 DIFFERENCES_SHOWN = 3
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what is safe."""
 
 
 def charbonnier(output, target, epsilon):
@@ -65,12 +61,18 @@ class Trainer:
     Args:
         recipe: a Recipe.
         folder: gets last.pt (all that is needed to go on), best.safetensors (the weights of the best
-            validation) and log.csv.
+            validation) and the log, pictures and events of a Record.
         device: of this process.
         make: class of the network; MIRNet unless told.
         dtype: of weights and photos.
 
+    Attributes:
+        recipe: the Recipe, with all arguments of the network where its `weights` tell them.
+        step: updates that are done.
+        best: PSNR in dB of the best validation so far.
+
     Raises:
+        RecipeError: the weights that the recipe begins with cannot be read, or do not fit the network.
         ImageError: the recipe's photos are missing or do not fit together, or one of the validation is
             damaged or smaller than SSIM's window.
         TrainingError: the checkpoint in the folder is of another recipe or damaged, another training is
@@ -78,30 +80,68 @@ class Trainer:
     """
 
     def __init__(self, recipe, folder, device="cpu", make=MIRNet, dtype=torch.float32):
-        self.recipe, self.folder, self.device, self.dtype = recipe, Path(folder), torch.device(device), dtype
+        self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
         self.rank, self.world = rank_and_world()
         if recipe.batch % (self.world * recipe.accumulate):
             raise TrainingError(
                 f"batch, {recipe.batch}, must be a multiple of processes times accumulate, "
                 f"{self.world} x {recipe.accumulate}"
             )
-        with _can_be_written(self.folder):
+        with can_be_written(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         self.patches = Patches(recipe.train, recipe.patch, recipe.seed)
         self.validation = recipe.validation and Photos(recipe.validation.source)
         if self.validation and self.rank == 0:
             for i in range(len(self.validation)):  # now, not when thousands of steps would be lost
                 self.validation.check(i, 11, "SSIM's window")
+        self.record = Record(self.folder)
+        self.step, self.best, self._stop = 0, -math.inf, False
+        # The step of last.pt, and what that file was when this process read or wrote it.
+        self.saved, self._last = 0, _identity(self.folder / LAST)
+        with self._alone():
+            self._begin(recipe, make)
+
+    def _begin(self, recipe, make):
+        """Make the network and all that goes with it, as new or as it was at the last checkpoint."""
+        path, state, before = self.folder / LAST, None, None
+        if self.rank == 0:
+            remove_halves(self.folder)
+        if path.exists():
+            state = _read(path)
+            before = _recipe_in(state, path)
+        self.recipe, self._checksum = completed(recipe, before)
+        if before is not None:
+            begun_with = state.get("weights")
+            self._checksum = self._checksum or begun_with  # their file may be gone
+            self._compare(path, before, begun_with)
         random.seed(recipe.seed)
         np.random.seed(recipe.seed)
         torch.manual_seed(recipe.seed)
-        with _failures_told("the network"):
-            network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
-            self.network = network.to(self.device, dtype)
-            self.judge = copy.deepcopy(self.network).eval()
-            self.average = None
-            if recipe.ema is not None:
-                self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+        with failures_told("the network"):
+            self._make(make, anew=state is None)
+        if state is not None:
+            try:
+                self._take(state)
+            except Exception as error:  # whatever torch makes of what does not fit
+                raise TrainingError(
+                    f"{path} is damaged: {type(error).__name__}: {last_line(error)}; {ANEW}"
+                ) from error
+        if self.rank == 0:
+            self.record.forget_after(self.step)
+
+    def _make(self, make, anew):
+        recipe = self.recipe
+        network = ablated(make, **recipe.ablation.model_dump())(**recipe.network.model_dump())
+        self.network = network.to(self.device, self.dtype)
+        begun = anew and recipe.weights is not None
+        if begun:
+            load_weights(self.network, recipe)
+        self.judge = copy.deepcopy(self.network).eval()
+        self.average = None
+        if recipe.ema is not None:
+            self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema))
+            # Of nothing yet it would become what the first step makes of the weights.
+            self.average.n_averaged.fill_(int(begun))
         if recipe.checkpoint_blocks:
             for module in self.network.modules():
                 if isinstance(module, MSRB):
@@ -117,11 +157,6 @@ class Trainer:
             self.network.parameters(), lr=recipe.learning_rate, betas=recipe.betas
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
-        self.step, self.best, self._stop = 0, -math.inf, False
-        # The step of last.pt, and what that file was when this process read or wrote it.
-        self.saved, self._last = 0, _identity(self.folder / LAST)
-        with self._alone():
-            self._resume()
 
     def run(self, progress=True):
         """Train to the last step; the losses of the steps, all processes' mean.
@@ -139,12 +174,17 @@ class Trainer:
         bar = partial(tqdm, total=self.recipe.steps, initial=self.step, unit="step")
         self.network.train()
         with (
-            _failures_told("a step"),  # first, as word of a dead worker may come until the end
+            failures_told("a step"),  # first, as word of a dead worker may come until the end
             self._alone(),
             bar(disable=not progress or self.rank > 0) as bar,
             self._stoppable(),
+            contextlib.closing(self.record),
             self._loader() as loader,
         ):
+            if self.step == 0 and self.recipe.weights is not None and self.validation:
+                psnr, ssim = self._judged()
+                if self.rank == 0:
+                    self.record.add_row(0, psnr=psnr, ssim=ssim)
             for batch in loader:
                 if isinstance(batch, Exception):
                     raise batch
@@ -182,7 +222,7 @@ class Trainer:
             problem = None
             if self.rank == 0:
                 try:
-                    with _can_be_written(self.folder):
+                    with can_be_written(self.folder):
                         stack.enter_context(locked(self.folder))
                     if self._last != _identity(self.folder / LAST):
                         problem = f"another training has gone on in {self.folder} since; run the same again"
@@ -263,45 +303,49 @@ class Trainer:
     def _after(self, loss):
         recipe = self.recipe
         end = self.step == recipe.steps
-        psnr = ssim = ""
+        psnr = ssim = None
         if self.validation and (end or self.step % recipe.validation.every == 0):
-            kept = self.network if self.average is None else self.average.module
-            weights = whole_state(kept)
-            if self.rank == 0:
-                self.judge.load_state_dict(weights)
-                psnr, ssim = self.validate()
-                if psnr > self.best:
-                    self.best = psnr
-                    self.save_weights(self.folder / BEST)
+            psnr, ssim = self._judged()
         if self.rank == 0:
-            self._log(loss, psnr, ssim)
+            self.record.add_row(self.step, loss, learning_rate(recipe, self.step - 1), psnr, ssim)
         if end or self.step % recipe.save_every == 0:
             self.save()
 
-    def validate(self):
-        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `evaluate` prints."""
+    def _judged(self):
+        """(PSNR, SSIM) of the weights as they are, which are kept if they are the best; all take part."""
+        weights = whole_state(self.network if self.average is None else self.average.module)
+        if self.rank > 0:
+            return None, None
+        self.judge.load_state_dict(weights)
+        psnr, ssim = self.validate(self.record.add_sample)
+        if psnr > self.best:
+            self.best = psnr
+            self.save_weights(self.folder / BEST)
+        return psnr, ssim
+
+    def validate(self, show=None):
+        """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `evaluate` prints.
+
+        show: called with step, number, name, input, result and target of as many photos as the recipe says.
+        """
         scores = []
         for i in range(len(self.validation)):
             given, target = self.validation.pair(i, generator(self.recipe.seed, 2**61 + i))
             x = torch.from_numpy(given.transpose(2, 0, 1)[None].astype(np.float32))
             restored = inference.restore(self.judge, x.to(self.device, self.dtype))
             restored = restored[0].float().permute(1, 2, 0).cpu().numpy()
-            scores.append(evaluation.score(self.validation.name(i), restored, target))
+            name = self.validation.name(i)
+            scores.append(evaluation.score(name, restored, target))
+            if show is not None and i < self.recipe.validation.samples:
+                show(self.step, i, name, given, restored, target)
         score = evaluation.mean(scores)
         return score.psnr, score.ssim
-
-    def _log(self, loss, psnr, ssim):
-        path = self.folder / LOG
-        with _can_be_written(path), path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerow((self.step, repr(loss), learning_rate(self.recipe, self.step - 1), psnr, ssim))
 
     def save(self):
         """Write last.pt, whole or not at all. All processes take part."""
         state = {
             "recipe": real_paths(self.recipe).model_dump_json(),
+            "weights": self._checksum,
             "step": self.step,
             "best": self.best,
             "network": whole_state(self.network),
@@ -316,47 +360,28 @@ class Trainer:
         self.saved = self.step
 
     def _write(self, state):
-        path, log = self.folder / LAST, self.folder / LOG
-        if log.exists():  # its rows up to here are not written again
-            with _can_be_written(log), log.open("rb") as file:
-                os.fsync(file.fileno())
+        path = self.folder / LAST
+        self.record.flush()  # its rows up to here are not written again
         kept = "; the one before is still there" if path.exists() else ""
-        with _can_be_written(path, kept), replaced(path) as new:
+        with can_be_written(path, kept), replaced(path) as new:
             torch.save(state, new)
         self._last = _identity(path)
 
     def save_weights(self, path):
         """Write the weights of `judge` as safetensors, whole or not at all."""
-        with _can_be_written(path):
+        with can_be_written(path):
             save_checkpoint(self.judge, path)
 
-    def _resume(self):
-        path = self.folder / LAST
-        if self.rank == 0:
-            remove_halves(self.folder)
-        if path.exists():
-            self._load(path)
-        if self.rank == 0:
-            self._forget_later_rows()
-
-    def _load(self, path):
-        state = _read(path)
-        try:
-            recipe = Recipe.model_validate_json(state["recipe"])
-        except ValidationError as error:
-            raise TrainingError(f"{path} is of another version: {problems(error)}; {ANEW}") from error
-        different = differences(recipe, self.recipe)
+    def _compare(self, path, before, checksum):
+        """Raise TrainingError if the checkpoint is of another recipe, or began with other weights."""
+        different = differences(before, self.recipe)
+        if self._checksum != checksum and before.weights == self.recipe.weights:
+            different.append(f"weights, {self.recipe.weights}, has another content than then")
         if different:
             listed = different[:DIFFERENCES_SHOWN]
             if len(different) > len(listed):
                 listed.append(f"and {len(different) - len(listed)} more")
             raise TrainingError(f"{path} is of another recipe: {'; '.join(listed)}. So {ANEW}")
-        try:
-            self._take(state)
-        except Exception as error:  # whatever torch makes of what does not fit
-            raise TrainingError(
-                f"{path} is damaged: {type(error).__name__}: {_line(error)}; {ANEW}"
-            ) from error
 
     def _take(self, state):
         step, best = state["step"], state["best"]
@@ -377,28 +402,6 @@ class Trainer:
         random.setstate(state["random"][0])
         torch.set_rng_state(state["random"][1])
         self.step, self.best, self.saved = step, best, step
-
-    def _forget_later_rows(self):
-        """Rows of the log from after the checkpoint: those steps will be done again."""
-        path = self.folder / LOG
-        if not path.exists():
-            return
-        try:
-            lines = path.read_bytes().decode().splitlines(keepends=True)
-            # All of the first line, or as much of it as a process that was killed had written.
-            if lines and not ",".join(COLUMNS).startswith(lines[0].strip()):
-                raise ValueError("another first line")
-            kept = [
-                line for line in lines[1:] if line.endswith("\n") and int(line.split(",")[0]) <= self.step
-            ]
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path} is not the log of a training ({error}); move it away") from error
-        with _can_be_written(path):
-            if not kept:
-                path.unlink()
-            elif kept != lines[1:]:
-                with replaced(path) as new:
-                    new.write_bytes("".join([lines[0], *kept]).encode())
 
 
 def _read(path):
@@ -426,8 +429,16 @@ def _read(path):
         raise TrainingError(f"{path} was refused, as it {code}; {ANEW}") from error
     except Exception as error:  # a damaged file may raise anything
         raise TrainingError(
-            f"{path} is damaged, or no training's checkpoint ({type(error).__name__}: {_line(error)}); {ANEW}"
+            f"{path} is damaged, or no training's checkpoint "
+            f"({type(error).__name__}: {last_line(error)}); {ANEW}"
         ) from error
+
+
+def _recipe_in(state, path):
+    try:
+        return Recipe.model_validate_json(state["recipe"])
+    except ValidationError as error:
+        raise TrainingError(f"{path} is of another version: {problems(error)}; {ANEW}") from error
 
 
 def _identity(path):
@@ -437,40 +448,6 @@ def _identity(path):
     except OSError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-@contextlib.contextmanager
-def _can_be_written(path, kept=""):
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
-        raise TrainingError(f"{path} cannot be written: {_line(error)}{kept}") from error
-
-
-@contextlib.contextmanager
-def _failures_told(what):
-    """Inside, too little memory and the death of a worker are TrainingErrors."""
-    try:
-        yield
-    except TrainingError:
-        raise
-    except (ConnectionError, EOFError, MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise TrainingError(
-                f"the memory is not enough for {what}; a smaller patch or batch needs less, and so do a "
-                f"larger accumulate and checkpoint_blocks: true ({_line(error)})"
-            ) from error
-        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
-            raise TrainingError(
-                f"a process that reads photos ended, perhaps for want of memory ({_line(error)}); "
-                "the same again goes on from the last checkpoint"
-            ) from error
-        raise
-
-
-def _line(error):
-    """The last line of a message: what a worker sends begins with its traceback."""
-    return str(error).strip().rpartition("\n")[2]
 
 
 def _left_to_the_trainer(over, worker):

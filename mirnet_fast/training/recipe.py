@@ -7,15 +7,17 @@ from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic.json_schema import GenerateJsonSchema
 
 from ..images import matching_photos
+from ..pretrained import shipped
 from .degradations import Degradations
 from .fields import Count, Decay, Few, NotNegative, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
 
 ERRORS_SHOWN = 5
 # May change while a training goes on, as no weight depends on it.
-OF_THE_RUN = ("workers", "save_every")
+OF_THE_RUN = ("workers", "save_every", "validation.samples")
 
 
 class RecipeError(ValueError):
@@ -27,7 +29,7 @@ class Network(Part):
 
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
-    n_feat: Count = 64
+    n_feat: Annotated[Count, Field(le=2**12)] = 64
     kernel_size: Few = 3
     stride: Few = 2
     n_RRG: Few = 3
@@ -93,55 +95,69 @@ class Validation(Part):
 
     source: Source
     every: Count = 5000
+    samples: Whole = 2
+    """Photos of which each validation keeps a picture, before | after | target, the middle 512 pixels."""
 
 
 class Recipe(Part):
-    """A training run; the defaults are the paper's (arXiv 2003.06792, section 4.2).
-
-    Attributes:
-        steps: updates of the weights.
-        batch: patches of an update, of all processes and accumulated parts together.
-        patch: side of the square patches in pixels.
-        accumulate: parts that a process computes one after another.
-        learning_rate, final_learning_rate: ends of the cosine; `warmup` steps rise to the first.
-        mixup: the chance that a patch is mixed with the next one of its part of the batch.
-        clip: largest norm of the gradient; None leaves it.
-        ema: decay of the averaged weights, which are validated and kept; None for the weights themselves.
-        precision: "float32", or the dtype of autocast.
-        shard: give each of several processes a part of weights, gradients and Adam's state (FSDP2)
-            instead of all (DDP).
-        checkpoint_blocks: recompute each MSRB in the backward instead of keeping its feature maps.
-        save_every: steps between checkpoints.
-    """
+    """A training run; the defaults are the paper's (arXiv 2003.06792, section 4.2)."""
 
     network: Network = Network()
     ablation: Ablation = Ablation()
+    weights: Literal[tuple(shipped())] | Path | None = None
+    """To begin with: a network that comes with the package, or a file as load_checkpoint takes it.
+
+    An argument of the network that is not given is theirs.
+    """
+    key: str | None = None
+    """Which one, if the file of `weights` holds several networks."""
     train: Source
     validation: Validation | None = None
     seed: Whole = 0
     steps: Count = 700_000
+    """Updates of the weights."""
     batch: Annotated[Count, Field(le=2**20)] = 16
+    """Patches of an update, of all processes and accumulated parts together."""
     patch: Annotated[Count, Field(le=2**15)] = 128
+    """Side of the square patches in pixels."""
     accumulate: Count = 1
+    """Parts that a process computes one after another."""
     learning_rate: Positive = 2e-4
+    """Where the cosine begins."""
     final_learning_rate: NotNegative = 1e-6
+    """Where the cosine ends."""
     warmup: Whole = 0
+    """Steps in which the learning rate rises to where the cosine begins."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Of Adam."""
     epsilon: Positive = 1e-3
+    """Of the Charbonnier loss."""
     mixup: Share = 0.0
+    """The chance that a patch is mixed with the next one of its part of the batch."""
     clip: Positive | None = None
+    """Largest norm of the gradient; None leaves it."""
     ema: Annotated[Decay, Field(gt=0)] | None = None
+    """Decay of the averaged weights, which are validated and kept; None for the weights themselves."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """float32, or the dtype of autocast."""
     shard: bool = False
+    """Give each of several processes a part of weights, gradients and Adam's state (FSDP2), not all (DDP)."""
     checkpoint_blocks: bool = False
+    """Recompute each MSRB in the backward instead of keeping its feature maps."""
     workers: Annotated[Whole, Field(le=1024)] = 0
+    """Processes that read photos."""
     save_every: Count = 5000
+    """Steps between checkpoints."""
 
     @model_validator(mode="after")
-    def patch_fits(self):
+    def parts_fit(self):
         multiple = 2 ** (self.network.height - 1)
-        if self.patch % multiple:
+        # What is not given the weights will tell.
+        known = self.weights is None or "height" in self.network.model_fields_set
+        if known and self.patch % multiple:
             raise ValueError(f"patch must be a multiple of {multiple}; got {self.patch}")
+        if self.key is not None and self.weights is None:
+            raise ValueError("key needs weights")
         if self.shard and self.precision == "float16":
             raise ValueError("shard needs precision float32 or bfloat16; got float16")
         if self.batch % self.accumulate:
@@ -178,6 +194,11 @@ def read_recipe(path):
     except (ValidationError, RecursionError) as error:
         raise RecipeError(f"{path}: {problems(error)}") from error
     return with_paths(recipe, lambda given: path.parent / given)
+
+
+def schema():
+    """The JSON schema of a recipe (draft 2020-12), for editors and other programs."""
+    return {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema()}
 
 
 class _Loader(yaml.SafeLoader):
@@ -228,7 +249,8 @@ def differences(old, new):
     """
     before, now = (dict(_values(real_paths(recipe).model_dump())) for recipe in (old, new))
     for name in OF_THE_RUN:
-        del before[name], now[name]
+        before.pop(name, None)
+        now.pop(name, None)
     if now["steps"] > before["steps"]:
         del before["steps"], now["steps"]
     return [
