@@ -51,10 +51,11 @@ def methods():
         def bm3d(noisy, sigma):
             return bm3d_rgb(noisy, sigma / 255)
 
-    return {"mirnet_fast": mirnet_fast, "non-local means": _non_local_means, "BM3D": bm3d}
+    return {"mirnet_fast": mirnet_fast, "non-local means": non_local_means, "BM3D": bm3d}
 
 
-def _non_local_means(noisy, sigma):
+def non_local_means(noisy, sigma):
+    """scikit-image's, told the standard deviation of the noise, sigma / 255."""
     deviation = sigma / 255
     return skimage.restoration.denoise_nl_means(
         noisy, patch_size=5, patch_distance=6, h=0.6 * deviation, sigma=deviation, channel_axis=2
