@@ -34,9 +34,11 @@ BLOCK = 16  # side of what is called flat
 FLAT = 2.0  # grey levels of standard deviation below which it is
 SIDE = 1000  # of the photo that is timed: one megapixel
 
-NOTES = """\
-BM3D (Mäkinen, Azzari and Foi, IEEE TIP 2020; package bm3d) is told the strength of the noise, the network is
-not. Of the plain tools each has the setting, of a few, that suits the photo best."""
+OF_TOOLS = "Of the plain tools each has the setting, of a few, that suits the photo best."
+OF_BM3D = (
+    "BM3D (Mäkinen, Azzari and Foi, IEEE TIP 2020; package bm3d) is told the strength of the noise, "
+    "the network is not."
+)
 
 
 @dataclass
@@ -161,6 +163,8 @@ def flatness(clean, restored):
         Their number; and in grey levels, the largest of all, how far the mean of a channel moved and how much
         its standard deviation grew: NaN without such blocks.
     """
+    if min(clean.shape[:2]) < 2 * BLOCK:
+        return 0, float("nan"), float("nan")
 
     def windows(image):
         image = 255 * evaluation.as_file(image)
@@ -312,16 +316,21 @@ def main(arguments=None):
         parser.error(f"--out: must end in .md or .csv; got {given.out}")
     if not given.photos.is_dir():
         parser.error(f"--photos: there is no folder {given.photos}; `make photos` makes {PHOTOS}")
+    if given.crop is not None and given.crop < 2 * BLOCK:
+        parser.error(f"--crop: must be at least {2 * BLOCK} pixels; got {given.crop}")
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
         weights = Path(given.weights)
         weights = weights if weights.is_file() else pretrained.weights_of(given.weights)
         photos = read(given.photos, given.crop)
+        if given.out:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
         report = report_on(given.task, weights, photos, only, CACHE, given.pictures)
+        notes = [OF_BM3D, OF_TOOLS] if given.task == "denoise" else [OF_TOOLS]
         pixels = sum(photo.shape[0] * photo.shape[1] for photo in photos.values())
         what = f"{len(photos)} photos of {given.photos}, {pixels / 1e6:.1f} megapixels"
-        lines = [f"## {given.task}: {weights.stem}", "", what, *report.text, "", NOTES, "", *report.asked]
+        lines = [f"## {given.task}: {weights.stem}", "", what, *report.text, "", *notes, "", *report.asked]
         print("\n".join(lines))
         if given.out:
             _write(given.out, report, lines)
