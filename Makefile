@@ -27,10 +27,11 @@ demo: build
 	$(BIN)/mirnet-fast demo --out demo/denoise
 
 # The cases that take minutes; tests/__init__.py says which they are. All of them: test-all.
+# COVERED=1: with the coverage, which takes a tenth longer.
 test: lint build $(TOOLKIT)
-	$(PYTEST) $(COVERAGE) -m "not exhaustive"
+	$(PYTEST) $(if $(COVERED),$(COVERAGE)) -m "not exhaustive"
 
-# AFTER_TEST=1: right after `make test`, whose cases are not run again; the coverage is that of both.
+# AFTER_TEST=1: right after `make test COVERED=1`, whose cases are not run again; the coverage is that of both.
 test-all: lint build $(TOOLKIT)
 	$(PYTEST) $(COVERAGE) $(if $(AFTER_TEST),-m exhaustive --cov-append)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)

@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 # The fewest and the most channels of the network.
 @pytest.mark.untraced
-@each(op=OPS, call=[(0, "forward"), (1, "backward"), (0, "backward"), (1, "forward")])
+@each(op=OPS, call=[(0, "forward"), (0, "backward"), (1, "forward"), (1, "backward")])
 def test_nothing_is_wrong(op, call):
     if why := audit.written(op):
         pytest.skip(why)

@@ -216,6 +216,10 @@ def test_what_ablations_cost():
     kept = sum(1 + 2 * 9 * channels**2 for channels in (16, 32, 64))
     assert (cost() - cost(dau=False))[0] == sum(p.numel() for u in units for p in u.parameters()) - kept
     assert np.array_equal(cost(), cost(skips=False))
+
+
+@exhaustive
+def test_what_the_published_network_costs():
     published = {"train": CLEAN, "patch": 256}
     assert costs(Recipe.model_validate(published)) == (31_787_419, 959_891_054_592)
 
@@ -531,7 +535,8 @@ def in_two_processes(tmp_path, code):
 @pytest.mark.parametrize("way", first_of([{"shard": True, "accumulate": 2}, {"accumulate": 2}]))
 def test_two_processes_are_one_with_their_batches_together(tmp_path, way):
     # Stopped after the checkpoint of step 4 and resumed.
-    validation = {"source": {"kind": "clean", "photos": ["skimage:cat"], "degradations": [NOISE]}, "every": 3}
+    cat = {"kind": "clean", "photos": ["skimage:cat"], "scales": [0.2], "degradations": [NOISE]}
+    validation = {"source": cat, "every": 3}
     changes = {"batch": 4, "ema": 0.9, "clip": 0.5, "validation": validation}
     in_two_processes(
         tmp_path,

@@ -5,7 +5,7 @@ import torch
 
 from mirnet_fast import ops, reference
 
-from ..cases import each, exhaustive, first_of
+from ..cases import exhaustive, first_of
 from .common import (
     LAYOUTS,
     CudaProductTests,
@@ -139,7 +139,8 @@ class TestDauAttentionTriton(TritonTests):
         return importlib.import_module("mirnet_fast.kernels.dau_attention")
 
     # Of 20 channels 32 are computed: in 2 blocks, or in one.
-    @each(blocks=[(1, 16), (3, 32), (100, 16)], dtype=[torch.float32, torch.float16])
+    @pytest.mark.parametrize("dtype", first_of([torch.float16, torch.float32]))
+    @pytest.mark.parametrize("blocks", first_of([(3, 32), (1, 16), (100, 16)]))
     def test_many_tiles_and_blocks(self, monkeypatch, blocks, dtype):
         partials, bc = blocks
         small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
