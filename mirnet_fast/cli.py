@@ -46,6 +46,23 @@ class Size(click.ParamType):
         return size
 
 
+class Strength(click.ParamType):
+    """A number from 0 to 1, or "auto"."""
+
+    name = "0..1|auto"
+
+    def convert(self, value, param, ctx):
+        if value == "auto":
+            return value
+        try:
+            number = float(value)
+        except ValueError:
+            number = -1
+        if not 0 <= number <= 1:
+            self.fail(f"{value!r} is neither a number from 0 to 1 nor 'auto'", param, ctx)
+        return number
+
+
 def network_options(command):
     """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
     command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
@@ -293,10 +310,17 @@ def demo(image, sigma, out, seed):
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.argument("output", metavar="OUT", type=click.Path())
-@click.option("--weights", help="A checkpoint (.pth, .safetensors); the denoiser that is here without one.")
+@click.option("--task", help="What for, by a network that comes along; denoise if not given.")
+@click.option("--weights", help="A checkpoint (.pth, .safetensors) instead of one that comes along.")
+@click.option(
+    "--strength",
+    type=Strength(),
+    show_default="auto for denoise, else 1",
+    help="How much of the network's change to make; auto: by the noise of each image.",
+)
 @device_option
 @network_options
-def restore(inputs, output, weights, device, **options):
+def restore(inputs, output, task, weights, strength, device, **options):
     """Restore images of any size, 8 or 16 bit, grey or colour, with or without transparency.
 
     OUT is a file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder
@@ -311,8 +335,19 @@ def restore(inputs, output, weights, device, **options):
     from .modules import MIRNet
 
     if weights is None:
-        weights = pretrained.weights_of()
-        click.echo(f"weights: {weights.stem}, which comes with mirnet-fast and removes noise ({weights})")
+        task = pretrained.DEFAULT if task is None else task
+        if task not in pretrained.tasks():
+            raise click.UsageError(
+                f"--task must be one of those that come along, {', '.join(pretrained.tasks())}; got {task!r}"
+            )
+        weights = pretrained.weights_of(task)
+        click.echo(f"weights: {weights.stem}, which comes with mirnet-fast, for the task {task} ({weights})")
+    elif task is not None:
+        raise click.UsageError("--task and --weights both choose the network; give one of them")
+    if strength is None:
+        strength = "auto" if task == "denoise" else 1.0
+    elif strength == "auto" and task not in (None, "denoise"):
+        raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
     config = network_config(weights, options)
     model = MIRNet(**config).eval()
     try:
@@ -338,7 +373,7 @@ def restore(inputs, output, weights, device, **options):
                     raise ImageError(f"{path}: the result would overwrite the input {target}")
                 if there in written:
                     raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
-                _restore_file(model, path, target, device)
+                _restore_file(model, path, target, device, strength)
                 written.add(_identity(target))
             except (
                 ImageError,
@@ -564,13 +599,19 @@ def _in_bfloat16():
     return "float32 and stored in bfloat16, in which this CPU does not compute; so are the ops below"
 
 
-def _restore_file(model, path, target, device):
-    from . import inference
+def _restore_file(model, path, target, device, strength):
+    from tqdm import tqdm
+
+    from . import inference, noise
     from .images import check_format, read_photo, write_photo
 
     photo = read_photo(path)
     check_format(target, photo)
-    restored = inference.restore(model, photo.rgb.to(device))
+    if strength == "auto":
+        sigma = noise.estimate(photo.rgb)
+        strength = noise.strength(sigma).item()
+        tqdm.write(f"{path}: noise of {255 * sigma.item():.1f}/255, strength {strength:.2f}")
+    restored = inference.restore(model, photo.rgb.to(device), strength=strength)
     write_photo(target, dataclasses.replace(photo, rgb=restored))
 
 

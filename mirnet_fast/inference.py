@@ -1,15 +1,18 @@
 """Running a network on images of any size."""
 
 import math
+import numbers
 
 import torch
 from torch import nn
+
+from . import noise
 
 # A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
 LARGEST = 8
 
 
-def restore(model, image, multiple=None):
+def restore(model, image, multiple=None, strength=1.0):
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
     The values are not clamped. Modules are in eval mode meanwhile and get their own mode back.
@@ -18,19 +21,25 @@ def restore(model, image, multiple=None):
         model: maps (N, C, H, W) to (N, C', H, W) for H and W that are multiples of `multiple`.
         image: (N, C, H, W) floats from 0 to 1, of the model's dtype and device, H and W at least 1.
         multiple: what H and W have to be multiples of; see `size_multiple` if not given.
+        strength: how much of the model's change is made, image + strength (model(image) - image): from 0,
+            the image, to 1, the model's result bit for bit. "auto" takes `noise.strength` of
+            `noise.estimate`, each image's own.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
 
     Raises:
-        TypeError: `model` is no module, `image` no tensor of floats, `multiple` no integer, or the model
-            returns something else than a tensor.
+        TypeError: `model` is no module, `image` no tensor of floats, `multiple` no integer, `strength`
+            neither a number nor a word, or the model returns something else than a tensor.
         ValueError: `image` has no pixels, not four dimensions, or values from 0 to 255 instead of 1 (some
             are above 8; of models without MIRNet's blocks that is not asked, nor of values that are not
             finite); `multiple` is below 1, or not given and not to be told from the model; the model
-            returns another size, or fails and the image has other channels, dtype or device than it takes.
+            returns another size, or fails and the image has other channels, dtype or device than it takes;
+            `strength` is another word than "auto", not from 0 to 1, or not 1 and the model returns other
+            channels than it gets; or it is "auto" and the image has values that are not finite.
     """
     _check(model, image)
+    weight = _weight(image, strength)
     multiple = size_multiple(model) if multiple is None else multiple
     if not isinstance(multiple, int):
         raise TypeError(f"restore: multiple must be an integer; got {type(multiple).__name__}")
@@ -58,15 +67,23 @@ def restore(model, image, multiple=None):
             f"restore: the model must return (N, C, H, W) of its input's H and W; of {tuple(padded.shape)} "
             f"it made {tuple(padded_result.shape)}. Is `multiple`, {multiple}, large enough?"
         )
-    # The copy is outside of inference_mode, so that the caller may use it in autograd and in place.
-    return padded_result[..., :height, :width].clone()
+    result = padded_result[..., :height, :width]
+    # Copies are made outside of inference_mode, so that the caller may use them in autograd and in place.
+    if weight is None:
+        return result.clone()
+    if result.shape != image.shape:
+        raise ValueError(
+            f"restore: strength {strength} mixes the image with the model's result, which must be of its "
+            f"shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
+        )
+    return image.detach().to(result).lerp(result, weight.to(result))
 
 
 def restore_by_ensemble(model, image, multiple=None):
     """The mean of what `restore` makes of the image in its eight orientations, each turned back.
 
-    Arguments, result and errors are those of `restore`. Source: Timofte et al., "Seven ways to improve
-    example-based single image super resolution", CVPR 2016, section 3.6.
+    Arguments, result and errors are those of `restore` at strength 1. Source: Timofte et al., "Seven ways to
+    improve example-based single image super resolution", CVPR 2016, section 3.6.
     """
     _check(model, image)
     total = 0
@@ -173,6 +190,21 @@ def _check(model, image):
         largest = image.amax().item()
         if LARGEST < largest < math.inf:
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
+
+
+def _weight(image, strength):
+    """What `restore` mixes with, a number or (N, 1, 1, 1); None for 1: 0 times infinity shall not be made."""
+    if isinstance(strength, str):
+        if strength != "auto":
+            raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
+        return noise.strength(noise.estimate(image))[:, None, None, None]
+    if not isinstance(strength, numbers.Real):
+        raise TypeError(
+            f"restore: strength must be a number from 0 to 1, or 'auto'; got {type(strength).__name__}"
+        )
+    if not 0 <= strength <= 1:
+        raise ValueError(f"restore: strength must be from 0 to 1, or 'auto'; got {strength}")
+    return None if strength == 1 else torch.tensor(float(strength), dtype=torch.float64)
 
 
 def _misfit(model, image):

@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner
 
 import mirnet_fast
-from mirnet_fast import MIRNet, backends, comparison, demonstration, evaluation, reference
+from mirnet_fast import MIRNet, backends, comparison, demonstration, evaluation, pretrained, reference
 from mirnet_fast.checkpoints import save_checkpoint
 from mirnet_fast.cli import main
 from mirnet_fast.ops import OPS
@@ -215,7 +215,7 @@ def test_restore_looks_at_each_name_a_few_times(tmp_path, identity, monkeypatch)
         (tmp_path / name).touch()
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: seen.append(args) or stat(*args, **kwargs))
-    monkeypatch.setattr("mirnet_fast.cli._restore_file", lambda model, path, target, device: target.touch())
+    monkeypatch.setattr("mirnet_fast.cli._restore_file", lambda model, path, target, *rest: target.touch())
     arguments = [*(tmp_path / name for name in names), tmp_path / "out", "--weights", identity]
     for _ in range(2):  # without and with results of the same names
         seen.clear()
@@ -380,6 +380,69 @@ def test_restore_without_weights(tmp_path):
     assert "weights: denoise_small, which comes with mirnet-fast" in result.output
     restored = read(tmp_path / "out.png")[:, :, ::-1].astype(np.float32) / 255
     assert evaluation.psnr(restored, clean) > evaluation.psnr(noisy, clean) + 6
+    assert f"{tmp_path / 'noisy.png'}: noise of 2" in result.output and "strength 1.00\n" in result.output
+    for arguments in (["--task", "denoise"], ["--strength", 1], ["--weights", pretrained.weights_of()]):
+        assert run("restore", tmp_path / "noisy.png", tmp_path / "as.png", *arguments).exit_code == 0
+        assert (tmp_path / "as.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["astronaut", "chelsea", "coffee", "brick", "camera"])
+def test_restore_leaves_a_clean_photo_as_it_is(tmp_path, name):
+    pixels = getattr(skimage.data, name)()
+    pixels = pixels[tuple(slice((side - 240) // 2, (side + 240) // 2) for side in pixels.shape[:2])]
+    cv2.imwrite(str(tmp_path / "clean.png"), pixels[..., ::-1] if pixels.ndim == 3 else pixels)
+    result = run("restore", tmp_path / "clean.png", tmp_path / "out.png")
+    assert result.exit_code == 0, result.output
+    clean, restored = (read(tmp_path / f"{file}.png").astype(np.float32) / 255 for file in ("clean", "out"))
+    assert evaluation.psnr(restored, clean) > 42
+    assert 255 * np.abs(restored - clean).mean() < 1
+
+
+def test_restore_makes_as_much_of_the_change_as_it_is_told(tmp_path, weights):
+    pixels = random_pixels(np.uint16, 20, 24, 3)
+    cv2.imwrite(str(tmp_path / "in.png"), pixels)
+    made = {}
+    for strength in ("", 0, 0.5, 1, "auto"):
+        told = ["--strength", strength] if strength != "" else []
+        result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", weights, *told)
+        assert result.exit_code == 0, result.output
+        assert ("strength 1.00" in result.output) == (strength == "auto")
+        made[strength] = read(tmp_path / "out.png").astype(float)
+    assert np.array_equal(made[0], pixels) and np.array_equal(made[1], made["auto"])
+    assert np.array_equal(made[1], made[""]) and np.abs(made[1] - pixels).max() > 1000
+    inside = (made[1] > 0) & (made[1] < 65535)  # elsewhere the change was more
+    assert np.abs(made[0.5] - (pixels + made[1]) / 2)[inside].max() <= 1
+
+
+@pytest.mark.parametrize("strength", ["-0.1", "1.01", "nan", "inf", "much", "", "0,5"])
+def test_restore_refuses_other_strengths(tmp_path, identity, strength):
+    result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--strength", strength)
+    assert result.exit_code == 2
+    assert f"{strength!r} is neither a number from 0 to 1 nor 'auto'" in result.output
+
+
+def test_restore_by_task(tmp_path, weights, monkeypatch):
+    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 20, 24, 3))
+    arguments = ["restore", tmp_path / "in.png", tmp_path / "out.png"]
+    shipped = {"denoise": pretrained.weights_of()}
+    monkeypatch.setattr(pretrained, "tasks", lambda: shipped)
+    for task in ("enhance", "denoise_small", ""):
+        result = run(*arguments, "--task", task)
+        assert result.exit_code == 2
+        assert f"--task must be one of those that come along, denoise; got {task!r}" in result.output
+    both = run(*arguments, "--task", "denoise", "--weights", weights)
+    assert both.exit_code == 2 and "--task and --weights both choose the network" in both.output
+
+    shipped["enhance"] = weights
+    automatic = run(*arguments, "--task", "enhance", "--strength", "auto")
+    assert automatic.exit_code == 2 and "--strength auto goes by the noise" in automatic.output
+    assert not (tmp_path / "out.png").exists()
+    result = run(*arguments, "--task", "enhance")
+    assert result.exit_code == 0, result.output
+    assert "weights: net, which comes with mirnet-fast, for the task enhance" in result.output
+    assert "strength" not in result.output
+    assert run(*arguments[:2], tmp_path / "as.png", "--weights", weights).exit_code == 0
+    assert np.array_equal(read(tmp_path / "as.png"), read(tmp_path / "out.png"))
 
 
 def test_demo(tmp_path, monkeypatch):

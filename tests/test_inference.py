@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 import torch
 
-from mirnet_fast import MIRNet, reference
+from mirnet_fast import MIRNet, noise, reference
 from mirnet_fast.inference import pad_by_reflection, restore, restore_by_ensemble, size_multiple
 
 
@@ -242,3 +242,97 @@ def test_other_arguments():
 
     with pytest.raises(TypeError, match="must return a tensor; got tuple"):
         restore(Pair(), image, multiple=1)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (5, 6), (33, 20)])
+@pytest.mark.parametrize("strength", [0, 0.25, np.float32(0.75), 1, 1.0])
+def test_strength_mixes(size, strength):
+    image = torch.rand(2, 3, *size)
+    result = restore(Recorder(), image, multiple=4, strength=strength)
+    torch.testing.assert_close(result, image + float(strength) * image)
+    if strength in (0, 1):
+        assert torch.equal(result, (1 + int(strength)) * image)
+    assert result.data_ptr() != image.data_ptr() and not result.is_inference()
+
+
+def test_full_strength_leaves_the_result_as_it_is():
+    model, image = small(2).eval(), torch.rand(1, 3, 4, 6)
+    image[0, 0, 0, 0] = torch.inf
+    with torch.no_grad():
+        expected = model(image)
+    for strength in ({}, {"strength": 1}, {"strength": True}):
+        assert torch.equal(restore(model, image, **strength).nan_to_num(7), expected.nan_to_num(7))
+
+
+def noisy(*sigmas):
+    generator = torch.Generator().manual_seed(0)
+    grey = torch.full((len(sigmas), 3, 40, 48), 0.5)
+    return grey + torch.tensor(sigmas)[:, None, None, None] / 255 * torch.randn(
+        grey.shape, generator=generator
+    )
+
+
+def test_automatic_strength_is_each_images_own():
+    image = noisy(0.5, 2.5, 20)
+    strength = noise.strength(noise.estimate(image))
+    assert strength[0] == 0 < strength[1] < 1 == strength[2]
+    result = restore(Recorder(), image, multiple=4, strength="auto")
+    torch.testing.assert_close(result, image * (1 + strength[:, None, None, None]))
+    assert torch.equal(result[0], image[0]) and torch.equal(result[2], 2 * image[2])
+
+
+@pytest.mark.parametrize("strength", [0.5, "auto"])
+def test_strength_of_other_dtypes(strength):
+    image = noisy(20).bfloat16()
+    mixed = restore(Recorder(), image, multiple=4, strength=strength)
+    assert mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed, image * (1.5 if strength == 0.5 else 2))
+
+    class Wrapper(torch.nn.Module):
+        def forward(self, x):
+            return 2 * x.double()
+
+    image = torch.rand(1, 3, 4, 4)
+    assert torch.equal(
+        restore(Wrapper(), image, multiple=4, strength=0.3), image.double().lerp(2 * image.double(), 0.3)
+    )
+
+
+@pytest.mark.parametrize("strength", [0.5, "auto"])
+def test_mixed_result_is_a_normal_tensor(strength):
+    image = noisy(20).requires_grad_()
+    result = restore(Recorder(), image, multiple=4, strength=strength)
+    assert not result.is_inference() and not result.requires_grad
+    weight = torch.ones(1, requires_grad=True)
+    (result.clamp_(0, 1) * weight).sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("strength", "error", "match"),
+    [
+        (-0.1, ValueError, "from 0 to 1, or 'auto'; got -0.1"),
+        (1.5, ValueError, "from 0 to 1, or 'auto'; got 1.5"),
+        (float("nan"), ValueError, "from 0 to 1, or 'auto'; got nan"),
+        ("automatic", ValueError, "a number from 0 to 1, or 'auto'; got 'automatic'"),
+        ("0.5", ValueError, "a number from 0 to 1, or 'auto'; got '0.5'"),
+        (None, TypeError, "a number from 0 to 1, or 'auto'; got NoneType"),
+        (torch.tensor([0.5]), TypeError, "a number from 0 to 1, or 'auto'; got Tensor"),
+    ],
+)
+def test_strengths_that_are_none(strength, error, match):
+    with pytest.raises(error, match=f"restore: strength must be {match}"):
+        restore(Recorder(), torch.rand(1, 3, 4, 4), multiple=4, strength=strength)
+
+
+def test_strength_needs_a_result_like_the_image():
+    class First(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :1]
+
+    image = torch.rand(2, 3, 4, 5)
+    assert restore(First(), image, multiple=1).shape == (2, 1, 4, 5)
+    for strength in (0, 0.5, "auto"):
+        with pytest.raises(ValueError, match=r"of its shape; of \(2, 3, 4, 5\) it made \(2, 1, 4, 5\)"):
+            restore(First(), image, multiple=1, strength=strength)
+    with pytest.raises(ValueError, match="not finite"):
+        restore(First(), image / 0, multiple=1, strength="auto")

@@ -1,13 +1,14 @@
 """The denoiser that comes with the package: what is said about it is true."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
 
-from mirnet_fast import demonstration, evaluation, load_pretrained, reference
+from mirnet_fast import MIRNet, demonstration, evaluation, load_pretrained, pretrained, reference
 from mirnet_fast.pretrained import weights_of
 from mirnet_fast.training import read_recipe
 
@@ -82,3 +83,22 @@ def test_reference_gives_the_same(network, recipe):
 def test_unknown_name():
     with pytest.raises(ValueError, match="name must be one of denoise_small; got 'denoise_large'"):
         load_pretrained("denoise_large")
+
+
+def test_names_of_tasks():
+    assert set(pretrained.tasks()) <= set(pretrained.TASKS) and pretrained.DEFAULT in pretrained.tasks()
+    assert weights_of() == weights_of("denoise") == weights_of("denoise_small")
+    states = [load_pretrained(*name).state_dict() for name in ([], ["denoise"], ["denoise_small"])]
+    assert all(torch.equal(value, states[0][name]) for state in states[1:] for name, value in state.items())
+
+
+@pytest.mark.parametrize("task", sorted(set(pretrained.TASKS) - set(pretrained.tasks())))
+def test_a_task_is_there_once_its_network_is(tmp_path, monkeypatch, task):
+    with pytest.raises(ValueError, match=f"task must be one of denoise, .*; got '{task}'"):
+        load_pretrained(task)
+    for name in ("denoise_small", pretrained.TASKS[task]):
+        shutil.copy(weights_of("denoise_small"), tmp_path / f"{name}.safetensors")
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "__init__.py"))
+    assert list(pretrained.tasks()) == ["denoise", task]
+    assert weights_of(task) == tmp_path / f"{pretrained.TASKS[task]}.safetensors"
+    assert isinstance(load_pretrained(task), MIRNet)

@@ -5,26 +5,41 @@ from pathlib import Path
 from ..checkpoints import load_checkpoint, network_arguments
 from ..modules import MIRNet
 
-DEFAULT = "denoise_small"
+# task: the network for it, here or still to come
+TASKS = {"denoise": "denoise_small", "enhance": "enhance", "sharpen": "sharpen"}
+DEFAULT = "denoise"
+
+
+def tasks():
+    """{task: file with the weights of the network for it}, of the tasks whose network is here."""
+    files = _files()
+    return {task: files[name] for task, name in TASKS.items() if name in files}
 
 
 def weights_of(name=DEFAULT):
     """The file with the weights of a network that comes with the package.
 
+    Args:
+        name: a task of `tasks()`, or the network's own name.
+
     Raises:
         ValueError: there is no such network.
     """
-    files = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
-    if name not in files:
-        raise ValueError(f"name must be one of {', '.join(files)}; got {name!r}")
-    return files[name]
+    found = {**_files(), **tasks()}
+    if name not in found:
+        raise ValueError(
+            f"task must be one of {', '.join(tasks())}, or name must be one of {', '.join(_files())}; "
+            f"got {name!r}"
+        )
+    return found[name]
 
 
 def load_pretrained(name=DEFAULT):
     """A MIRNet in eval mode, float32, on the CPU, that comes with the package.
 
     Args:
-        name: "denoise_small", for noisy photos (see denoise_small.md beside this file).
+        name: a task, so far "denoise" (noisy photos), or a network's own name, "denoise_small" (see
+            denoise_small.md beside this file).
 
     Raises:
         ValueError: there is no such network.
@@ -33,3 +48,7 @@ def load_pretrained(name=DEFAULT):
     network = MIRNet(**network_arguments(path)).eval()
     load_checkpoint(network, path)
     return network
+
+
+def _files():
+    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
