@@ -118,7 +118,6 @@ def judge(section, photos, restore, cache, report, draw=None):
             report.ask(what, gains, operator.ge, condition.gain, " dB")
     for rival in dict.fromkeys(rival for condition in section for rival in condition.rivals):
         if rival in missing:
-            report.asked.append(f"- not judged: {rival}: the package {missing[rival]} is not installed")
             continue
         cells = {
             f"{name}, {condition.name}": (by[NETWORK], by[rival])
@@ -133,6 +132,8 @@ def judge(section, photos, restore, cache, report, draw=None):
         if lead is not None:
             mean = {"mean of all": statistics.mean(psnr.values())}
             report.ask(f"{lead:g} dB ahead of {rival} on average", mean, operator.ge, lead, " dB")
+    for name, package in missing.items():
+        report.asked.append(f"- not judged: {name}: the package {package} is not installed")
 
 
 def _tell(condition, scores, report):
@@ -184,7 +185,7 @@ def flatness(clean, restored):
 def judge_clean(photos, restore, report):
     """What the network does to photos that need nothing."""
     lines, psnr, change, shift, added = [], {}, {}, {}, {}
-    chart = "(flat colours)"
+    chart = "flat colours"
     for name, clean in tqdm((photos | {chart: flat_colours()}).items(), "clean", unit="photo", disable=None):
         after, before = evaluation.as_file(restore(clean)), evaluation.as_file(clean)
         measures = {}
