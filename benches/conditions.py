@@ -12,7 +12,6 @@ from PIL import Image
 from mirnet_fast import demonstration, evaluation
 from mirnet_fast.training import degradations
 
-TASKS = ("denoise", "enhance", "sharpen")
 BEFORE, BM3D = "before", "BM3D"
 
 
@@ -109,7 +108,7 @@ def _training_camera(iso, exposure=1.0):
 
 
 def conditions(task):
-    """{section: [Condition]} of a task."""
+    """{section: [Condition]} of a task, "denoise", "enhance" or "sharpen"."""
     trained, other = _training_camera, other_camera.OtherCamera
     if task == "denoise":
         return {

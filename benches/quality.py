@@ -1,4 +1,4 @@
-"""How well a network restores photos that it never saw: python benches/quality.py --weights denoise_small
+"""How well a network restores photos that it never saw: python benches/quality.py --task denoise
 
 Prints tables for the network's card, and last, for each thing that is asked of it, the worst case and whether
 it is met. All noise is seeded, and the same for every method. Everything is judged as a file of 8 bits, by
@@ -19,7 +19,7 @@ import numpy as np
 import pictures
 import plain_tools
 import torch
-from conditions import BEFORE, TASKS, conditions
+from conditions import BEFORE, conditions
 from tqdm import tqdm
 
 from mirnet_fast import MIRNet, evaluation, images, inference, measure, pretrained
@@ -118,7 +118,6 @@ def judge(section, photos, restore, cache, report, draw=None):
             report.ask(what, gains, operator.ge, condition.gain, " dB")
     for rival in dict.fromkeys(rival for condition in section for rival in condition.rivals):
         if rival in missing:
-            report.asked.append(f"- not judged: {rival}: the package {missing[rival]} is not installed")
             continue
         cells = {
             f"{name}, {condition.name}": (by[NETWORK], by[rival])
@@ -133,6 +132,8 @@ def judge(section, photos, restore, cache, report, draw=None):
         if lead is not None:
             mean = {"mean of all": statistics.mean(psnr.values())}
             report.ask(f"{lead:g} dB ahead of {rival} on average", mean, operator.ge, lead, " dB")
+    for name, package in missing.items():
+        report.asked.append(f"- not judged: {name}: the package {package} is not installed")
 
 
 def _tell(condition, scores, report):
@@ -184,7 +185,7 @@ def flatness(clean, restored):
 def judge_clean(photos, restore, report):
     """What the network does to photos that need nothing."""
     lines, psnr, change, shift, added = [], {}, {}, {}, {}
-    chart = "(flat colours)"
+    chart = "flat colours"
     for name, clean in tqdm((photos | {chart: flat_colours()}).items(), "clean", unit="photo", disable=None):
         after, before = evaluation.as_file(restore(clean)), evaluation.as_file(clean)
         measures = {}
@@ -241,7 +242,8 @@ def load(weights):
 def restored(network, task, rgb):
     """What the network makes of a photo, (H, W, 3) from 0 to 1, as `mirnet-fast restore --task` runs it."""
     x = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None], np.float32))
-    return inference.restore(network, x)[0].permute(1, 2, 0).numpy()
+    strength = "auto" if task == "denoise" else 1.0
+    return inference.restore(network, x, strength=strength)[0].permute(1, 2, 0).numpy()
 
 
 def read(folder, crop=None):
@@ -258,7 +260,7 @@ def report_on(task, weights, photos, only, cache=CACHE, pictures_folder=None):
     """The Report of a network.
 
     Args:
-        task: of conditions.TASKS.
+        task: of pretrained.TASKS.
         weights: file of a MIRNet from RGB to RGB.
         photos: as `read` gives them.
         only: names of the task's sections.
@@ -298,11 +300,13 @@ def _write(path, report, lines):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, default="denoise")
-    parser.add_argument("--weights", required=True, help="a checkpoint, or the name of one that comes along")
+    parser.add_argument("--task", choices=pretrained.TASKS, default="denoise")
+    parser.add_argument(
+        "--weights", help="a checkpoint, or the name of one that comes along, else the task's"
+    )
     parser.add_argument("--photos", type=Path, default=PHOTOS, metavar="FOLDER", help=f"default: {PHOTOS}")
     parser.add_argument("--crop", type=int, metavar="SIDE", help="take the middle of each photo alone")
-    names = "; ".join(f"{task}: {', '.join(sections(task))}" for task in TASKS)
+    names = "; ".join(f"{task}: {', '.join(sections(task))}" for task in pretrained.TASKS)
     parser.add_argument("--only", metavar="SECTION,...", help=f"of {names}")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".md: what is printed; .csv: every number")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="for results side by side")
@@ -321,8 +325,8 @@ def main(arguments=None):
     if given.threads is not None:
         torch.set_num_threads(given.threads)
     try:
-        weights = Path(given.weights)
-        weights = weights if weights.is_file() else pretrained.weights_of(given.weights)
+        name = given.weights or given.task
+        weights = Path(name) if Path(name).is_file() else pretrained.weights_of(name)
         photos = read(given.photos, given.crop)
         if given.out:
             given.out.parent.mkdir(parents=True, exist_ok=True)
