@@ -20,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COPY = ROOT / "build" / "faults" / "tree"
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "faults", "sanitized", "demo", "*.egg-info", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "faults", "sanitized", "demo", "photos", "*.egg-info", "__pycache__"
+)
 SUITES = {"make test": ["-m", "not exhaustive"], "make test-all": []}
 
 

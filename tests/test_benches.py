@@ -15,7 +15,7 @@ from mirnet_fast import backends
 
 ROOT = Path(__file__).parents[1]
 
-
+pytestmark = pytest.mark.xdist_group("benches")  # one process runs them for all of the tests
 TIMED = ("mirnet_fast", "eager NCHW", "eager channels_last")
 
 
