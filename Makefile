@@ -25,6 +25,7 @@ COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 demo: build
 	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
 	$(BIN)/mirnet-fast demo --out demo/denoise
+	$(BIN)/mirnet-fast demo --iso 3200 --out demo/camera
 
 # The cases that take minutes; tests/__init__.py says which they are. All of them: test-all.
 # COVERED=1: with the coverage, which takes a tenth longer.

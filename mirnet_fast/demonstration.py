@@ -1,7 +1,8 @@
 """A photo with noise, and what the network that comes with the package and others make of it.
 
 All take and give (H, W, 3) float32 from 0 to 1. The noise is white and Gaussian, and then what a file of 8
-bits makes of it; or all of it, as benchmarks have it. The others are told its strength, the network is not.
+bits makes of it; or all of it, as benchmarks have it; or a camera's. The others are told its strength, the
+network is not.
 """
 
 import time
@@ -32,6 +33,26 @@ def add_noise(clean, sigma, seed, in_file=True):
     noise = np.random.default_rng(seed).standard_normal(clean.shape, np.float32)
     noisy = clean + np.float32(sigma / 255) * noise
     return evaluation.as_file(noisy).astype(np.float32) if in_file else noisy
+
+
+def as_a_camera(clean, iso, seed):
+    """(noisy, clean): what a camera at this ISO makes of the scene, and would make of it without noise.
+
+    A sensor's noise before demosaicing, gamma and JPEG of quality 92; see training/degradations.py.
+
+    Raises:
+        ImportError: what training needs is not installed.
+    """
+    from .training.degradations import Jpeg, Raw
+
+    steps = Raw(kind="raw", iso=(iso, iso)), Jpeg(kind="jpeg", quality=(92, 92))
+    pair = []
+    for noise in (True, False):
+        rng, rgb = np.random.default_rng(seed), clean
+        for step in steps:
+            rgb = step.apply(rgb, rng.spawn(1)[0], noise)
+        pair.append(rgb)
+    return tuple(pair)
 
 
 def methods():

@@ -456,12 +456,14 @@ def test_demo(tmp_path, monkeypatch):
     assert [name for name, _ in table] == ["noisy", "mirnet_fast", "non-local means"]
     gain = float(table[1][1]) - float(table[0][1])
     printed = re.search(
-        r"^([+-][\d.]+) dB; before .*noisy\.png, after .*mirnet_fast\.png$", result.output, re.M
+        r"^([+-][\d.]+) dB; before \| after \| clean: .*before_after_clean\.png$", result.output, re.M
     )
     assert float(printed[1]) == pytest.approx(gain, abs=0.011) and gain > 4
     assert "BM3D was not compared" in result.output
-    names = ["clean.png", "mirnet_fast.png", "noisy.png", "non-local_means.png"]
+    names = ["before_after_clean.png", "clean.png", "mirnet_fast.png", "noisy.png", "non-local_means.png"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    shown = [read(tmp_path / "out" / f"{name}.png") for name in ("noisy", "mirnet_fast", "clean")]
+    assert np.array_equal(read(tmp_path / "out" / "before_after_clean.png"), np.concatenate(shown, 1))
     # The photo that is shown is the one that was restored.
     again = run("restore", tmp_path / "out" / "noisy.png", tmp_path / "again.png")
     assert again.exit_code == 0, again.output
@@ -486,6 +488,23 @@ def test_demo_compares_with_bm3d_where_it_is(tmp_path, monkeypatch):
     assert "not compared" not in result.output
 
 
+def test_demo_of_a_cameras_noise(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bm3d", None)
+    photo = tmp_path / "clean.png"
+    cv2.imwrite(str(photo), skimage.data.astronaut()[100:164, 100:180, ::-1])
+    results = [run("demo", photo, "--iso", iso, "--out", tmp_path / str(iso)) for iso in (100, 12800, 12800)]
+    assert [result.exit_code for result in results] == [0, 0, 0], results[0].output
+    assert (
+        "80 x 64 pixels, noise of a camera at ISO 12800, demosaiced, JPEG of quality 92" in results[1].output
+    )
+    before = [float(re.search(r"^  noisy +([\d.]+) dB", result.output, re.M)[1]) for result in results]
+    assert before[0] - before[1] > 10 and before[1] == before[2]
+    # Both photos went through the camera: what it does apart from noise is in both.
+    assert np.array_equal(read(tmp_path / "100" / "clean.png"), read(tmp_path / "12800" / "clean.png"))
+    assert not np.array_equal(read(tmp_path / "100" / "clean.png"), read(photo))
+    assert run("demo", "--iso", 0).exit_code == 2
+
+
 def test_demo_of_a_photo_too_small_to_judge(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bm3d", None)
     cv2.imwrite(str(tmp_path / "in.png"), np.zeros((5, 5, 3), np.uint8))
@@ -496,7 +515,7 @@ def test_demo_of_a_photo_too_small_to_judge(tmp_path, monkeypatch):
 def test_make_demo_writes_no_picture_over_another():
     recipe = (Path(__file__).parents[1] / "Makefile").read_text().split("\ndemo: build\n")[1].split("\n\n")[0]
     folders = re.findall(r"--out (\S+)", recipe)
-    assert len(folders) == 2 and len(set(folders)) == 2
+    assert len(folders) == 3 and len(set(folders)) == 3
     weights = re.search(r"compare --weights (\S+)", recipe)[1]
     assert (Path(__file__).parents[1] / weights).is_file()
 
