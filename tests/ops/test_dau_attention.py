@@ -139,10 +139,11 @@ class TestDauAttentionTriton(TritonTests):
         return importlib.import_module("mirnet_fast.kernels.dau_attention")
 
     # Of 20 channels 32 are computed: in 2 blocks, or in one.
-    @pytest.mark.parametrize("dtype", first_of([torch.float16, torch.float32]))
-    @pytest.mark.parametrize("blocks", first_of([(3, 32), (1, 16), (100, 16)]))
-    def test_many_tiles_and_blocks(self, monkeypatch, blocks, dtype):
-        partials, bc = blocks
+    @pytest.mark.parametrize(
+        "blocks", first_of([(3, 32, torch.float16), (1, 16, torch.float32), (100, 16, torch.float32)])
+    )
+    def test_many_tiles_and_blocks(self, monkeypatch, blocks):
+        partials, bc, dtype = blocks
         small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
         small |= {"num_warps": 4, "num_stages": 2}
         full = self.kernels.config
