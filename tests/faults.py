@@ -210,7 +210,7 @@ FAULTS = [
         "a NaN reaches the outputs of the whole tile of a convolution",
         "csrc/cpu/simd/winograd.h",
         "return has_nan(sum - sum);",
-        "return has_nan(sum);",
+        "return false && has_nan(sum - sum);",
         "tests/ops/test_conv3x3.py tests/ops/test_conv_transpose3x3.py -k special",
     ),
     Fault(
