@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import other_camera
 import plain_tools
@@ -40,9 +39,8 @@ class Condition:
 
 def jpeg(rgb, quality):
     """The photo out of a JPEG file of that quality."""
-    pixels = np.round(255 * evaluation.as_file(rgb)).astype(np.uint8)[:, :, ::-1]
-    _, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1] / 255
+    step = degradations.Jpeg(kind="jpeg", quality=(quality, quality))
+    return step.apply(rgb, np.random.default_rng(0))
 
 
 def _white(sigma):

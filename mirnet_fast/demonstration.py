@@ -43,16 +43,10 @@ def as_a_camera(clean, iso, seed):
     Raises:
         ImportError: what training needs is not installed.
     """
-    from .training.degradations import Jpeg, Raw
+    from .training.degradations import Jpeg, Raw, spoilt
 
     steps = Raw(kind="raw", iso=(iso, iso)), Jpeg(kind="jpeg", quality=(92, 92))
-    pair = []
-    for noise in (True, False):
-        rng, rgb = np.random.default_rng(seed), clean
-        for step in steps:
-            rgb = step.apply(rgb, rng.spawn(1)[0], noise)
-        pair.append(rgb)
-    return tuple(pair)
+    return tuple(spoilt(clean, steps, np.random.default_rng(seed), noise) for noise in (True, False))
 
 
 def methods():
