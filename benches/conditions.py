@@ -40,7 +40,7 @@ class Condition:
 def jpeg(rgb, quality):
     """The photo out of a JPEG file of that quality."""
     step = degradations.Jpeg(kind="jpeg", quality=(quality, quality))
-    return step.apply(rgb, np.random.default_rng(0))
+    return step.apply(evaluation.as_file(rgb), np.random.default_rng(0))
 
 
 def _white(sigma):
