@@ -46,6 +46,9 @@ CUDA_FLAGS = (
     f"-DUSE_CUDA {STABLE_ABI}"
 )
 CUDA_DEFAULT = ("80", "86", "89", "90a", "100", "120")
+# GPUs of a generation share what nvcc's front end makes, which takes three times as long as its assembler:
+# no kernel asks for anything that only the later ones of them have.
+CUDA_PTX_OF = {"86": "80", "89": "80", "120": "100"}
 CUDA_MINIMUM = 80  # the first with the copies and the tensor-core instructions that the kernels use
 # Nothing of the libraries is for others: torch gets the kernels from their initialisers.
 LIBRARY_LINK_FLAGS = "-Wl,--version-script=csrc/exports.map -Wl,-z,defs"
@@ -177,7 +180,8 @@ def cuda_architectures(wanted, knows):
     """
     if not wanted.strip():
         chosen = [name for name in CUDA_DEFAULT if name.rstrip("a") in knows]
-        return [*(f"sm_{name}" for name in chosen), f"compute_{chosen[-1].rstrip('a')}"], None
+        newest = chosen[-1].rstrip("a")
+        return [*(f"sm_{name}" for name in chosen), f"compute_{CUDA_PTX_OF.get(newest, newest)}"], None
     result, old = [], []
     for entry in wanted.replace(";", " ").split():
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
@@ -322,7 +326,10 @@ def sources(pattern):
 def write_cuda(plan, file, torch_headers, torch_libraries):
     """The steps for the CUDA kernels; returns the file they become."""
     codes = [name.split("_") for name in plan.architectures]
-    made = " ".join(f"-gencode arch=compute_{number},code={kind}_{number}" for kind, number in codes)
+    ptx = {("sm", number): of for number, of in CUDA_PTX_OF.items()}
+    made = " ".join(
+        f"-gencode arch=compute_{ptx.get((kind, number), number)},code={kind}_{number}" for kind, number in codes
+    )
     flags = f"{CUDA_FLAGS} {made} {torch_headers}"
     # A folder for each list of architectures, so that a build of one, for a test, costs no other its objects.
     folder = f"{file.folder}/{'-'.join(plan.architectures)}"
