@@ -328,7 +328,8 @@ def write_cuda(plan, file, torch_headers, torch_libraries):
     codes = [name.split("_") for name in plan.architectures]
     ptx = {("sm", number): of for number, of in CUDA_PTX_OF.items()}
     made = " ".join(
-        f"-gencode arch=compute_{ptx.get((kind, number), number)},code={kind}_{number}" for kind, number in codes
+        f"-gencode arch=compute_{ptx.get((kind, number), number)},code={kind}_{number}"
+        for kind, number in codes
     )
     flags = f"{CUDA_FLAGS} {made} {torch_headers}"
     # A folder for each list of architectures, so that a build of one, for a test, costs no other its objects.
