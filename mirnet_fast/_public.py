@@ -5,6 +5,7 @@ from . import ops, reference
 from .accelerate import accelerate, revert
 from .backends import BackendError, current_backend, use_backend, use_winograd
 from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from .engine import engine_stats, release_workspace
 from .inference import restore
 from .modules import (
     DAU,
@@ -18,6 +19,5 @@ from .modules import (
     ResidualUpSample,
     UpSample,
 )
-from .modules._arena import release_workspace
 from .ops.packed_weights import packed_weights_bytes
 from .pretrained import load_pretrained

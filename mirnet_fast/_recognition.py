@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import modules as ours
-from .modules._layers import ACCELERATED, ACTIVATIONS
+from .engine.eligibility import ACCELERATED, ACTIVATIONS
 from .reference.filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter
 
 # Parts come before what is built of them: a composite asks what became of its parts.

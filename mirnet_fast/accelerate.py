@@ -6,7 +6,7 @@ from torch import nn
 
 from . import _equivalence, _recognition
 from ._recognition import Misfit
-from .modules._layers import ACCELERATED
+from .engine.eligibility import ACCELERATED
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mirnet_fast
 from mirnet_fast import backends, reference
-from mirnet_fast.modules import _layers
+from mirnet_fast.engine import eligibility
 
 from . import lookalike
 from .cases import each, exhaustive, first_of
@@ -396,23 +396,25 @@ def test_the_fused_way_is_taken(monkeypatch):
     called, plain = [], nn.Conv2d.forward
     patched = lambda self, x: called.append(self) or plain(self, x)  # noqa: E731
     monkeypatch.setattr(nn.Conv2d, "forward", patched)
-    monkeypatch.setitem(_layers._FORWARDS, nn.Conv2d, patched)
+    monkeypatch.setitem(eligibility._FORWARDS, nn.Conv2d, patched)
     for kind in ("ours", "accelerated"):
         network = block(networks(kind)[0]).float()
         with torch.no_grad():
             network(torch.rand(1, 8, 16, 16))
         assert not called
-        assert _layers.snapshot_of(network).alone
+        assert eligibility.snapshot_of(network).alone
     reference.DAU(8)(torch.rand(1, 8, 16, 16))
     assert called
 
 
 def test_a_look_costs_little():
     network = mirnet_fast.MIRNet()
-    snapshot = _layers.snapshot_of(network)
-    assert _layers.snapshot_of(network) is snapshot
-    network.eval()
-    assert _layers.snapshot_of(network) is not snapshot
+    snapshot = eligibility.snapshot_of(network)
+    assert eligibility.snapshot_of(network) is snapshot
+    network.eval()  # which changes nothing here
+    assert eligibility.snapshot_of(network) is snapshot
+    network.conv_in.padding = 0, 0
+    assert eligibility.snapshot_of(network) is not snapshot
 
 
 @pytest.mark.parametrize("setting", ["use_winograd", "use_backend"])

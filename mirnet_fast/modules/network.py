@@ -4,15 +4,11 @@ import torch
 from torch import nn
 
 from .. import reference
-from ._arena import arena
-from ._inference import add_conv, convolved, may_overwrite, may_write_into
-from ._layers import Fused, is_conv, is_plain, is_trusted, stands
-from ._replay import replayed
-from ._sums import sums_kept
+from ..engine.eligibility import is_conv
+from ..ops.convolution import convolution
+from ._fused import Fused
 from .attention import DAU, SKFF
-from .resampling import DownSample, ResidualUpSample, UpSample
-
-LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
+from .resampling import DownSample, UpSample
 
 
 class MSRB(Fused, reference.MSRB):
@@ -29,100 +25,69 @@ class MSRB(Fused, reference.MSRB):
         samplers = [part for table in (self.down, self.up, self.last_up) for part in table.values()]
         return self.conv_out, *[inner for part in samplers for inner in (part, part.body, *part.body)]
 
-    def _is_published(self):
-        return is_conv(self.conv_out)
+    def _published(self):
+        yield "conv_out", is_conv(self.conv_out)
 
     def _fused(self, x):
-        if not may_overwrite(x):
-            return self._forward(x)
-        with sums_kept(is_trusted()):
-            return self._forward(x)
-
-    def _forward(self, x):
-        channels_last = x.is_contiguous(memory_format=torch.channels_last)
-        x = x.contiguous(memory_format=torch.channels_last)
-        # The peak of memory is where stream 0 is fused. So the others are done before it, and for them
-        # each stream is brought to the lower resolutions as soon as it is there.
-        streams, lowered = [], {}
-        # Nobody else can hold what resampling makes.
-        ours = may_overwrite(x)
-        for j in range(self.height):
-            streams.append(self.blocks[j][0](lowered[j - 1, j] if j else x))
-            self._lower(streams, j, lowered, 0)
-        if self.width == 1:
-            lowered.clear()
+        inside = x.contiguous(memory_format=torch.channels_last)
+        streams, halved = [self.blocks[0][0](inside)], {}
+        for j in range(1, self.height):
+            halved[j] = self.resample(streams[j - 1], j - 1, j)
+            streams.append(self.blocks[j][0](halved[j]))
+            if not isinstance(self.blocks[j][0], DAU):
+                del halved[j]  # others may have changed it
         for column in range(1, self.width):
-            fused = []
-            for j in reversed(range(1, self.height)):
-                branches = [lowered.pop((source, j)) for source in range(j)]
-                branches += [self.resample(streams[source], source, j) for source in range(j, self.height)]
-                # What was made for this alone: a stream that was brought to a higher resolution.
-                merged = self._select(j, branches, spare=ours and j < self.height - 1)
-                del branches
-                fused.append(self.blocks[j][column](merged))
-                del merged
-            ups = {j: self.up[f"{self.channels[j]}_{2**j}"] for j in range(1, self.height)}
-            late = ours and x.nbytes > LATE_BYTES
-            merged = self._select_at_full_resolution(streams, ups, ours, late)
-            fused.append(self.blocks[0][column](merged))
-            del merged
-            for j in range(self.height):
-                streams.append(fused.pop())
-                self._lower(streams, j, lowered, column)
-        ups = {int(j): up for j, up in self.last_up.items()}
-        merged = self._select_at_full_resolution(streams, ups, ours)
-        y = add_conv(self.conv_out, merged, x) if self.SKIP else convolved(self.conv_out, merged)
+            fused = [
+                self.selective_kernel[j](
+                    [
+                        halved.pop(j) if k == j - 1 and j in halved else self.resample(s, k, j)
+                        for k, s in enumerate(streams)
+                    ]
+                )
+                for j in range(self.height)
+            ]
+            streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
+        full = [streams[0], *(self.last_up[str(j)](streams[j]) for j in range(1, self.height))]
+        y = convolution(self.conv_out, self.selective_kernel[0](full))
+        y = inside + y if self.SKIP else y
         # A network that only borrows this block may go on with view().
-        return y if channels_last else y.contiguous()
+        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
-    def _lower(self, streams, j, lowered, column):
-        """Bring stream j to the lower resolutions that are asked for: by the next column's SKFFs to
-        each, and by column 0 itself to the next one, which is the same."""
-        targets = range(j + 1, self.height)
-        if column == self.width - 1:
-            targets = targets[:1] if column == 0 else ()
-        for target in targets:
-            lowered[j, target] = self.resample(streams[j], j, target)
+    def lower(self, builder, x):
+        """The same as steps of a graph: what is asked for twice is there once."""
 
-    def _select_at_full_resolution(self, streams, ups, ours, late=False):
-        """SKFF of stream 0 and the others brought to its resolution; empties `streams`.
+        def resample(value, source, target):
+            if source == target:
+                return value
+            table = self.down if source < target else self.up
+            return builder.apply(
+                table[f"{self.channels[source]}_{2 ** abs(target - source)}"],
+                value,
+                (x.shape[0], self.channels[target], x.shape[2] >> target, x.shape[3] >> target),
+            )
 
-        late: the streams from 2 on are to be made in bands where that is possible: they cost their last
-        step twice then, but no memory.
-        """
-        skff, branches, made_late = self.selective_kernel[0], [streams.pop(0)], []
-        late = late and type(skff) is SKFF and stands(skff) and may_write_into("skff_select", branches[0])
-        for j, up in ups.items():
-            stream = streams.pop(0)
-            steps = [up]
-            if type(up) is UpSample and may_overwrite(stream):
-                # One by one: a stream goes before the last step makes the largest map.
-                *first, last = up.body
-                for step in first:
-                    stream = step(stream)
-                steps = [last]
-            (step,) = steps
-            if (
-                late
-                and j > 1
-                and type(step) is ResidualUpSample
-                and stands(step)
-                and step.runs_in_rows(stream)
-            ):
-                made_late.append((step, stream))
-            else:
-                branches.append(step(stream))
-            del stream
-        if made_late:
-            return skff.over_last_branch(branches, made_late)
-        return self._select(0, branches, spare=ours and self.height > 1)
+        def brought_down(j, stream, column):
+            # At once, while the least else is there: it is asked for again where it is needed.
+            for target in range(j + 1, self.height if column < self.width - 1 else 0):
+                resample(stream, j, target)
+            return stream
 
-    def _select(self, j, branches, spare):
-        """SKFF of stream j, over the last branch if that is a spare one and the SKFF keeps none."""
-        skff = self.selective_kernel[j]
-        if spare and type(skff) is SKFF and is_plain(skff) and may_overwrite(branches[-1]):
-            return skff(branches, branches[-1])
-        return skff(branches)
+        streams = [brought_down(0, builder.apply(self.blocks[0][0], x), 0)]
+        for j in range(1, self.height):
+            lowered = resample(streams[j - 1], j - 1, j)
+            streams.append(brought_down(j, builder.apply(self.blocks[j][0], lowered), 0))
+        for column in range(1, self.width):
+            after = {}
+            for j in reversed(range(self.height)):  # that of the largest maps when the least is there
+                branches = tuple(resample(s, k, j) for k, s in enumerate(streams))
+                merged = builder.apply(self.selective_kernel[j], branches, streams[j].shape)
+                after[j] = brought_down(j, builder.apply(self.blocks[j][column], merged), column)
+            streams = [after[j] for j in range(self.height)]
+        up = [
+            builder.apply(self.last_up[str(j)], streams[j], streams[0].shape) for j in range(1, self.height)
+        ]
+        y = builder.apply(self.selective_kernel[0], (streams[0], *up), streams[0].shape)
+        return builder.conv(self.conv_out, y, residual=x if self.SKIP else None)
 
 
 class RRG(Fused, reference.RRG):
@@ -133,15 +98,25 @@ class RRG(Fused, reference.RRG):
     def _layers(self):
         return self.body, self.body[-1]
 
-    def _is_published(self):
-        return type(self.body) is nn.Sequential and is_conv(self.body[-1])
+    def _published(self):
+        yield "body", type(self.body) is nn.Sequential
+        yield "the last part of body", is_conv(self.body[-1])
 
     def _fused(self, x):
         *blocks, conv = self.body
         y = x
         for block in blocks:
             y = block(y)
-        return add_conv(conv, y, x) if self.SKIP else convolved(conv, y)
+        y = convolution(conv, y)
+        return y + x if self.SKIP else y
+
+    def lower(self, builder, x):
+        """The same as steps of a graph."""
+        *blocks, conv = self.body
+        y = x
+        for block in blocks:
+            y = builder.apply(block, y)
+        return builder.conv(conv, y, residual=x if self.SKIP else None)
 
 
 class MIRNet(Fused, reference.MIRNet):
@@ -159,28 +134,29 @@ class MIRNet(Fused, reference.MIRNet):
     def _layers(self):
         return self.conv_in, self.body, self.conv_out
 
-    def _is_published(self):
-        return is_conv(self.conv_in) and type(self.body) is nn.Sequential and is_conv(self.conv_out)
+    def _published(self):
+        yield "conv_in", is_conv(self.conv_in)
+        yield "body", type(self.body) is nn.Sequential
+        yield "conv_out", is_conv(self.conv_out)
 
     def _fused(self, x):
+        self._check_size(x)
+        inside = x.contiguous(memory_format=torch.channels_last)
+        y = convolution(self.conv_out, self.body(convolution(self.conv_in, inside))) + inside
+        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
+
+    def lower(self, builder, x):
+        """The same as steps of a graph."""
+        self._check_size(x)
+        y = builder.conv(self.conv_in, x)
+        for group in self.body:
+            y = builder.apply(group, y)
+        return builder.conv(self.conv_out, y, residual=x)
+
+    def _check_size(self, x):
         multiple = 2 ** (self.body[0].body[0].height - 1) if len(self.body) else 1
-        if x.dim() != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
+        if len(x.shape) != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
                 f"MIRNet: x must be (N, C, H, W) with H and W multiples of {multiple}; got {tuple(x.shape)} "
                 "(mirnet_fast.restore pads any size)"
             )
-        if not may_overwrite(x):
-            return self._forward(x)
-        # Of the maps at full resolution seven are there at a time; the rest is for gaps.
-        size = 12 * self.conv_in.out_channels * x.nbytes // max(x.shape[1], 1)
-        return replayed(self, self._forward, x, size)
-
-    def _forward(self, x):
-        inside = x.contiguous(memory_format=torch.channels_last)
-        y = convolved(self.conv_in, inside)
-        # One by one: what calls the body as a whole holds its input to the end.
-        for part in self.body if may_overwrite(x) else (self.body,):
-            y = part(y)
-        with arena(0):  # the result stays with the caller
-            y = add_conv(self.conv_out, y, inside)
-        return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()

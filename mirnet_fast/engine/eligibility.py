@@ -5,22 +5,20 @@ That is so for the layers that it was built of, and no longer for one that someb
 hooked, gave a `forward` or a computed weight, or changed the numbers of. Then the layers are called, by the
 forward of mirnet_fast.reference.
 
-A fused module has `_layers()`, the modules that it does not call, and `_is_published()`, whether what these
-compute is what its fused ops do. Both are asked again only after something in the module was replaced.
+A fused module has `_layers()`, the modules that it does not call, and `_published()`, which yields (what it
+takes for granted, whether it is so). Both are asked again only after something in the module was replaced.
 """
 
-import contextlib
 import itertools
 import operator
-import threading
 import weakref
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
+from ..ops.convolution import is_on_cpu
 from ..reference.filters import binomial_filter
 from ..reference.modules import ChannelAttention, SpatialAttention
 
@@ -32,87 +30,57 @@ _PADDINGS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.ConstantP
 _CLASSES = (*ACTIVATIONS, *_PADDINGS, nn.Conv2d, nn.ConvTranspose2d, nn.Upsample, nn.Sequential)
 _CLASSES += (SpatialAttention, SpatialAttention.Gate, ChannelAttention)
 _FORWARDS = {cls: cls.forward for cls in _CLASSES}
-_OURS = set()
+_OURS = {}  # {class of this package: its forward}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATE = ("_parameters", "_buffers", "_modules")
+_STANDARD = frozenset(vars(nn.Module()))
 
 _binomials = {}  # {(shape, dtype, device): filter}
 _known = weakref.WeakKeyDictionary()  # {module: Snapshot}
-_current = threading.local()
 
 
 class Part:
     """Of every module of this package; stands before the reference's class that it derives from."""
 
     def __init_subclass__(cls):
-        if cls.__module__.startswith(f"{__package__}."):  # not what others derive
-            _OURS.add(cls)
+        if cls.__module__.startswith("mirnet_fast.modules."):  # not what others derive
+            _OURS[cls] = cls.forward
 
+    def _layers(self):
+        return ()
 
-class Fused(Part):
-    """Of the modules that do not call all of their layers."""
-
-    def forward(self, x, *more):
-        first = x[0] if isinstance(x, (list, tuple)) and x else x
-        if (
-            not isinstance(first, torch.Tensor)  # but what torch.fx traces with
-            or _has_any_global_hook()
-            or torch.onnx.is_in_onnx_export()
-        ):
-            return super().forward(x)
-        if torch.compiler.is_compiling():
-            return self._fused(x, *more) if is_published(self) else super().forward(x)
-        if backends.is_transformed():
-            backends.pick(type(self).__name__, first.device.type, first.dtype)  # refuses what was chosen
-            return super().forward(x)
-        if is_trusted():
-            return self._fused(x, *more)
-        snapshot = snapshot_of(self)
-        if not snapshot.stands:
-            return super().forward(x)
-        with backends.settings_kept(), _trust(snapshot.alone):
-            return self._fused(x, *more)
-
-
-@contextlib.contextmanager
-def _trust(wanted):
-    """Inside, modules of ours in this thread need not look at their layers: it was done for all."""
-    _current.trusts = wanted
-    try:
-        yield
-    finally:
-        _current.trusts = False
-
-
-def is_trusted():
-    """Whether a module of ours that runs in this thread, and all in it, is as it was published."""
-    return getattr(_current, "trusts", False)
-
-
-def stands(module):
-    """Whether the layers that a fused module does not call compute what it does."""
-    return is_trusted() or snapshot_of(module).stands
+    def _published(self):
+        return ()
 
 
 def is_published(module):
     """Whether the layers that a fused module does not call compute what it does; torch.compile follows it."""
+    return unpublished(module) is None
+
+
+def unpublished(module):
+    """None, or what about a fused module's layers is not as it takes for granted."""
     original = module.__dict__.get(ACCELERATED)
     classes = _CLASSES if original is None else (*_CLASSES, *original.inner)
     try:
-        return all(is_plain(layer, classes) for layer in module._layers()) and module._is_published()
+        for layer in module._layers():
+            if not (type(layer) in classes or type(layer) in _OURS):
+                return f"it holds a {type(layer).__name__} of others' code"
+            if not is_unhooked(layer):
+                return f"its {type(layer).__name__} has hooks, a forward of its own or computed parameters"
+        for what, holds in module._published():
+            if not holds:
+                return f"{what} is not as published"
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return False  # another structure
-
-
-def is_plain(layer, classes=_CLASSES):
-    """Whether calling a layer runs the forward of its class on tensors of its own, and nothing else."""
-    return (type(layer) in classes or type(layer) in _OURS) and is_unhooked(layer)
+        return "its structure is not the published one"
+    return None
 
 
 def is_unhooked(layer):
     """Whether nothing but the class of a layer decides what a call of it does, with its own tensors."""
     return (
         "forward" not in layer.__dict__
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
-        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
         and all(is_plain_tensor(p) for p in layer._parameters.values())
     )
 
@@ -186,6 +154,48 @@ def _binomial_like(filt):
     return _binomials[key]
 
 
+def unplannable(x):
+    """None, or why no plan is made for a forward of x now."""
+    if torch.is_grad_enabled():
+        return "gradients are wanted"
+    if type(x) is not torch.Tensor:
+        return f"x is a {type(x).__name__}"
+    if not is_on_cpu(x):
+        return "x is not on the CPU, or something traces or transforms the forward"
+    if x.dim() != 4 or not x.numel():
+        return f"x has the shape {tuple(x.shape)}"
+    if torch.is_autocast_enabled("cpu"):
+        return "autocast is on"
+    backend = backends.pick("dau_attention", "cpu", x.dtype)
+    if backend != "cpu":
+        reason = dict(backends.explain("dau_attention", "cpu", x.dtype))["cpu"]
+        return f"the backend is {backend!r}; 'cpu' {reason}"
+    return None
+
+
+def lowers(module):
+    """Whether a module's `lower` stands for a call of it."""
+    return unlowered(module) is None
+
+
+def unlowered(module):
+    """None, or why a module in a network has to be called."""
+    cls = type(module)
+    ours = next((base for base in cls.__mro__ if base in _OURS), None)
+    if ours is None:
+        return "is code of others"
+    if ours.forward is not _OURS[ours]:
+        return f"{ours.__name__}.forward was replaced"
+    if cls is not ours and any(
+        getattr(cls, name, None) is not getattr(ours, name, None)
+        for name in ("forward", "lower", "_layers", "_published", "__call__", "__getattribute__")
+    ):
+        return f"is of a class derived from {ours.__name__} with code of its own"
+    if not is_unhooked(module):
+        return "has hooks, a forward of its own or computed parameters"
+    return unpublished(module)
+
+
 def snapshot_of(module):
     """The Snapshot of a module as it is now."""
     known = _known.get(module)
@@ -194,17 +204,13 @@ def snapshot_of(module):
     return known
 
 
-def last_snapshot(module):
-    """That which was made or found right when the forward began that runs now."""
-    return _known[module]
-
-
 class Snapshot:
     """What a module and all modules in it consist of, and what that means.
 
     Attributes:
         stands: whether the layers that the module, a fused one, does not call compute what it does.
         alone: whether moreover all modules in it do so, and no hook and no code of others runs.
+        plans: {what else decides: Plan or why there is none}, for `engine.plan`.
     """
 
     def __init__(self, module):
@@ -212,16 +218,20 @@ class Snapshot:
         # Not the module itself: it has to be able to go.
         self._others, self._types = modules[1:], [*map(type, modules)]
         self._forwards = {t: t.forward for t in self._types}
-        dicts = [d for m in modules for d in (vars(m), *(v for v in vars(m).values() if isinstance(v, dict)))]
-        self._empty = [d for d in dicts if not d]  # most of them, and quicker to ask
-        self._dicts = [d for d in dicts if d]
-        self._count = sum(map(len, self._dicts))
-        # Tensors have to be the same objects. For the rest equal is enough, which is quicker asked.
-        self._holders = [d for d in self._dicts if any(isinstance(v, torch.Tensor) for v in d.values())]
-        holders = {*map(id, self._holders)}
-        self._rest = [d for d in self._dicts if id(d) not in holders]
-        self._held, self._values = [*_values(self._holders)], [*_values(self._rest)]
-        filters = [m._buffers["filt"] for m in modules if isinstance(m, Fused) and "filt" in m._buffers]
+        states = [*map(vars, modules)]
+        self._lengths = [*map(len, states)]  # a `forward` of its own is one more
+        self._readers = [_reader(state) for state in states]
+        self._attributes = [read(state) for read, state in zip(self._readers, states, strict=True)]
+        self._empty = [state[hooks] for state in states for hooks in _HOOKS if not state[hooks]]
+        self._hooks = [state[hooks] for state in states for hooks in _HOOKS if state[hooks]]
+        self._hooked = [*map(len, self._hooks)]
+        # Some, such as DistributedDataParallel, hold parts in attributes of their own kind.
+        self._holders = [state[name] for state in states for name in _STATE if state[name]]
+        self._held = [*_values(self._holders)]
+        self._without = [state[name] for state in states for name in _STATE if not state[name]]
+        self._tensors = [value for value in self._held if isinstance(value, torch.Tensor)]
+        self._forms = [*map(_form, self._tensors)]
+        filters = [m._buffers["filt"] for m in modules if isinstance(m, Part) and "filt" in m._buffers]
         self._filters = [f for f in filters if f.device.type == "cpu" and type(f) is torch.Tensor]
         self._wanted = [*map(_binomial_like, self._filters)]
         # To compare values elsewhere would make the CPU wait for the device.
@@ -231,41 +241,60 @@ class Snapshot:
         unpatched = all(_FORWARDS.get(t, forward) is forward for t, forward in self._forwards.items())
         self.stands = unpatched and self._binomial and is_published(module)
         self.alone = self.stands and _is_alone(modules)
+        self.plans = {}
 
     def is_of(self, module):
         """Whether nothing in the module was replaced since; the values of parameters may be others."""
-        return (
-            [type(module), *map(type, self._others)] == self._types
-            and all(t.forward is forward for t, forward in self._forwards.items())
-            and not any(self._empty)
-            and sum(map(len, self._dicts)) == self._count
-            and all(map(operator.is_, _values(self._holders), self._held))
-            and _are_equal([*_values(self._rest)], self._values)
-            and self._filters_are_binomial() == self._binomial
-            and [*map(_version, self._distant)] == self._versions
-        )
+        states = [vars(module), *map(vars, self._others)]
+        try:
+            return (
+                [type(module), *map(type, self._others)] == self._types
+                and all(t.forward is forward for t, forward in self._forwards.items())
+                and [*map(len, states)] == self._lengths
+                and not any(self._empty)
+                and not any(self._without)
+                and [*map(len, self._hooks)] == self._hooked
+                and _are_same(_values(self._holders), self._held)
+                and [*map(_form, self._tensors)] == self._forms
+                and [read(state) for read, state in zip(self._readers, states, strict=True)]
+                == self._attributes
+                and self._filters_are_binomial() == self._binomial
+                and [*map(_version, self._distant)] == self._versions
+            )
+        except Exception:  # an attribute is gone, or objects of others can't be compared
+            return False
 
     def tensors(self):
-        """All tensors that the modules hold."""
-        return [value for value in self._held if isinstance(value, torch.Tensor)]
+        """All parameters and buffers of the modules."""
+        return self._tensors
 
     def _filters_are_binomial(self):
         return all(map(torch.equal, self._filters, self._wanted))
+
+
+_readers = {}  # {names of attributes: function of a module's __dict__}
+_form = operator.attrgetter("dtype", "shape", "device")
+
+
+def _reader(state):
+    """A function that gives what of a module's __dict__ decides what it computes."""
+    names = (*_STATE, *_HOOKS, *(name for name in state if name not in _STANDARD))
+    if names not in _readers:
+        _readers[names] = operator.itemgetter(*names)
+    return _readers[names]
 
 
 def _values(dicts):
     return itertools.chain.from_iterable(map(dict.values, dicts))
 
 
-def _are_equal(values, others):
-    try:
-        return values == others
-    except Exception:  # what objects of others do when they are compared
-        return False
+def _are_same(values, others):
+    """Whether they are the same objects, as many."""
+    return all(itertools.starmap(operator.is_, itertools.zip_longest(values, others, fillvalue=_values)))
 
 
 def _is_alone(modules):
-    fused = [m for m in modules if isinstance(m, Fused)]
+    fused = [m for m in modules if isinstance(m, Part)]
     if not all(map(is_published, fused)):
         return False
     uncalled = {layer for m in fused for layer in m._layers()}

@@ -1,0 +1,10 @@
+"""Inference without gradients: a graph of steps, a plan of their memory, a run.
+
+`graph` has what is computed, `eligibility` whether it may be, `schedule` in which order and in which bands
+of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls.
+"""
+
+from .memory import release_workspace
+from .plan import EngineStats, Plan, engine_stats, plan_of, run
+
+__all__ = ["EngineStats", "Plan", "engine_stats", "plan_of", "release_workspace", "run"]

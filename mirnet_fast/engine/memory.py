@@ -1,0 +1,197 @@
+"""Where the values of a plan lie: lifetimes to offsets in one block, and the blocks.
+
+The peak is known before a run. A block is a private mapping in large pages; a run takes one that no other
+run uses, and the next run gets it again, as the system takes a tenth of a forward to hand out that
+memory: up to KEPT_BYTES of it stay, until `release_workspace`.
+"""
+
+import math
+import mmap
+import os
+import threading
+import weakref
+
+import numpy
+import torch
+
+from ..ops.packed_weights import release_packed_weights
+from .graph import OVERWRITTEN
+
+PAGE = 4096
+KEPT_BYTES = 2**30
+
+_kept = []  # the blocks that no run uses
+_keeping = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    # A child that was forked while another thread held it would wait for ever.
+    os.register_at_fork(
+        before=_keeping.acquire, after_in_parent=_keeping.release, after_in_child=_keeping.release
+    )
+
+
+class Layout:
+    """Where the values that `tasks` make lie in a block.
+
+    Args:
+        nbytes: function of a Value.
+
+    Attributes:
+        offsets: {Value: byte}; what lies outside the plan has none.
+        nbytes: the size of the block.
+        live: for each task the bytes that are in use while it runs.
+    """
+
+    def __init__(self, tasks, nbytes):
+        first, last, written = {}, {}, {}
+        for i, task in enumerate(tasks):
+            for window in task.windows():
+                first.setdefault(window.value, i)
+                last[window.value] = i
+            written |= {window.value: i for window in task.writes.values() if window is not None}
+        self.owners = {}  # {Value: that whose memory it takes}
+        for task in tasks:
+            for name, window in task.writes.items():
+                if window is not None and not window.value.outside and window.value not in self.owners:
+                    over = self._overwritten(task, last, written) if name == "out" else None
+                    self.owners[window.value] = window.value if over is None else self.owners[over]
+        spans = {}
+        for value, owner in self.owners.items():
+            begin, end = spans.get(owner, (len(tasks), 0))
+            spans[owner] = min(begin, first[value]), max(end, last[value])
+        sizes = [-(-nbytes(value) // PAGE) * PAGE for value in spans]
+        places, self.nbytes = _places(sizes, [*spans.values()])
+        places = dict(zip(spans, places, strict=True))
+        self.offsets = {value: places[owner] for value, owner in self.owners.items()}
+        changes = numpy.zeros(len(tasks) + 1, dtype=numpy.int64)
+        for size, (begin, end) in zip(sizes, spans.values(), strict=True):
+            changes[begin] += size
+            changes[end + 1] -= size
+        self.live = changes.cumsum()[:-1]
+        self._first, self._last = first, last
+
+    def is_at_peak(self, value):
+        """Whether a Value is there when nearly the most memory is in use."""
+        return self.live[self._first[value] : self._last[value] + 1].max() > 0.95 * self.live.max()
+
+    def _overwritten(self, task, last, written):
+        """The input that the task's output may lie over: nobody reads it later, and the kernel allows it."""
+        name, out = OVERWRITTEN.get(task.kind), task.writes["out"]
+        if name is None:
+            return None
+        windows = task.reads[name] if isinstance(task.reads[name], tuple) else (task.reads[name],)
+        reads = [window.value for window in task.windows()]
+        for window in reversed(windows):
+            # Where it is done band by band, each reads the rows that it overwrites and no others.
+            if (
+                window is not None
+                and window.value in self.owners
+                and window.value.shape == out.value.shape
+                and (window.begin, window.end) == (out.begin, out.end)
+                and reads.count(window.value) == 1
+                and last[window.value] <= written[out.value]
+            ):
+                return window.value
+        return None
+
+
+def _places(sizes, spans):
+    """(offsets, size in all): what lives at the same time lies apart. The largest are placed first.
+
+    That is TensorFlow Lite's "greedy by size" (Pisarchyk and Lee, MLSys 2020 workshop, arXiv 2001.03288).
+    """
+    sizes, spans = numpy.asarray(sizes, dtype=numpy.int64), numpy.asarray(spans).reshape(-1, 2)
+    offsets, order = numpy.zeros(len(sizes), dtype=numpy.int64), numpy.argsort(-sizes, kind="stable")
+    for count, i in enumerate(order):
+        others = order[:count]
+        others = others[(spans[others, 0] <= spans[i, 1]) & (spans[others, 1] >= spans[i, 0])]
+        others = others[numpy.argsort(offsets[others], kind="stable")]
+        end = 0
+        for begin, size in zip(offsets[others].tolist(), sizes[others].tolist(), strict=True):
+            if begin - end >= sizes[i]:
+                break
+            end = max(end, begin + size)
+        offsets[i] = end
+    return offsets.tolist(), int((offsets + sizes).max(initial=0))
+
+
+class Block:
+    """A private mapping of at least `nbytes`.
+
+    Attributes:
+        bound: {Plan: what it runs with in this block}; goes with the plan or the block.
+
+    Raises:
+        OSError, ValueError: the system does not give the address space.
+    """
+
+    def __init__(self, nbytes):
+        self._memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        # A tensor of inference mode could not be written to outside of it.
+        with torch.inference_mode(False):
+            self._whole = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self.touched = 0  # bytes at its begin that take memory
+        self.bound = weakref.WeakKeyDictionary()
+
+    def __len__(self):
+        return len(self._memory)
+
+    def view(self, offset, shape, dtype, channels_last):
+        """The uninitialised tensor of this shape that begins at byte `offset`."""
+        part = self._whole[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype)
+        if not channels_last:
+            return part.view(shape)
+        n, c, h, w = shape
+        return part.view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def trim(self, nbytes):
+        """Give the memory beyond `nbytes` (of whole pages) back to the system."""
+        if self.touched > nbytes and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED, nbytes, len(self) - nbytes)
+            self.touched = nbytes
+
+
+def take_block(plan):
+    """A Block for one run of a plan; `give_back` ends that.
+
+    Raises:
+        MemoryError: the system does not give the address space.
+    """
+    with _keeping:
+        fitting = [block for block in _kept if len(block) >= plan.peak_bytes]
+        if fitting:
+            # One that it ran in before, else the smallest.
+            block = min(fitting, key=lambda block: (plan not in block.bound, len(block)))
+            _kept.remove(block)
+            return block
+        _kept.clear()  # too small ones would stay beside the larger one
+    try:
+        return Block(plan.peak_bytes)
+    except (OSError, ValueError) as error:
+        raise MemoryError(f"mirnet_fast: no {plan.peak_bytes} bytes of address space: {error}") from error
+
+
+def give_back(block, plan):
+    """Keep a Block for the next run, as far as KEPT_BYTES allow it."""
+    block.touched = max(block.touched, plan.peak_bytes)
+    with _keeping:
+        block.trim(max(KEPT_BYTES - sum(other.touched for other in _kept), 0) // PAGE * PAGE)
+        _kept.append(block)
+
+
+def kept_bytes():
+    """The memory that blocks take that no run uses."""
+    with _keeping:
+        return sum(block.touched for block in _kept)
+
+
+def release_workspace():
+    """Give back the memory that forwards without gradients on the CPU keep for the next one.
+
+    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
+    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
+    """
+    with _keeping:
+        _kept.clear()
+    release_packed_weights()

@@ -1,0 +1,217 @@
+"""Plans: built once for a module and a shape, run many times.
+
+A plan is the list of kernel calls of a forward without gradients, on fixed offsets of one block of memory.
+What lies between the kernels otherwise (modules, checks, slices, places for maps) costs a tenth of a
+forward at 128 x 128, and as only one thread does it, it keeps the others waiting. A plan holds for as long
+as nothing of the module was replaced; values that change in place are seen, as the kernels read them.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from .. import backends
+from . import cpu, eligibility, memory
+from .graph import Builder
+from .schedule import Scheduler
+
+MOST = 8  # plans of one module: shapes, layouts, dtypes and settings
+
+
+class Unplannable(Exception):
+    """There is no plan; the message is the reason."""
+
+
+class Plan:
+    """A module's forward for inputs of one form.
+
+    Args:
+        module: one of `mirnet_fast.modules`, which `lower`s itself.
+        inputs: a tensor (N, C, H, W) of the form that is planned for; a list of them if it takes one.
+
+    Attributes:
+        tasks: list of `schedule.Task`.
+        peak_bytes: the memory that a run takes beyond weights, inputs and result.
+
+    Raises:
+        Unplannable: the module's forward is not made of what the kernels know.
+    """
+
+    def __init__(self, module, inputs):
+        many = isinstance(inputs, (list, tuple))
+        first = inputs[0] if many else inputs
+        self._dtype, self._channels_last = first.dtype, _is_channels_last(first)
+        builder = Builder(eligibility.lowers)
+        pairs = [builder.input(x.shape, _is_channels_last(x)) for x in (inputs if many else [inputs])]
+        self._inputs = [given for given, _ in pairs]
+        inside = tuple(value for _, value in pairs)
+        try:
+            self._result = module.lower(builder, inside if many else inside[0])
+            if self._result.producer is None:
+                raise ValueError("it has nothing to compute")
+            self._result.outside = self._result.outside or self._channels_last
+            self._scheduler = Scheduler(
+                builder.steps,
+                self._result,
+                self._dtype.itemsize,
+                lambda step: cpu.is_for_kernels(step, self._dtype),
+            )
+        except ValueError as error:  # shapes that don't fit: the ordinary forward says it as PyTorch does
+            raise Unplannable(str(error)) from error
+        self.tasks, self._layout = self._scheduled()
+        self.peak_bytes = self._layout.nbytes
+
+    def _scheduled(self):
+        """Tasks and their layout; what can be made late is, if the memory in use falls by that."""
+        scheduler, late = self._scheduler, set()
+        tasks = scheduler.tasks()
+        layout = memory.Layout(tasks, scheduler.nbytes)
+        while True:
+            more = {
+                skff
+                for skff in scheduler.skffs()
+                if skff not in late and any(map(layout.is_at_peak, scheduler.late_branches(skff)))
+            }
+            if not more:
+                return tasks, layout
+            late |= more
+            others = scheduler.tasks(late)
+            better = memory.Layout(others, scheduler.nbytes)
+            if better.nbytes >= layout.nbytes:
+                return tasks, layout
+            tasks, layout = others, better
+
+    def run(self, inputs):
+        """The result for inputs of the form that it was made for; safe in several threads at a time.
+
+        Raises:
+            MemoryError: there is no address space for its block.
+            cpu.UnexpectedResult: a module that it calls returns something else than planned.
+        """
+        block = memory.take_block(self)
+        try:
+            bound = block.bound.get(self)
+            if bound is None:
+                bound = block.bound[self] = self._bound(block)
+            bound.values |= zip(self._inputs, inputs, strict=True)
+            try:
+                bound.run()
+                result = bound.of_result()
+                return result if self._channels_last else _contiguous(result)
+            finally:
+                bound.values.clear()
+        finally:
+            memory.give_back(block, self)
+
+    def _bound(self, block):
+        # Tensors of inference mode could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self._result)
+
+
+def _is_channels_last(x):
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _contiguous(x):
+    # Not contiguous(), which may return x itself: that is the block's.
+    return torch.empty(x.shape, dtype=x.dtype).copy_(x)
+
+
+@dataclass
+class EngineStats:
+    """What the engine did since the start of the process, and what it holds.
+
+    Attributes:
+        built, runs: plans that were made, and forwards that were one.
+        dropped: plans that went for others of the same module.
+        kept_bytes: memory of blocks that no run uses (`release_workspace` gives it back).
+    """
+
+    built: int = 0
+    runs: int = 0
+    dropped: int = 0
+    kept_bytes: int = 0
+
+
+_stats, _counting = EngineStats(), threading.Lock()
+
+
+def engine_stats():
+    """EngineStats of this process."""
+    with _counting:
+        return EngineStats(_stats.built, _stats.runs, _stats.dropped, memory.kept_bytes())
+
+
+def _count(name):
+    with _counting:
+        setattr(_stats, name, getattr(_stats, name) + 1)
+
+
+def plan_of(module, inputs, snapshot=None):
+    """The Plan for module(inputs) as things are now, or the reason why there is none, a str.
+
+    Args:
+        inputs: a tensor or a list of them.
+        snapshot: eligibility.snapshot_of(module), if that was asked for already.
+    """
+    every = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    if not every:
+        return "there are no inputs"
+    for x in every:
+        reason = eligibility.unplannable(x)
+        if reason is not None:
+            return reason
+    if len({(x.shape, x.dtype) for x in every}) > 1:
+        return "the inputs differ in shape or dtype"
+    snapshot = snapshot or eligibility.snapshot_of(module)
+    if not hasattr(module, "lower"):
+        return "it is one op, which is called"
+    if not snapshot.stands:
+        return eligibility.unpublished(module) or "the forward of a class in it was replaced"
+    x = every[0]
+    forms = tuple(_is_channels_last(x) for x in every)
+    key = x.shape, x.dtype, forms, backends.current_backend(), backends.winograd()
+    plan = snapshot.plans.get(key)
+    if plan is None:
+        plan = _built(module, inputs, snapshot, x.dtype)
+        snapshot.plans[key] = plan
+        while len(snapshot.plans) > MOST:
+            snapshot.plans.pop(next(iter(snapshot.plans)), None)
+            _count("dropped")
+    return plan
+
+
+def _built(module, inputs, snapshot, dtype):
+    for tensor in snapshot.tensors():
+        if tensor.device.type != "cpu" or tensor.dtype != dtype:
+            return f"a parameter is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
+    try:
+        plan = Plan(module, inputs)
+    except Unplannable as reason:
+        return str(reason)
+    _count("built")
+    return plan
+
+
+def _refuse(snapshot, plan, reason):
+    for key, other in [*snapshot.plans.items()]:
+        if other is plan:
+            snapshot.plans[key] = reason
+
+
+def run(module, inputs, snapshot):
+    """module(inputs) by a plan; None where there is none, or no memory for one."""
+    plan = plan_of(module, inputs, snapshot)
+    if isinstance(plan, str):
+        return None
+    try:
+        result = plan.run(inputs if isinstance(inputs, (list, tuple)) else [inputs])
+    except MemoryError:
+        return None
+    except cpu.UnexpectedResult as reason:
+        _refuse(snapshot, plan, str(reason))
+        return None
+    _count("runs")
+    return result

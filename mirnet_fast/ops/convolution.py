@@ -1,0 +1,86 @@
+"""Convolution layers: by this package's kernels where these can and are faster, else by PyTorch's.
+
+On the CPU, in float32, 3x3 convolutions run by Winograd's method. Elsewhere, and of other sizes, they are
+torch.nn's own, in float32 where this CPU only stores what it is given.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .. import backends
+
+# With fewer pixels a convolution of 64 to 256 channels takes longer to bring its weights into
+# Winograd's form than oneDNN takes for all of it (two cores with AVX-512; benches/bench_conv3x3.py).
+FEWEST_PIXELS = {nn.Conv2d: 64, nn.ConvTranspose2d: 512}
+
+
+def convolution(layer, x):
+    """layer(x), with gradients.
+
+    Args:
+        layer: a torch.nn.Conv2d that keeps height and width, or a torch.nn.ConvTranspose2d that doubles them.
+        x: (N, C, H, W), any layout.
+    """
+    if layer.kernel_size == (1, 1) or not (is_on_cpu(x) and x.stride(1) == 1):
+        return called(layer, x)
+    if not is_for_kernels(layer, x.shape, x.dtype):
+        return called(layer, x)
+    if type(layer) is nn.ConvTranspose2d:
+        return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, layer.weight, layer.bias, None)
+    return torch.ops.mirnet_fast_cpu.conv3x3(x, layer.weight, layer.bias, None, None)
+
+
+def is_on_cpu(x):
+    """Whether kernels of the CPU may run on x where a layer is called: nothing traces or transforms."""
+    return (
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not backends.is_transformed()
+    )
+
+
+def is_for_kernels(layer, shape, dtype):
+    """Whether the kernels can run the layer on a channels_last map of this shape, and are faster."""
+    enough = layer.kernel_size == (1, 1) or shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS[type(layer)]
+    return enough and fits_kernels(layer, dtype) and 0 not in shape
+
+
+def fits_kernels(layer, dtype):
+    """Whether the kernels can run the layer on maps of this dtype."""
+    return (
+        (layer.kernel_size == (1, 1) or (layer.kernel_size == (3, 3) and backends.winograd()))
+        and dtype == layer.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and backends.pick("conv3x3", "cpu", dtype) == "cpu"
+    )
+
+
+def called(layer, x):
+    """layer(x), in float32 where this CPU does not compute in x's dtype."""
+    if not _is_only_stored(layer, x):
+        return layer(x)
+    parameters = {name: p.float() for name, p in layer.named_parameters()}
+    return torch.func.functional_call(layer, parameters, (x.float(),)).to(x.dtype)
+
+
+def called_on_rows(layer, x, begin, end):
+    """Rows [begin, end) of layer(x), of a convolution that keeps height and width."""
+    halo = layer.kernel_size[0] // 2
+    above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
+    rows = x[:, :, above:below]
+    if above == begin - halo and below == end + halo and not _is_only_stored(layer, x):
+        return F.conv2d(rows, layer.weight, layer.bias, padding=(0, halo), groups=layer.groups)
+    # At the border of the map the zeros around it count; around other rows they are cut off.
+    return called(layer, rows)[:, :, begin - above : end - above]
+
+
+def _is_only_stored(layer, x):
+    return (
+        is_on_cpu(x)
+        and x.dtype == layer.weight.dtype
+        and not backends.cpu_computes(x.dtype)
+        and not torch.is_autocast_enabled("cpu")
+    )
