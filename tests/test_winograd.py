@@ -11,7 +11,8 @@ import torch
 
 import mirnet_fast
 from mirnet_fast import MIRNet, reference
-from mirnet_fast.modules import _inference
+from mirnet_fast.engine import plan_of, schedule
+from mirnet_fast.ops import convolution
 
 from .cases import pairwise
 from .ops.common import needs_kernels
@@ -35,7 +36,7 @@ def image():
 
 @pytest.fixture(autouse=True)
 def small_maps_too(monkeypatch):
-    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {})
+    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {})
 
 
 # The ops that run by Winograd's method, and which of their arguments is the weight.
@@ -59,7 +60,7 @@ def calls(monkeypatch):
             seen.append(args[at])
             return original(*args, **kwargs)
 
-        counted.default = original.default  # torch asks for it while calls are recorded
+        counted.default = counted  # what plans call
         monkeypatch.setattr(torch.ops.mirnet_fast_cpu, name, counted)
     return seen
 
@@ -117,30 +118,29 @@ def test_large_maps_in_bands_of_rows(monkeypatch, image, rows, height, width, wi
     network, plain = MIRNet(**arguments).eval(), reference.MIRNet(**arguments).double().eval()
     plain.load_state_dict(network.state_dict())
     image = image[:, :, :, :48]
-    pools = []
-    pool = torch.ops.mirnet_fast_cpu.skff_pool
-    monkeypatch.setattr(torch.ops.mirnet_fast_cpu, "skff_pool", lambda x: pools.append(len(x)) or pool(x))
-    made_late, over = [], mirnet_fast.SKFF.over_last_branch
-
-    def counted(skff, branches, late):
-        made_late.append((len(branches), len(late)))
-        return over(skff, branches, late)
-
-    monkeypatch.setattr(mirnet_fast.SKFF, "over_last_branch", counted)
-    monkeypatch.setattr("mirnet_fast.modules.network.LATE_BYTES", 0)
-    monkeypatch.setattr("mirnet_fast.modules._inference.BAND_BYTES", rows * 2 * 16 * 48 * 4)
-    monkeypatch.setattr("mirnet_fast.modules._arena.SMALLEST", 1)
+    monkeypatch.setattr(schedule, "LATE_BYTES", 0)
+    monkeypatch.setattr(schedule, "BAND_BYTES", rows * 2 * 16 * 48 * 4)
     with torch.inference_mode(), mirnet_fast.use_winograd(winograd):
+        tasks = plan_of(network, image).tasks
         expected = plain(image.double())
         error = (network(image) - expected).norm() / (expected - image).norm()
     assert error < BOUND
-    # In each column but the first: streams 0 and 1 as a whole, the others in bands.
-    assert made_late == [(2, height - 2)] * (width - 1)
+    # Streams 0 and 1 are there as a whole, the others in bands.
+    selected = [task for task in tasks if task.kind == "skff_select"]
+    late = {task.writes["out"].value for task in selected if task.row}
+    assert len(late) >= width - 1
+    assert all(
+        (window.value.shape == image_like.shape) == (i < 2)
+        for image_like in late
+        for task in selected
+        if task.writes["out"].value is image_like
+        for i, window in enumerate(task.reads["branches"])
+    )
+    pools = [len(task.reads["branches"]) for task in tasks if task.kind == "skff_pool"]
     if winograd:
         assert not pools  # what makes a map, or a band of it, leaves its sums
     else:
-        assert set(pools) == ({2, height - 2} if width > 1 else set())
-        assert pools.count(2) >= width - 1
+        assert pools.count(2) == len(late)
 
 
 def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):
@@ -148,14 +148,14 @@ def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):
     unit, plain = mirnet_fast.DAU(8).eval(), reference.DAU(8).double().eval()
     plain.load_state_dict(unit.state_dict())
     x = torch.randn(1, 8, 33, 12).contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {torch.nn.Conv2d: 64})
-    monkeypatch.setattr(_inference, "BAND_BYTES", 8 * 8 * 12 * 4)  # eight rows
+    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: 64})
+    monkeypatch.setattr(schedule, "BAND_BYTES", 8 * 8 * 12 * 4)  # eight rows
     with torch.inference_mode():
         torch.testing.assert_close(unit(x).double(), plain(x.double()), rtol=1e-5, atol=1e-5)
 
 
 def test_few_pixels_are_left_to_pytorch(monkeypatch, network, image, calls):
-    monkeypatch.setattr(_inference, "FEWEST_PIXELS", {torch.nn.Conv2d: 80, torch.nn.ConvTranspose2d: 500})
+    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: 80, torch.nn.ConvTranspose2d: 500})
     run(network, image[:1, :, :32, :32])
     block = network.body[0].body[0]
     # 16 x 16 and 8 x 8 pixels for the second and third stream.
