@@ -46,6 +46,10 @@ def evaluate(
     from ..images import ImageError, matching_photos, read_photo
     from ..modules import MIRNet
 
+    of_the_network = {**options, "ensemble": ensemble or None}
+    for parameter in click.get_current_context().command.params:
+        if weights is None and of_the_network.get(parameter.name) is not None:
+            raise click.UsageError(f"{parameter.opts[0]} needs --weights")
     if benchmark and BENCHMARKS[benchmark][1] is None and border is None:
         raise click.UsageError(f"--benchmark {benchmark} needs --border, the scale of the super-resolution")
     channels = channels or (BENCHMARKS[benchmark][0] if benchmark else "rgb")
