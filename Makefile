@@ -60,7 +60,7 @@ SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest $(PARALLEL) -q -p no:cacheprovi
     -m "$(CASES)"
 sanitized: $(VENV)/installed $(TOOLKIT)
 	mkdir -p $(SANITIZED)
-	cp -ru setup.py pyproject.toml README.md LICENSE csrc kernels mirnet_fast tests $(SANITIZED)
+	cp -ru setup.py build_support pyproject.toml README.md LICENSE csrc kernels mirnet_fast tests $(SANITIZED)
 	rm -f $(SANITIZED)/mirnet_fast/*.so
 	$(UNDER_SANITIZERS) MIRNET_FAST_BUILD=cpu $(CURDIR)/$(BIN)/python setup.py -q build_ext --inplace
 
@@ -106,7 +106,7 @@ build/cuda-$(NVCC_VERSION)/%: $(VENV)/torch-installed
 	    cuda-nvcc cuda-crt nvvm cuda-runtime cuda-cccl, 'nvidia-$(part)==$(NVCC_VERSION).*')
 	touch $@
 
-$(VENV)/installed: setup.py pyproject.toml $(VENV)/torch-installed
+$(VENV)/installed: setup.py $(wildcard build_support/*.py) pyproject.toml $(VENV)/torch-installed
 	$(BIN)/pip install --no-build-isolation -e '.[test]'
 	touch $@
 

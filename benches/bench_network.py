@@ -7,11 +7,13 @@ from concurrent.futures.process import BrokenProcessPool
 import harness
 import peers
 import pytest
+import rows
+import settings
 import torch
 
 from mirnet_fast import MIRNet, measure, reference
 
-CONFIG = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1} if harness.TINY else {}
+CONFIG = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1} if settings.TINY else {}
 
 
 def eager(network, image):
@@ -37,35 +39,35 @@ def fast(network, image):
 
 
 # {variant: function of the reference network and an image, which returns the call to measure}
-VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
+VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, rows.FAST: fast}
 NO_PEERS = {}
 PAUSE = 0
-if harness.DEVICE == "cpu":
+if settings.DEVICE == "cpu":
     peers_here, NO_PEERS = peers.installed()
     VARIANTS |= peers_here
-    PAUSE = 0 if harness.TINY else 0.3
-if harness.COMPILE == "1":
+    PAUSE = 0 if settings.TINY else 0.3
+if settings.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 
 
 def _sizes():
-    if harness.TINY:
+    if settings.TINY:
         return [(1, 3, 16, 16)]
-    if harness.DEVICE == "cpu":
+    if settings.DEVICE == "cpu":
         return [(1, 3, 512, 512), (1, 3, 256, 256), (4, 3, 128, 128), (1, 3, 128, 128)]
     return [(1, 3, 256, 256), (1, 3, 512, 512), (8, 3, 256, 256)]
 
 
 def _dtypes():
-    return [torch.float32] if harness.DEVICE == "cpu" else [torch.float16, torch.bfloat16]
+    return [torch.float32] if settings.DEVICE == "cpu" else [torch.float16, torch.bfloat16]
 
 
 def prepare(variant, size, dtype, threads):
     """The call of one variant; equal arguments give equal weights, image and result."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network = reference.MIRNet(**CONFIG).eval().to(harness.DEVICE, dtype)
-    image = torch.rand(size).to(harness.DEVICE, dtype)
+    network = reference.MIRNet(**CONFIG).eval().to(settings.DEVICE, dtype)
+    image = torch.rand(size).to(settings.DEVICE, dtype)
     call = VARIANTS[variant](network, image)
 
     def forward():
@@ -78,35 +80,35 @@ def prepare(variant, size, dtype, threads):
 def peak_mb_of(prepare, *arguments):
     """The peak above weights and image, in a fresh process; None if that was killed."""
     try:
-        peak = measure.peak_memory(prepare, *arguments, device=harness.DEVICE)
+        peak = measure.peak_memory(prepare, *arguments, device=settings.DEVICE)
     except BrokenProcessPool:
         return None
     return round(peak / 1e6)
 
 
-@pytest.mark.parametrize("dtype", _dtypes(), ids=harness.dtype_name)
-@pytest.mark.parametrize("size", _sizes(), ids=harness.shape)
+@pytest.mark.parametrize("dtype", _dtypes(), ids=rows.dtype_name)
+@pytest.mark.parametrize("size", _sizes(), ids=rows.shape)
 def test_network(benchmark, record, size, dtype):
     arguments = (size, dtype, torch.get_num_threads())
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     missing = NO_PEERS | harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
-    times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30, pause=PAUSE)
+    times = harness.timed(benchmark, variants, {}, budget=1 if settings.TINY else 30, pause=PAUSE)
     if times is None:
         return
-    row = harness.make_row("network", size, dtype, harness.FORWARD, times)
+    row = rows.make_row("network", size, dtype, harness.FORWARD, times)
     row |= {"missing": missing} if missing else {}
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
     record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}}, times)
 
 
-@pytest.mark.skipif(harness.DEVICE != "cpu", reason="of the CPU's cores")
+@pytest.mark.skipif(settings.DEVICE != "cpu", reason="of the CPU's cores")
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread is all there is")
 def test_network_threads(benchmark, record):
     """mirnet_fast on one thread and on all of them: `x 1 thread` is what they gain."""
-    threads, size = torch.get_num_threads(), _sizes()[0 if harness.TINY else 1]
-    forward = prepare(harness.FAST, size, torch.float32, threads)
+    threads, size = torch.get_num_threads(), _sizes()[0 if settings.TINY else 1]
+    forward = prepare(rows.FAST, size, torch.float32, threads)
 
     def on(count):
         def call():
@@ -115,11 +117,11 @@ def test_network_threads(benchmark, record):
 
         return call
 
-    variants = {"1 thread": on(1), harness.FAST: on(threads)}
+    variants = {"1 thread": on(1), rows.FAST: on(threads)}
     try:
         harness.check_agreement(variants, torch.float32)
-        times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+        times = harness.timed(benchmark, variants, {}, budget=1 if settings.TINY else 30)
     finally:
         torch.set_num_threads(threads)
     if times is not None:
-        record(harness.make_row("network_threads", size, torch.float32, harness.FORWARD, times), times)
+        record(rows.make_row("network_threads", size, torch.float32, harness.FORWARD, times), times)

@@ -4,12 +4,14 @@ import copy
 
 import harness
 import pytest
+import rows
+import settings
 import torch
 from bench_network import peak_mb_of
 
 from mirnet_fast import MIRNet, reference
 
-CONFIG = {"n_feat": 16 if harness.TINY else 64, "n_RRG": 1, "n_MSRB": 1}
+CONFIG = {"n_feat": 16 if settings.TINY else 64, "n_RRG": 1, "n_MSRB": 1}
 
 
 def stepper(network, image):
@@ -41,24 +43,24 @@ def fast(network, image):
     return stepper(fused.to(image.device, image.dtype), image)
 
 
-VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, harness.FAST: fast}
+VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, rows.FAST: fast}
 
 
 def prepare(variant, size, dtype, threads):
     """The call of one variant; equal arguments give equal weights and image."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    network = reference.MIRNet(**CONFIG).to(harness.DEVICE, dtype)
-    return VARIANTS[variant](network, torch.rand(size).to(harness.DEVICE, dtype))
+    network = reference.MIRNet(**CONFIG).to(settings.DEVICE, dtype)
+    return VARIANTS[variant](network, torch.rand(size).to(settings.DEVICE, dtype))
 
 
-@pytest.mark.parametrize("size", [(1, 3, 16, 16) if harness.TINY else (2, 3, 128, 128)], ids=harness.shape)
+@pytest.mark.parametrize("size", [(1, 3, 16, 16) if settings.TINY else (2, 3, 128, 128)], ids=rows.shape)
 def test_training(benchmark, record, size):
     arguments = (size, torch.float32, torch.get_num_threads())
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
     harness.check_agreement(variants, torch.float32)
-    times = harness.timed(benchmark, variants, {}, budget=1 if harness.TINY else 30)
+    times = harness.timed(benchmark, variants, {}, budget=1 if settings.TINY else 30)
     if times is None:
         return
-    row = harness.make_row("training", size, torch.float32, "step", times)
+    row = rows.make_row("training", size, torch.float32, "step", times)
     record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in variants}}, times)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import other_camera
 import plain_tools
+from pictures import as_pixels
 from PIL import Image
 
 from mirnet_fast import demonstration, evaluation
@@ -95,7 +96,7 @@ def _low_light(name, camera, pictured=False):
 
 
 def _half_size_and_back(clean, seed):
-    pixels = Image.fromarray(np.round(255 * evaluation.as_file(clean)).astype(np.uint8))
+    pixels = Image.fromarray(as_pixels(clean))
     half = pixels.resize([max(1, side // 2) for side in pixels.size], Image.Resampling.BICUBIC)
     return np.asarray(half.resize(pixels.size, Image.Resampling.BICUBIC)) / 255, clean
 

@@ -3,9 +3,9 @@
 import copy
 from pathlib import Path
 
-import harness
 import pytest
 import torch
+from rows import FAST, results_text, table
 
 from mirnet_fast import measure
 
@@ -41,7 +41,7 @@ def benchmark(request, benchmark):
     """pytest-benchmark's, named as the entry of mirnet_fast in the group of its case."""
     op = request.node.name.partition("[")[0].removeprefix("test_")
     benchmark.group = f"{op} {benchmark.param}" if benchmark.param else op
-    _name(benchmark, request.node, harness.FAST)
+    _name(benchmark, request.node, FAST)
     return benchmark
 
 
@@ -59,7 +59,7 @@ def record(request, benchmark):
         peaks = row.get("peak_mb", {})
         for variant in row["ms"]:
             entry = benchmark
-            if variant != harness.FAST:
+            if variant != FAST:
                 # pytest-benchmark times one callable a test; what had its turns with it has them here.
                 entry = copy.copy(benchmark)
                 entry.extra_info = {}
@@ -74,7 +74,7 @@ def record(request, benchmark):
         rows = request.config.stash[ROWS]
         rows.append(row)
         if target := request.config.getoption("results"):
-            target.write_text(harness.results_text(request.config.stash[MACHINE], rows))
+            target.write_text(results_text(request.config.stash[MACHINE], rows))
 
     return take
 
@@ -84,7 +84,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if not rows:
         return
     terminalreporter.section("mirnet_fast against the others, medians of interleaved rounds")
-    for line in harness.table(rows):
+    for line in table(rows):
         terminalreporter.write_line(line, red=line.endswith("LOSES"))
     if target := config.getoption("results"):
         terminalreporter.write_line(f"written: {target}")

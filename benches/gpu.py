@@ -261,7 +261,7 @@ COMPARED = {"times_eager": "eager", "times_compiled": "torch.compile"}
 
 
 def table(rows):
-    """That of the harness, by a process of its own: this one does without torch."""
+    """That of the benchmarks, by a process of its own: this one does without torch."""
     code = "import json, sys, gpu_steps as s; print('\\n'.join(s.table(json.load(sys.stdin))))"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benches")])}
     try:

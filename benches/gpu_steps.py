@@ -260,12 +260,10 @@ def rows(op, *options):
 
 
 def table(rows):
-    """That of the harness."""
-    if importlib.util.find_spec("pytest") is None:
-        _stand_in_for_pytest()
-    import harness
+    """That of the benchmarks."""
+    from rows import table
 
-    return harness.table(rows)
+    return table(rows)
 
 
 if __name__ == "__main__":

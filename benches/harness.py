@@ -1,38 +1,19 @@
-"""What the benchmarks share: the cases, the variants, interleaved timing, the rows and their table.
-
-Environment variables, each optional:
-    MIRNET_BENCH_DEVICE   cpu or cuda; cuda where there is one
-    MIRNET_BENCH_ROUNDS   timed rounds of every row; otherwise as many as a few seconds hold
-    MIRNET_BENCH_COMPILE  0: no torch.compile anywhere; 1: also of the network, which takes minutes;
-                          default: only its default mode
-    MIRNET_BENCH_TINY     1: tiny maps and networks, to try the harness itself
-"""
+"""What the benchmarks share: the cases, the variants and their interleaved timing."""
 
 import functools
 import itertools
-import json
 import math
-import os
-import statistics
 import time
 from dataclasses import dataclass
 
 import pytest
 import torch
+import yardsticks
+from rows import COPY, FAST, GEMM, SGEMM, dtype_name, make_row, medians, milliseconds, shape
+from settings import COMPILE, DEVICE, ROUNDS, TINY
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mirnet_fast import _native, backends, measure, ops, reference
-
-DEVICE = os.environ.get("MIRNET_BENCH_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
-ROUNDS = int(os.environ.get("MIRNET_BENCH_ROUNDS") or 0)
-COMPILE = os.environ.get("MIRNET_BENCH_COMPILE", "")
-TINY = os.environ.get("MIRNET_BENCH_TINY") == "1"
-
-FAST = "mirnet_fast"
-# Timed in the same rounds as the variants, as yardsticks; they compute something else.
-COPY, GEMM, SGEMM = "copy", "gemm", "sgemm"
-
-SGEMM_SIDE = 64 if TINY else 1024
 
 # Times of different answers can't be compared: outputs further apart than this fail the row.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -118,24 +99,24 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
     missing = drop_failing_compilation(variants)
     check_agreement(variants, case.dtype)
 
-    yardsticks = {COPY: _copy()}
+    beside = {COPY: yardsticks.copy()}
     if gemms and case.direction == FORWARD:
-        yardsticks[GEMM] = _gemm(gemms, case.dtype)
+        beside[GEMM] = yardsticks.gemm(gemms, case.dtype)
         if DEVICE == "cpu":
-            yardsticks[SGEMM] = _sgemm()
-    times = timed(benchmark, variants, yardsticks, budget=1.5)
+            beside[SGEMM] = yardsticks.sgemm()
+    times = timed(benchmark, variants, beside, budget=1.5)
     if times is None:
         return
     taken, wall = times, {}
     if DEVICE == "cuda":
         # What a user waits for stands beside what the kernels take: small maps wait for Python.
-        wall = {"wall_ms": _milliseconds(times)}
-        taken = measure.gpu_times(variants | yardsticks, max(len(times[FAST]), 7))
+        wall = {"wall_ms": milliseconds(times)}
+        taken = measure.gpu_times(variants | beside, max(len(times[FAST]), 7))
     row = make_row(name, case.size, case.dtype, case.direction, taken)
     row |= {"rounds": len(times[FAST])} | wall | {"layout": case.layout, "backend": fast_backends[0]}
     row |= {"missing": missing} if missing else {}
     if case.direction == FORWARD:
-        row |= _bandwidth(_medians(taken), moved * case.dtype.itemsize, gemms)
+        row |= yardsticks.bandwidth(medians(taken), moved * case.dtype.itemsize, gemms)
     record(row, times)
 
 
@@ -167,13 +148,13 @@ def compare_convolution(benchmark, record, name, size, published, run, taps=3, o
     variants = {f"eager {layout}": _runner(published, laid_out[layout], False) for layout in FORMATS}
     variants[FAST] = lambda: run(laid_out[CHANNELS_LAST][0], weight)
     check_agreement(variants, torch.float32)
-    times = timed(benchmark, variants, {COPY: _copy(), SGEMM: _sgemm()}, budget=1.5)
+    times = timed(benchmark, variants, {COPY: yardsticks.copy(), SGEMM: yardsticks.sgemm()}, budget=1.5)
     if times is None:
         return
     row = make_row(name, size, torch.float32, FORWARD, times) | {"layout": CHANNELS_LAST}
-    row |= _bandwidth(_medians(times), 4 * math.prod(size) * (1 + outputs), ())
+    row |= yardsticks.bandwidth(medians(times), 4 * math.prod(size) * (1 + outputs), ())
     flops = 2 * taps**2 * channels * math.prod(size)
-    record(row | _arithmetic(_medians(times), flops, share * flops), times)
+    record(row | yardsticks.arithmetic(medians(times), flops, share * flops), times)
 
 
 def compiled_modes():
@@ -186,7 +167,7 @@ def compiled_modes():
     return modes
 
 
-def timed(benchmark, variants, yardsticks, budget, pause=0):
+def timed(benchmark, variants, beside, budget, pause=0):
     """{name: [seconds of a round]}, all of them interleaved; None under --benchmark-disable.
 
     pytest-benchmark times mirnet_fast; before each of its rounds, in its set-up, all others have
@@ -198,7 +179,7 @@ def timed(benchmark, variants, yardsticks, budget, pause=0):
         pause: seconds before every timed call, untimed: the threads of some runtimes go on spinning for a
             while, and the next variant would pay for it.
     """
-    calls = variants | yardsticks
+    calls = variants | beside
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     # The variants have run once, when their answers were compared; this is the last warm-up.
     one_round = sum(t for [t] in measure.interleave(calls, 1, 0, synchronize).values())
@@ -222,69 +203,6 @@ def timed(benchmark, variants, yardsticks, budget, pause=0):
     if not benchmark.enabled:
         return None
     return {FAST: benchmark.stats["data"]} | times
-
-
-def _medians(times):
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _milliseconds(times):
-    """{variant: median}, without the yardsticks."""
-    medians = _medians(times).items()
-    return {name: _digits(1e3 * value) for name, value in medians if name not in (COPY, GEMM, SGEMM)}
-
-
-def _spread(values):
-    """Interquartile range over the median; 0 of a single value."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
-    return _digits((high - low) / middle)
-
-
-def make_row(op, size, dtype, direction, times):
-    """A result: the times, and how many times longer each variant takes than mirnet_fast.
-
-    times: {name: [seconds of a round]} of the variants and the yardsticks.
-    """
-    medians, ms = _medians(times), _milliseconds(times)
-    return {
-        "op": op,
-        "size": list(size),
-        "dtype": dtype_name(dtype),
-        "direction": direction,
-        "rounds": len(times[FAST]),
-        "ms": ms,
-        "ratio": {name: _digits(medians[name] / medians[FAST]) for name in ms if name != FAST},
-        "spread": _spread(times[FAST]),  # tells a quiet machine
-    }
-
-
-def _bandwidth(seconds, nbytes, gemms):
-    fast, copied = seconds[FAST], 2 * _copy_bytes() / seconds[COPY]
-    result = {
-        "floor_mb": _digits(nbytes / 1e6),
-        "gb_per_s": _digits(nbytes / fast / 1e9),
-        "copy_gb_per_s": _digits(copied / 1e9),
-        "of_copy": _digits(nbytes / fast / copied),
-    }
-    if gemms:
-        flops = sum(2 * math.prod(sizes) for sizes in gemms)
-        result |= _arithmetic(seconds, flops, flops) | {"gemm_ms": _digits(1e3 * seconds[GEMM])}
-        outside = fast - seconds[GEMM]
-        # None where the whole op takes less than the bare product: no time is left to divide by.
-        result["of_copy_outside_gemm"] = _digits(nbytes / outside / copied) if outside > 0 else None
-    return result
-
-
-def _arithmetic(seconds, flops, done):
-    result = {
-        "gflop": _digits(flops / 1e9),
-        "gflop_per_s": _digits(flops / seconds[FAST] / 1e9),
-        "done_gflop_per_s": _digits(done / seconds[FAST] / 1e9),
-    }
-    if SGEMM in seconds:
-        result["sgemm_gflop_per_s"] = _digits(2 * SGEMM_SIDE**3 / seconds[SGEMM] / 1e9)
-        result["of_sgemm"] = _digits(result["done_gflop_per_s"] / result["sgemm_gflop_per_s"])
-    return result
 
 
 def drop_failing_compilation(variants):
@@ -361,115 +279,3 @@ def _on(backend, function):
             return function(*arguments)
 
     return run
-
-
-def _copy_bytes():
-    return 2**16 if TINY else 2**26 if DEVICE == "cpu" else 2**28  # otherwise beyond any cache
-
-
-@functools.cache
-def _copy():
-    source = torch.ones(_copy_bytes(), dtype=torch.uint8, device=DEVICE)
-    target = torch.zeros_like(source)
-    return lambda: target.copy_(source)
-
-
-def _gemm(gemms, dtype):
-    """The bare matrix products, into memory that is there already."""
-    factors = [
-        (
-            torch.randn(rows, inner, device=DEVICE).to(dtype),
-            torch.randn(inner, columns, device=DEVICE).to(dtype),
-            torch.empty(rows, columns, device=DEVICE, dtype=dtype),
-        )
-        for rows, inner, columns in gemms
-    ]
-
-    def multiply():
-        for left, right, product in factors:
-            torch.mm(left, right, out=product)
-
-    return multiply
-
-
-@functools.cache
-def _sgemm():
-    """A product of large float32 matrices, the measure of the arithmetic unit."""
-    left, right = torch.randn(2, SGEMM_SIDE, SGEMM_SIDE)
-    product = torch.empty(SGEMM_SIDE, SGEMM_SIDE)
-    return lambda: torch.mm(left, right, out=product)
-
-
-def shape(size):
-    return "x".join(str(n) for n in size)
-
-
-def dtype_name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
-def _digits(value, digits=4):
-    return float(f"{value:.{digits}g}")
-
-
-def results_text(machine, rows):
-    """The result file: what it was measured on, then one row a line, so that a diff shows rows."""
-    lines = ",\n".join(f"  {json.dumps(row)}" for row in sorted(rows, key=_order))
-    return f'{{\n"machine": {json.dumps(machine, indent=1)},\n"rows": [\n{lines}\n]\n}}\n'
-
-
-def table(rows):
-    """The rows as lines of text. `x NAME` is NAME's time over mirnet_fast's."""
-    rows = sorted(rows, key=_order)
-    rivals = list(dict.fromkeys(name for row in rows for name in row["ratio"]))
-    # With a GPU `ms` is the GPU's time, `wall` the whole call's.
-    wall = ["wall"] if any("wall_ms" in row for row in rows) else []
-    header = ["op", "size", "dtype", "layout", "direction", "ms", *wall, *(f"x {name}" for name in rivals)]
-    header += ["GB/s", "% copy", "% outside GEMM", "GFLOP/s", "done", "% sgemm", "spread", ""]
-    lines = [header, *([*_cells(row, rivals, wall)] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    text = [
-        "  ".join(_align(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    ]
-    for row in rows:
-        label = f"{row['op']} {shape(row['size'])} {row['direction']}"
-        for name, why in row.get("missing", {}).items():
-            text.append(f"{label}: no {name}: {why}")
-        if "peak_mb" in row:
-            peaks = ", ".join(
-                f"{name} {'killed' if mb is None else mb}" for name, mb in row["peak_mb"].items()
-            )
-            text.append(f"{label}: peak MB above the weights: {peaks}")
-    return [line.rstrip() for line in text]
-
-
-def _cells(row, rivals, wall):
-    yield row["op"]
-    yield shape(row["size"])
-    yield row["dtype"]
-    yield row.get("layout", "")
-    yield row["direction"]
-    yield f"{row['ms'][FAST]:.3g}"
-    if wall:
-        yield f"{row['wall_ms'][FAST]:.3g}" if "wall_ms" in row else "-"
-    for name in rivals:
-        yield f"{row['ratio'][name]:.2f}" if name in row["ratio"] else "-"
-    yield f"{row['gb_per_s']:.1f}" if "gb_per_s" in row else "-"
-    yield f"{100 * row['of_copy']:.0f}" if "of_copy" in row else "-"
-    outside = row.get("of_copy_outside_gemm", "-")
-    yield "< GEMM" if outside is None else outside if outside == "-" else f"{100 * outside:.0f}"
-    for name in ("gflop_per_s", "done_gflop_per_s"):
-        yield f"{row[name]:.0f}" if name in row else "-"
-    yield f"{100 * row['of_sgemm']:.0f}" if "of_sgemm" in row else "-"
-    yield f"{100 * row['spread']:.0f}%"
-    yield "LOSES" if min(row["ratio"].values()) < 1 else ""
-
-
-def _align(cell, width, column):
-    return cell.ljust(width) if column < 5 else cell.rjust(width)
-
-
-def _order(row):
-    # By op, then the larger map first.
-    return row["op"], -math.prod(row["size"]), row["dtype"], row.get("layout", ""), row["direction"]

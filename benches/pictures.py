@@ -24,6 +24,11 @@ MIDDLES = {
 }
 
 
+def as_pixels(rgb):
+    """(H, W, 3) uint8, C-contiguous, of floats from 0 to 1, as a file of 8 bits holds them."""
+    return np.ascontiguousarray(np.round(255 * evaluation.as_file(rgb)).astype(np.uint8))
+
+
 def write(folder, condition, photo, results):
     """A JPEG file, named after the photo and the condition.
 
@@ -42,8 +47,7 @@ def write(folder, condition, photo, results):
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(14)
     for i, (label, image) in enumerate(results.items()):
         x = i * (SIDE + GAP)
-        pixels = np.round(255 * evaluation.as_file(image)).astype(np.uint8)
-        part = Image.fromarray(pixels[top : top + high, left : left + wide])
+        part = Image.fromarray(as_pixels(image)[top : top + high, left : left + wide])
         draw.text((x + 2, 1), label, "black", font)
         picture.paste(part, (x, LABEL))
         picture.paste(_enlarged_middle(part), (x, LABEL + SIDE + GAP))

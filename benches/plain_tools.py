@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from pictures import as_pixels
 from PIL import Image, ImageFilter
 
 from mirnet_fast import demonstration, evaluation
@@ -54,10 +55,10 @@ class Tool:
         """
         versions = [f"{package} {importlib.metadata.version(package)}" for package in self.packages]
         key = hashlib.sha256(repr((self.run.__name__, self.settings, versions, given.shape)).encode())
-        given = _pixels(given)
+        given = as_pixels(given)
         key.update(given)
         if len(self.settings) > 1:
-            key.update(_pixels(target))
+            key.update(as_pixels(target))
         path = cache / f"{key.hexdigest()}.png"
         if path.exists():
             return np.asarray(Image.open(path)) / 255
@@ -69,14 +70,10 @@ class Tool:
         return result / 255
 
 
-def _pixels(rgb):
-    return np.ascontiguousarray(np.round(255 * evaluation.as_file(rgb)).astype(np.uint8))
-
-
 def _bm3d(pixels, sigma):
     from bm3d import bm3d_rgb
 
-    return _pixels(bm3d_rgb((pixels / 255).astype(np.float32), sigma / 255))
+    return as_pixels(bm3d_rgb((pixels / 255).astype(np.float32), sigma / 255))
 
 
 def bm3d(sigma):
@@ -93,7 +90,7 @@ def _bilateral(pixels, sigmas):
 
 
 def _non_local_means(pixels, sigma):
-    return _pixels(demonstration.non_local_means((pixels / 255).astype(np.float32), sigma))
+    return as_pixels(demonstration.non_local_means((pixels / 255).astype(np.float32), sigma))
 
 
 def _clahe(pixels, limit):

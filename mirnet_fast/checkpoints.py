@@ -163,6 +163,8 @@ def infer_config(state_dict, **known):
     try:
         conv_in, conv_out = state_dict["conv_in.weight"], state_dict["conv_out.weight"]
         n_feat, in_channels, kernel_size, _ = conv_in.shape
+        if kernel_size % 2 == 0:
+            raise ValueError(f"conv_in.weight must have a kernel of odd size; got {tuple(conv_in.shape)}")
         height = _count(state_dict, r"body\.0\.body\.0\.blocks\.(\d+)\.")
         config = {
             "in_channels": in_channels,

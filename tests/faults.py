@@ -259,7 +259,7 @@ FAULTS = [
         "mirnet_fast/images.py",
         "pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]",
         "pixels = pixels[:, :, [0, 1, 2, 3][: pixels.shape[2]]]",
-        "tests/test_cli.py tests/test_images.py",
+        "tests/cli tests/test_images.py",
     ),
     Fault(
         "proof",

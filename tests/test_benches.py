@@ -112,11 +112,22 @@ def test_entries_are_compared_with_those_of_another_run(run):
 
 
 @pytest.fixture
-def harness(monkeypatch):
+def benches(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benches")
+
+
+@pytest.fixture
+def harness(benches):
     import harness
 
     return harness
+
+
+@pytest.fixture
+def rows(benches):
+    import rows
+
+    return rows
 
 
 def row(**changes):
@@ -124,15 +135,15 @@ def row(**changes):
     return base | {"ms": {"mirnet_fast": 2.0, "other": 3.0}, "ratio": {"other": 1.5}} | changes
 
 
-def test_losing_rows_are_marked(harness):
+def test_losing_rows_are_marked(rows):
     lost = row(op="slow", ms={"mirnet_fast": 2.0, "other": 1.0}, ratio={"other": 0.5})
-    _, won_line, lost_line = harness.table([lost, row()])
+    _, won_line, lost_line = rows.table([lost, row()])
     assert won_line.startswith("op") and "1.50" in won_line and "LOSES" not in won_line
     assert lost_line.startswith("slow") and "0.50" in lost_line and lost_line.endswith("LOSES")
 
 
-def test_missing_variants_and_memory_are_told(harness):
-    lines = harness.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
+def test_missing_variants_and_memory_are_told(rows):
+    lines = rows.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
     assert lines[2:] == [
         "op 1x2x3x4 forward: no torch.compile: no compiler",
         "op 1x2x3x4 forward: peak MB above the weights: other killed",
@@ -141,7 +152,6 @@ def test_missing_variants_and_memory_are_told(harness):
 
 def test_all_have_their_turn_in_every_round(harness, monkeypatch):
     monkeypatch.setattr(harness, "ROUNDS", 4)
-    monkeypatch.syspath_prepend(ROOT / "benches")
     import gpu_steps
 
     turns = []
@@ -153,9 +163,9 @@ def test_all_have_their_turn_in_every_round(harness, monkeypatch):
     assert {names[0] for names in rounds} == {"a", "b", "copy"}
 
 
-def test_a_row_of_a_single_round(harness):
+def test_a_row_of_a_single_round(rows):
     times = {"mirnet_fast": [2e-3], "other": [3e-3], "copy": [1e-3]}
-    row = harness.make_row("op", (1, 2, 3, 4), torch.float32, "forward", times)
+    row = rows.make_row("op", (1, 2, 3, 4), torch.float32, "forward", times)
     assert (row["rounds"], row["spread"]) == (1, 0)
     assert (row["ms"], row["ratio"]) == ({"mirnet_fast": 2.0, "other": 3.0}, {"other": 1.5})
 

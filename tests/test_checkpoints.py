@@ -594,3 +594,9 @@ def test_config_of_another_network():
         infer_config(torch.nn.Linear(2, 2).state_dict())
     with pytest.raises(CheckpointError, match="not the names"):
         infer_config({"conv_in.weight": torch.zeros(8, 3, 3, 3), "conv_out.weight": torch.zeros(3, 8, 3, 3)})
+    state = reference.MIRNet(**CONFIG).state_dict()
+    state["conv_in.weight"] = torch.zeros(8, 3, 4, 4)
+    with pytest.raises(
+        CheckpointError, match=r"conv_in.weight must have a kernel of odd size; got \(8, 3, 4, 4\)"
+    ):
+        infer_config(state)

@@ -55,7 +55,8 @@ def test_names_exist():
 
 
 def test_variables_exist():
-    source = [(ROOT / "setup.py"), *ROOT.glob("mirnet_fast/**/*.py"), *ROOT.glob("csrc/**/*.cpp")]
+    folders = ("build_support/*.py", "mirnet_fast/**/*.py", "csrc/**/*.cpp")
+    source = [ROOT / "setup.py", *(path for folder in folders for path in ROOT.glob(folder))]
     text = "\n".join(path.read_text() for path in source)
     named = set(re.findall(r"\b(MIRNET_FAST_\w+)", README))
     assert len(named) >= 5

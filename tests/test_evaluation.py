@@ -198,6 +198,13 @@ def test_command_says_what_does_not_fit(folders):
     assert result.exit_code == 1 and "none.pth" in result.output
 
 
+@pytest.mark.parametrize("option", [["--key", "params_ema"], ["--n-feat", 8], ["--width", 2], ["--ensemble"]])
+def test_command_without_weights_refuses_what_is_of_the_network(folders, option):
+    result = run(folders / "noisy", folders / "clean", *option)
+    assert result.exit_code == 2 and f"{option[0]} needs --weights" in result.output
+    assert "PSNR" not in result.output
+
+
 def test_command_makes_the_folder_of_its_table_before_it_runs(folders, monkeypatch):
     table = folders / "new" / "folder" / "scores.csv"
     result = run(folders / "noisy", folders / "clean", "--csv", table)

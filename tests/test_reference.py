@@ -143,3 +143,16 @@ MIRNET = [
 def test_a_wrong_constructor_argument_is_named(package, make, argument, value):
     with pytest.raises(ValueError, match=rf"^{argument} must be .*; got {re.escape(repr(value))}$"):
         make(package, value)
+
+
+@pytest.mark.parametrize("make", [reference.MIRNet, mirnet_fast.MIRNet, reference.DAU, mirnet_fast.DAU])
+@pytest.mark.parametrize("size", [0, 2, 4])
+def test_an_even_kernel_is_refused(make, size):
+    message = rf"^{make.__name__}: kernel_size must be an odd integer of at least 1; got {size}$"
+    with pytest.raises(ValueError, match=message):
+        make(n_feat=8, kernel_size=size)
+
+
+def test_an_even_window_of_the_spatial_attention_is_refused():
+    with pytest.raises(ValueError, match=r"^SpatialAttention: kernel_size must be an odd integer"):
+        reference.modules.SpatialAttention(4)

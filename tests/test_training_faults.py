@@ -142,7 +142,10 @@ HOSTILE = {
     "no quality": (degraded("{kind: jpeg, quality: [90, 10]}"), "must not begin above its end; got 90"),
     "greyscale network": (YAML.replace("n_feat", "in_channels: 1, n_feat"), "network.in_channels: Input"),
     "grey result": (YAML.replace("n_feat", "out_channels: 1, n_feat"), "network.out_channels: Input"),
-    "even kernel": (YAML.replace("n_RRG: 1", "kernel_size: 2"), "network: these arguments do not fit"),
+    "even kernel": (
+        YAML.replace("n_RRG: 1", "kernel_size: 2"),
+        "must be an odd integer; got 2",
+    ),
     "stride 3": (YAML.replace("n_RRG: 1", "stride: 3"), "network: these arguments do not fit together"),
     "many faults": (source("{kind: clean, photos: %s, degradations: []}" % ([1] * 99)), "and 95 more"),
     # Photos.
@@ -648,7 +651,7 @@ def test_other_errors_stay_as_they_are(tmp_path):
 
 def test_costs_name_the_network(tmp_path):
     with pytest.raises(RecipeError, match="network: these arguments do not fit together"):
-        costs(recipe(network=SMALL | {"kernel_size": 2}))
+        costs(recipe(network=SMALL | {"stride": 3}))
 
 
 # Stopped from outside

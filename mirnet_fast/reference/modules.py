@@ -22,8 +22,15 @@ def check_count(owner, least=1, **given):
             raise ValueError(f"{owner}: {name} must be an integer of at least {least}; got {value!r}")
 
 
+def check_odd(owner, **given):
+    """Raise ValueError where an argument of a constructor is no odd integer of at least 1."""
+    for name, value in given.items():
+        if not isinstance(value, Integral) or value < 1 or value % 2 == 0:
+            raise ValueError(f"{owner}: {name} must be an odd integer of at least 1; got {value!r}")
+
+
 def conv(in_channels, out_channels, kernel_size, bias=False):
-    """A convolution that keeps height and width."""
+    """A convolution that keeps height and width, as those of an odd size do."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
 
@@ -59,6 +66,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, kernel_size=5):
         super().__init__()
+        check_odd("SpatialAttention", kernel_size=kernel_size)
         self.spatial = self.Gate(kernel_size)
 
     def forward(self, x):
@@ -91,7 +99,8 @@ class DAU(nn.Module):
         super().__init__()
         if bn or res_scale != 1:
             raise ValueError(f"DAU: only bn=False and res_scale=1 are published, got {bn=}, {res_scale=}")
-        check_count("DAU", n_feat=n_feat, kernel_size=kernel_size, reduction=reduction)
+        check_count("DAU", n_feat=n_feat, reduction=reduction)
+        check_odd("DAU", kernel_size=kernel_size)
         act = nn.PReLU() if act is None else act
         self.body = nn.Sequential(
             conv(n_feat, n_feat, kernel_size, bias), act, conv(n_feat, n_feat, kernel_size, bias)
@@ -316,7 +325,8 @@ class MIRNet(nn.Module):
     ):
         super().__init__()
         check_count("MIRNet", in_channels=in_channels, out_channels=out_channels, n_feat=n_feat)
-        check_count("MIRNet", kernel_size=kernel_size, stride=stride, height=height, width=width)
+        check_odd("MIRNet", kernel_size=kernel_size)
+        check_count("MIRNet", stride=stride, height=height, width=width)
         check_count("MIRNet", 0, n_RRG=n_RRG, n_MSRB=n_MSRB)
         act = nn.PReLU()
         self.conv_in = conv(in_channels, n_feat, kernel_size, bias)

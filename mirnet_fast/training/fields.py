@@ -26,6 +26,12 @@ def _rising(ends):
     return ends
 
 
+def _odd(value):
+    if value % 2 == 0:
+        raise ValueError(f"must be an odd integer; got {value}")
+    return value
+
+
 # The largest seed that NumPy takes; of all else far more than anybody trains.
 MANY = 2**32 - 1
 
@@ -36,6 +42,7 @@ Decay = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 Whole = Annotated[int, Field(ge=0, le=MANY), BeforeValidator(_number)]
 Count = Annotated[int, Field(gt=0, le=MANY), BeforeValidator(_number)]
 Few = Annotated[int, Field(gt=0, le=100), BeforeValidator(_number)]
+Odd = Annotated[Few, AfterValidator(_odd)]
 Quality = Annotated[int, Field(ge=1, le=100), BeforeValidator(_number)]
 
 Number = TypeVar("Number")

@@ -12,7 +12,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from ..images import matching_photos
 from ..pretrained import shipped
 from .degradations import Degradations
-from .fields import Count, Decay, Few, NotNegative, Part, Positive, Share, Whole
+from .fields import Count, Decay, Few, NotNegative, Odd, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
 
 ERRORS_SHOWN = 5
@@ -30,7 +30,7 @@ class Network(Part):
     in_channels: Literal[3] = 3
     out_channels: Literal[3] = 3
     n_feat: Annotated[Count, Field(le=2**12)] = 64
-    kernel_size: Few = 3
+    kernel_size: Odd = 3
     stride: Few = 2
     n_RRG: Few = 3
     n_MSRB: Few = 2

@@ -25,6 +25,8 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from build_support.plan import Plan
+
 ROOT = Path(__file__).parents[2]
 NINJA = ROOT / f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 BUILT = ROOT / "build" / "audit" / "cuda"
@@ -57,10 +59,7 @@ def tool(name):
 
 def plan():
     """What setup.py would build with MIRNET_FAST_BUILD=cuda, and with what."""
-    spec = importlib.util.spec_from_file_location("mirnet_fast_setup", ROOT / "setup.py")
-    setup = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(setup)
-    return setup.Plan("cuda")
+    return Plan("cuda")
 
 
 def missing():

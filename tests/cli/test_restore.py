@@ -1,13 +1,8 @@
-"""The command line, on small networks."""
+"""mirnet-fast restore, on small networks."""
 
 import errno
 import os
-import pickle
-import re
 import resource
-import subprocess
-import sys
-import types
 from pathlib import Path
 
 import cv2
@@ -15,134 +10,12 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from click.testing import CliRunner
 
-import mirnet_fast
-from mirnet_fast import MIRNet, backends, comparison, demonstration, evaluation, pretrained, reference
+from mirnet_fast import MIRNet, demonstration, evaluation, pretrained, reference
 from mirnet_fast.checkpoints import save_checkpoint
-from mirnet_fast.cli import main
-from mirnet_fast.ops import OPS
+from mirnet_fast.cli import restore
 
-CONFIG = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
-SMALL = ["--n-feat", "8", "--n-rrg", "1", "--n-msrb", "1"]
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
-
-
-def random_pixels(dtype, *shape):
-    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, shape, dtype, endpoint=True)
-
-
-def read(path):
-    return cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-
-
-@pytest.fixture
-def identity(tmp_path):
-    """A checkpoint of a network that adds nothing to its input."""
-    model = reference.MIRNet(**CONFIG)
-    torch.nn.init.zeros_(model.conv_out.weight)
-    save_checkpoint(model, tmp_path / "identity.pth")
-    return tmp_path / "identity.pth"
-
-
-@pytest.fixture
-def weights(tmp_path):
-    torch.manual_seed(3)
-    save_checkpoint(MIRNet(**CONFIG), tmp_path / "net.safetensors")
-    return tmp_path / "net.safetensors"
-
-
-@pytest.fixture
-def no_memory(monkeypatch):
-    """Without the fresh processes of the memory measurement, which take seconds."""
-    monkeypatch.setattr(comparison, "memory", lambda *args: {"reference": 200, "mirnet_fast": 50})
-
-
-def test_compare_random_weights_and_sample_photo(tmp_path):
-    result = run("compare", *SMALL, "--size", 32, "--rounds", 1, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "astronaut, 32 x 32" in result.output
-    assert "weights: random" in result.output and "nothing is restored" in result.output
-    for stage in ("conv_in", "body.0", "conv_out", "output"):
-        assert re.search(rf"^  {re.escape(stage)} +\d\.\d\de-\d\d +\d\.\d\de-\d\d$", result.output, re.M)
-    assert re.search(r"^  mirnet_fast +\d+\.\d+ s +\d+ MiB$", result.output, re.M)
-    last = result.output.splitlines()[-1]
-    assert re.match(r"agree \(.*\); mirnet_fast is [\d.]+ times as fast, peak memory [\d.]+ times; ", last)
-    assert str(tmp_path / "out" / "mirnet_fast.png") in last
-    pictures = [read(tmp_path / "out" / f"{n}.png") for n in ("reference", "mirnet_fast", "difference")]
-    assert all(picture.shape == (32, 32, 3) for picture in pictures)
-    assert np.abs(pictures[0].astype(int) - pictures[1]).max() <= 1
-    assert pictures[0].std() > 10
-    assert pictures[2].max() > 127  # amplified
-
-
-def test_compare_own_photo_and_weights(tmp_path, weights, no_memory):
-    cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint16, 13, 18, 1))
-    result = run(
-        "compare", tmp_path / "in.png", "--weights", weights, "--size", "full", "--rounds", 1,
-        "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert result.exit_code == 0, result.output
-    assert "18 x 13 pixels" in result.output
-    assert "random" not in result.output and str(weights) in result.output
-    assert "peak memory 0.25 times" in result.output.splitlines()[-1]
-    assert read(tmp_path / "out" / "reference.png").shape == (13, 18, 3)
-
-
-def test_compare_crops_the_centre(tmp_path, identity, no_memory):
-    pixels = random_pixels(np.uint8, 20, 30, 3)
-    cv2.imwrite(str(tmp_path / "in.png"), pixels)
-    result = run(
-        "compare", tmp_path / "in.png", "--weights", identity, "--size", 8, "--rounds", 1,
-        "--out", tmp_path / "out",
-    )  # fmt: skip
-    assert np.array_equal(read(tmp_path / "out" / "mirnet_fast.png"), pixels[6:14, 11:19])
-    assert "times 1\n" in result.output  # no difference, nothing to amplify
-
-
-def test_compare_fails_where_they_disagree(tmp_path, monkeypatch, no_memory):
-    class Wrong(MIRNet):
-        def forward(self, x):
-            return super().forward(x) + 1e-5
-
-    monkeypatch.setattr(comparison, "MIRNet", Wrong)
-    result = run("compare", *SMALL, "--size", 16, "--rounds", 1, "--out", tmp_path)
-    assert result.exit_code == 1
-    assert result.output.splitlines()[-1].startswith("DO NOT AGREE")
-    assert re.search(r"^  output .* DISAGREES$", result.output, re.M)
-    assert not re.search(r"^  conv_out .* DISAGREES$", result.output, re.M)
-
-
-def test_compare_says_that_memory_was_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(comparison, "memory", lambda *args: {"reference": None, "mirnet_fast": 50})
-    result = run("compare", *SMALL, "--size", 16, "--rounds", 1, "--out", tmp_path)
-    assert result.exit_code == 0
-    assert "peak memory not measured" in result.output.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "match"),
-    [
-        (["missing.png"], 1, "missing.png: there is no such file"),
-        (["--weights", "missing.pth"], 1, "missing.pth: there is no such file"),
-        (["--size", "wide"], 2, "neither a number of pixels"),
-        (["--size", "-4"], 2, "neither a number of pixels"),
-        (["--rounds", "0"], 2, "0 is not in the range"),
-        (["--device", "abacus"], 2, "cannot be used"),
-        (["--device", "mps"], 2, "'mps' cannot be used: "),
-        (["--device", "meta"], 2, "'meta' cannot be used: Cannot copy out of meta tensor"),
-        (["--device", "hpu"], 2, "'hpu' cannot be used: No module"),
-    ],
-)
-def test_compare_errors(arguments, code, match):
-    result = run("compare", *SMALL, *arguments)
-    assert result.exit_code == code
-    assert match in result.output
-    assert isinstance(result.exception, SystemExit)
-    assert len(result.output.splitlines()) <= 4  # how it is used, and one sentence
+from .common import CONFIG, random_pixels, read, run
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 10), (16, 16)])
@@ -215,7 +88,9 @@ def test_restore_looks_at_each_name_a_few_times(tmp_path, identity, monkeypatch)
         (tmp_path / name).touch()
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: seen.append(args) or stat(*args, **kwargs))
-    monkeypatch.setattr("mirnet_fast.cli._restore_file", lambda model, path, target, *rest: target.touch())
+    monkeypatch.setattr(
+        "mirnet_fast.cli.restore._restore_file", lambda model, path, target, *rest: target.touch()
+    )
     arguments = [*(tmp_path / name for name in names), tmp_path / "out", "--weights", identity]
     for _ in range(2):  # without and with results of the same names
         seen.clear()
@@ -247,7 +122,7 @@ def test_restore_goes_on_whatever_a_file_does(tmp_path, identity, monkeypatch, e
     def fail(*args):
         raise error
 
-    monkeypatch.setattr("mirnet_fast.cli._restore_file", fail)
+    monkeypatch.setattr(restore, "_restore_file", fail)
     result = run("restore", tmp_path / "a.png", tmp_path / "b.png", tmp_path, "--weights", identity)
     assert result.exit_code == 1 and "restored 0 of 2" in result.output
     assert f"error: {tmp_path / 'b.png'}: {error}" in result.output
@@ -443,169 +318,3 @@ def test_restore_by_task(tmp_path, weights, monkeypatch):
     assert "strength" not in result.output
     assert run(*arguments[:2], tmp_path / "as.png", "--weights", weights).exit_code == 0
     assert np.array_equal(read(tmp_path / "as.png"), read(tmp_path / "out.png"))
-
-
-def test_demo(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm3d", None)
-    photo = tmp_path / "clean.jpg"
-    cv2.imwrite(str(photo), skimage.data.astronaut()[100:164, 100:180, ::-1])
-    result = run("demo", photo, "--sigma", 20, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert "80 x 64 pixels, Gaussian noise of sigma 20/255, saved in 8 bits" in result.output
-    table = re.findall(r"^  (noisy|mirnet_fast|non-local means) +([\d.]+) dB +0\.\d{4}", result.output, re.M)
-    assert [name for name, _ in table] == ["noisy", "mirnet_fast", "non-local means"]
-    gain = float(table[1][1]) - float(table[0][1])
-    printed = re.search(
-        r"^([+-][\d.]+) dB; before \| after \| clean: .*before_after_clean\.png$", result.output, re.M
-    )
-    assert float(printed[1]) == pytest.approx(gain, abs=0.011) and gain > 4
-    assert "BM3D was not compared" in result.output
-    names = ["before_after_clean.png", "clean.png", "mirnet_fast.png", "noisy.png", "non-local_means.png"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
-    shown = [read(tmp_path / "out" / f"{name}.png") for name in ("noisy", "mirnet_fast", "clean")]
-    assert np.array_equal(read(tmp_path / "out" / "before_after_clean.png"), np.concatenate(shown, 1))
-    # The photo that is shown is the one that was restored.
-    again = run("restore", tmp_path / "out" / "noisy.png", tmp_path / "again.png")
-    assert again.exit_code == 0, again.output
-    assert np.array_equal(read(tmp_path / "again.png"), read(tmp_path / "out" / "mirnet_fast.png"))
-
-
-def test_demo_compares_with_bm3d_where_it_is(tmp_path, monkeypatch):
-    seen = []
-
-    def bm3d_rgb(noisy, deviation):
-        seen.append(deviation)
-        return np.full_like(noisy, 0.5)
-
-    monkeypatch.setitem(sys.modules, "bm3d", types.SimpleNamespace(bm3d_rgb=bm3d_rgb))
-    photo = tmp_path / "clean.png"
-    cv2.imwrite(str(photo), np.full((16, 16, 3), 51, np.uint8))
-    result = run("demo", photo, "--out", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert seen == [25 / 255]
-    # 0.5, rounded to 8 bits, for 51 / 255.
-    assert re.search(rf"^  BM3D +{-20 * np.log10(128 / 255 - 0.2):.2f} dB", result.output, re.M)
-    assert "not compared" not in result.output
-
-
-def test_demo_of_a_cameras_noise(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm3d", None)
-    photo = tmp_path / "clean.png"
-    cv2.imwrite(str(photo), skimage.data.astronaut()[100:164, 100:180, ::-1])
-    results = [run("demo", photo, "--iso", iso, "--out", tmp_path / str(iso)) for iso in (100, 12800, 12800)]
-    assert [result.exit_code for result in results] == [0, 0, 0], results[0].output
-    assert (
-        "80 x 64 pixels, noise of a camera at ISO 12800, demosaiced, JPEG of quality 92" in results[1].output
-    )
-    before = [float(re.search(r"^  noisy +([\d.]+) dB", result.output, re.M)[1]) for result in results]
-    assert before[0] - before[1] > 10 and before[1] == before[2]
-    # Both photos went through the camera: what it does apart from noise is in both.
-    assert np.array_equal(read(tmp_path / "100" / "clean.png"), read(tmp_path / "12800" / "clean.png"))
-    assert not np.array_equal(read(tmp_path / "100" / "clean.png"), read(photo))
-    assert run("demo", "--iso", 0).exit_code == 2
-
-
-def test_demo_of_a_photo_too_small_to_judge(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "bm3d", None)
-    cv2.imwrite(str(tmp_path / "in.png"), np.zeros((5, 5, 3), np.uint8))
-    result = run("demo", tmp_path / "in.png", "--out", tmp_path / "out")
-    assert result.exit_code == 1 and "needs 11 x 11 pixels; got 5 x 5" in result.output
-
-
-def test_make_demo_writes_no_picture_over_another():
-    recipe = (Path(__file__).parents[1] / "Makefile").read_text().split("\ndemo: build\n")[1].split("\n\n")[0]
-    folders = re.findall(r"--out (\S+)", recipe)
-    assert len(folders) == 3 and len(set(folders)) == 3
-    weights = re.search(r"compare --weights (\S+)", recipe)[1]
-    assert (Path(__file__).parents[1] / weights).is_file()
-
-
-def test_demo_errors(tmp_path):
-    result = run("demo", tmp_path / "none.png")
-    assert result.exit_code == 1 and "none.png: there is no such file" in result.output
-    assert run("demo", "--sigma", -1).exit_code == 2
-
-
-def test_doctor():
-    result = run("doctor")
-    assert result.exit_code == 0, result.output
-    assert torch.__version__ in result.output and np.__version__ in result.output
-    assert "backend: automatic" in result.output
-    for section in ("cpu, float32", "cpu, bfloat16"):
-        lines = result.output.split(section)[1]
-        assert all(op in lines for op in OPS)
-    chosen = backends.pick("blur_pool", "cpu", torch.float32)
-    assert re.search(rf"^  {chosen}: .*blur_pool", result.output, re.M)
-    for backend, reason in backends.explain("blur_pool", "cpu", torch.float32):
-        assert reason is None or f"not {backend}: {reason}" in result.output
-
-
-@pytest.mark.parametrize("computes", [True, False])
-def test_doctor_tells_whether_bfloat16_is_computed_in(monkeypatch, computes):
-    monkeypatch.setattr(backends, "cpu_computes", lambda dtype: computes)
-    section = run("doctor").output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
-    wanted = "computed in bfloat16; " if computes else "computed in float32 and stored in bfloat16"
-    assert wanted in section
-
-
-def test_doctor_with_a_chosen_backend():
-    with backends.use_backend("reference"):
-        result = run("doctor")
-    assert "backend: reference" in result.output
-    assert re.search(rf"^  reference: .*{OPS[0]}", result.output, re.M)
-    assert "was chosen explicitly" in result.output
-
-
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
-def test_doctor_names_the_load_error(monkeypatch, kind):
-    monkeypatch.setattr(f"mirnet_fast._native._{kind}_library_error", "libbroken.so could not be loaded")
-    assert "libbroken.so could not be loaded" in run("doctor").output
-
-
-def test_doctor_tells_what_is_known_of_the_cuda_kernels(monkeypatch):
-    monkeypatch.setattr("mirnet_fast._native._cuda_library_error", None)
-    assert re.search(r"CUDA kernels: loaded; .*never run on a GPU", run("doctor").output)
-
-
-def in_command(tmp_path, *lines):
-    """What a process prints that is called as the installed command is."""
-    script = tmp_path / "mirnet-fast"
-    root = Path(mirnet_fast.__file__).parents[1]
-    script.write_text("\n".join(["import sys", f"sys.path.insert(0, {str(root)!r})", *lines]))
-    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_help_imports_no_torch(tmp_path):
-    printed = in_command(
-        tmp_path,
-        "from mirnet_fast.cli import main",
-        "for name in ['', *main.commands]:",
-        "    main([*name.split(), '--help'], standalone_mode=False)",
-        "print(sorted({'torch', 'numpy', 'scipy', 'skimage', 'cv2', 'PIL'} & set(sys.modules)))",
-    )
-    assert printed.splitlines()[-1] == "[]"
-    assert printed.count("Usage: ") == 1 + len(main.commands)
-
-
-def test_package_is_whole_in_the_command_too(tmp_path):
-    printed = in_command(
-        tmp_path,
-        "import mirnet_fast, pickle, mirnet_fast.kernels",
-        "assert 'torch' not in sys.modules",
-        "assert set(mirnet_fast.__all__) <= set(dir(mirnet_fast))",
-        "from mirnet_fast import MIRNet",
-        "import mirnet_fast.accelerate",
-        "model = pickle.loads(pickle.dumps(MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)))",
-        "print(type(model) is MIRNet, callable(mirnet_fast.accelerate), callable(mirnet_fast.ops.blur_pool))",
-        "print(hasattr(mirnet_fast, 'nothing'))",
-    )
-    assert printed.split() == ["True", "True", "True", "False"]
-
-
-def test_package_exports_all_that_it_names():
-    assert all(getattr(mirnet_fast, name) is not None for name in mirnet_fast.__all__)
-    assert callable(mirnet_fast.accelerate) and set(mirnet_fast.__all__) <= set(dir(mirnet_fast))
-    model = pickle.loads(pickle.dumps(MIRNet(**CONFIG)))
-    assert type(model) is mirnet_fast.MIRNet

@@ -1,0 +1,27 @@
+"""The command `mirnet-fast`: compare, demo, restore, evaluate, train, patches, doctor.
+
+One file a command. Torch, SciPy and what needs them are imported in their functions: --help shall not take
+seconds.
+"""
+
+import click
+
+from . import compare, demo, doctor, evaluate, patches, restore, train
+
+
+@click.group()
+@click.version_option(package_name="mirnet-fast")
+def main():
+    """MIRNet image restoration on fused kernels."""
+
+
+for command in (
+    compare.compare,
+    demo.demo,
+    restore.restore,
+    evaluate.evaluate,
+    train.train,
+    patches.patches,
+    doctor.doctor,
+):
+    main.add_command(command)

@@ -1,0 +1,111 @@
+"""What the commands share: their options, their failures and what they print."""
+
+import re
+
+import click
+
+SHAPE_OPTIONS = {
+    "--n-feat": ("n_feat", "Channels at full resolution."),
+    "--n-rrg": ("n_RRG", "Recursive residual groups."),
+    "--n-msrb": ("n_MSRB", "Multi-scale residual blocks a group."),
+    "--height": ("height", "Streams (resolutions) of a block."),
+    "--width": ("width", "Columns of a block."),
+}
+
+
+class Command(click.Command):
+    """A command that runs ops: one sentence, and not a traceback, where none can run or the chosen one.
+
+    Its --help is answered before.
+    """
+
+    def invoke(self, ctx):
+        from .. import backends
+
+        try:
+            backends.check_environment()
+            return super().invoke(ctx)
+        except backends.BackendError as error:
+            raise click.ClickException(str(error)) from error
+
+
+class Device(click.ParamType):
+    """A torch device that can be used here."""
+
+    name = "device"
+
+    def convert(self, value, param, ctx):
+        import torch
+
+        try:
+            device = torch.empty(0, device=value).device
+            torch.zeros(1, device=device).cpu()  # not from one without data, such as meta
+        except Exception as error:  # AssertionError, ImportError and others, of other devices
+            reason = re.split(r"\n|\. ", str(error).strip())[0]  # torch goes on for pages
+            self.fail(f"{value!r} cannot be used: {reason}", param, ctx)
+        return device
+
+
+def _default_device():
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_option(command):
+    return click.option(
+        "--device",
+        type=Device(),
+        default=_default_device,
+        show_default="cuda, or cpu where there is none",
+    )(command)
+
+
+def network_options(command):
+    """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
+    command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
+        command
+    )
+    for option, (name, description) in reversed(SHAPE_OPTIONS.items()):
+        command = click.option(option, name, type=click.IntRange(1), help=description)(command)
+    return command
+
+
+def network_config(weights, options):
+    """The arguments of MIRNet: the checkpoint's, or without one those of the options that were given."""
+    from ..checkpoints import CheckpointError, network_arguments
+
+    key = options["key"]
+    given = {name: value for name, value in options.items() if value is not None and name != "key"}
+    if weights is None:
+        if key is not None:
+            raise click.UsageError("--key needs --weights")
+        return given
+    try:
+        config = network_arguments(weights, key, **given)
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    if (config["in_channels"], config["out_channels"]) != (3, 3):
+        raise click.ClickException(f"{weights} is not a network from RGB images to RGB images")
+    return config
+
+
+def training_package():
+    try:
+        from .. import training
+    except ImportError as error:
+        raise click.ClickException(f"{error}; try: pip install 'mirnet-fast[train]'") from error
+    return training
+
+
+def sample_photo():
+    import skimage.data
+    import torch
+
+    pixels = torch.from_numpy(skimage.data.astronaut())
+    return pixels.permute(2, 0, 1)[None].float() / 255
+
+
+def print_table(rows, template="  {:<22}{}"):
+    for row in rows:
+        click.echo(template.format(*map(str, row)).rstrip())

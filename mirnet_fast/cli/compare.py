@@ -1,0 +1,133 @@
+"""mirnet-fast compare: the reference and mirnet_fast on one photo."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from ._common import Command, device_option, network_config, network_options, print_table, sample_photo
+
+
+class Size(click.ParamType):
+    """A number of pixels, or "full", which is None."""
+
+    name = "pixels"
+
+    def convert(self, value, param, ctx):
+        if value in ("full", "0"):
+            return None
+        try:
+            size = int(value)
+        except ValueError:
+            size = -1
+        if size < 1:
+            self.fail(f"{value!r} is neither a number of pixels nor 'full'", param, ctx)
+        return size
+
+
+@click.command(cls=Command)
+@click.argument("image", required=False)
+@click.option("--weights", help="A checkpoint (.pth, .safetensors); random weights without one.")
+@click.option("--size", type=Size(), default="256", show_default=True, help="Centre crop, or 'full'.")
+@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Timed rounds.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="compare", show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@device_option
+@network_options
+def compare(image, weights, size, rounds, out, threads, seed, device, **options):
+    """Run the reference and mirnet_fast on one photo with the same weights.
+
+    Prints the error of both against the reference in float64, after each part of the network, the
+    time and the memory of both, and writes both pictures and their difference to OUT. The reference
+    runs as published: NCHW, eager. Without IMAGE the photo is scikit-image's astronaut. The exit
+    status is 1 if they do not agree.
+    """
+    import numpy as np
+    import torch
+
+    from .. import comparison, inference, measure
+    from ..checkpoints import CheckpointError, load_checkpoint
+    from ..images import ImageError, Photo, read_photo, write_photo
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = network_config(weights, options)
+    try:
+        rgb = sample_photo() if image is None else read_photo(image).rgb
+        networks = comparison.build(
+            config,
+            weights and (lambda network: load_checkpoint(network, weights, key=options["key"])),
+            device,
+            seed,
+        )
+        out.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, ImageError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+    rgb = _centre_crop(rgb, size)
+    height, width = rgb.shape[2:]
+    padded = inference.pad_by_reflection(rgb, inference.size_multiple(networks["reference"])).to(device)
+
+    print_table(measure.machine().items())
+    click.echo(f"\nphoto: {image or 'scikit-image astronaut'}, {width} x {height} pixels, float32, {device}")
+    if weights is None:
+        click.echo("weights: random, so this compares the computation; nothing is restored")
+    else:
+        click.echo(f"weights: {weights}")
+
+    click.echo("(1/3) time", err=True)
+    seconds = comparison.times(networks, padded, rounds)
+    click.echo("(2/3) memory, each in a process of its own", err=True)
+    peaks = comparison.memory(config, padded.shape, device)
+    click.echo("(3/3) the reference in float64; at the published size this takes minutes on a CPU", err=True)
+    errors, outputs = comparison.stage_errors(networks, padded)
+
+    click.echo("\nrelative error against the reference in float64")
+    print_table([("", "reference", "mirnet_fast", "")], "  {:<12}{:>12}{:>14}  {}")
+    print_table(
+        [
+            (e.stage, f"{e.reference:.2e}", f"{e.mirnet_fast:.2e}", "" if e.agrees else "DISAGREES")
+            for e in errors
+        ],
+        "  {:<12}{:>12}{:>14}  {}",
+    )
+    click.echo(f"\nmedian of {rounds} interleaved rounds, and peak memory of one forward pass")
+    print_table(
+        [(name, f"{seconds[name]:.3f} s", _megabytes(peaks[name])) for name in networks],
+        "  {:<12}{:>12}{:>14}",
+    )
+
+    pictures = {name: output[..., :height, :width].cpu() for name, output in outputs.items()}
+    difference = (pictures["mirnet_fast"] - pictures["reference"]).abs()
+    largest = difference.max().item()
+    factor = 2.0 ** np.floor(np.log2(1 / largest)) if 0 < largest < np.inf else 1.0
+    paths = []
+    try:
+        for name, picture in {**pictures, "difference": difference * factor}.items():
+            paths.append(out / f"{name}.png")
+            write_photo(paths[-1], Photo(picture))
+    except ImageError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f"\n{paths[-1]}: the absolute difference times {factor:.3g}")
+
+    agree = all(error.agrees for error in errors)
+    ratio = None if None in peaks.values() else peaks["mirnet_fast"] / max(peaks["reference"], 1)
+    click.echo(
+        f"{'agree' if agree else 'DO NOT AGREE'} "
+        f"(error {errors[-1].mirnet_fast:.1e}, the reference's own {errors[-1].reference:.1e}); "
+        f"mirnet_fast is {seconds['reference'] / seconds['mirnet_fast']:.2f} times as fast, "
+        f"peak memory {'not measured' if ratio is None else f'{ratio:.2f} times'}; {paths[0]}, {paths[1]}"
+    )
+    if not agree:
+        sys.exit(1)
+
+
+def _centre_crop(rgb, size):
+    if size is None:
+        return rgb
+    top, left = (max(0, (have - size) // 2) for have in rgb.shape[2:])
+    return rgb[..., top : top + size, left : left + size].contiguous()
+
+
+def _megabytes(peak):
+    return "killed" if peak is None else f"{peak / 2**20:.0f} MiB"

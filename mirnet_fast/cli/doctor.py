@@ -1,0 +1,60 @@
+"""mirnet-fast doctor: what is available, what runs, and why."""
+
+from collections import defaultdict
+
+import click
+
+from ._common import print_table
+
+
+@click.command()
+def doctor():
+    """Print versions, devices, how the kernels were built, and what runs for each op and why."""
+    import numpy as np
+    import torch
+
+    from .. import _native, backends, measure
+    from ..ops import OPS
+
+    problems = backends.problems()
+    if problems:
+        click.echo("no op runs until this is put right")
+        for sentence in problems:
+            click.echo(f"  {sentence}")
+        click.echo()
+    click.echo("machine and versions")
+    print_table([*measure.machine().items(), ("numpy", np.__version__)])
+    click.echo("\nbuild")
+    print_table(_native.build_info().items())
+    if _native.cpu_library_error() is not None:
+        click.echo(f"  C++ kernels: {_native.cpu_library_error()}")
+    untried = "loaded; so far tested on a CPU that emulates a GPU, and never run on a GPU by us"
+    click.echo(f"  CUDA kernels: {_native.cuda_library_error() or untried}")
+    forced = backends.current_backend()
+    click.echo(f"\nbackend: {forced or 'automatic'}")
+    if not problems:
+        click.echo(f"Winograd's method on the CPU: {'on' if backends.winograd() else 'off'}")
+    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
+            if device == "cpu" and dtype == torch.bfloat16:
+                click.echo(f"  convolutions: computed in {_in_bfloat16()}")
+            ops = defaultdict(list)  # one entry for all ops with the same explanation
+            for op in OPS:
+                ops[tuple(backends.explain(op, device, dtype))].append(op)
+            for choices, names in ops.items():
+                chosen = next((backend for backend, reason in choices if reason is None), "nothing")
+                click.echo(f"  {chosen}: {', '.join(names)}")
+                for backend, reason in choices:
+                    if reason is not None:
+                        click.echo(f"      not {backend}: {reason}")
+
+
+def _in_bfloat16():
+    import torch
+
+    from .. import backends
+
+    if backends.cpu_computes(torch.bfloat16):
+        return "bfloat16; the ops below are stored in it, and computed in float32"
+    return "float32 and stored in bfloat16, in which this CPU does not compute; so are the ops below"

@@ -1,0 +1,98 @@
+"""mirnet-fast evaluate: how close photos are to others."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from ._common import Command, device_option, network_config, network_options
+
+# Names of the benchmarks: (channels, border in pixels that is not counted, None for the scale).
+BENCHMARKS = {
+    "sidd": ("rgb", 0),
+    "dnd": ("rgb", 0),
+    "realsr": ("y", None),
+    "lol": ("rgb", 0),
+    "fivek": ("rgb", 0),
+}
+
+
+@click.command(cls=Command)
+@click.argument("inputs", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("targets", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--weights", help="A checkpoint; without one INPUTS are judged as they are.")
+@click.option("--benchmark", type=click.Choice(sorted(BENCHMARKS)), help="Its channels and border.")
+@click.option("--channels", type=click.Choice(["rgb", "y"]), help="Counted channels; rgb if not told.")
+@click.option("--border", type=click.IntRange(0), help="Pixels along each side that do not count.")
+@click.option("--ensemble", is_flag=True, help="The mean over eight orientations.")
+@click.option("--lpips", is_flag=True, help="Also LPIPS, by the package lpips.")
+@click.option(
+    "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="File for every photo's."
+)
+@device_option
+@network_options
+def evaluate(
+    inputs, targets, weights, benchmark, channels, border, ensemble, lpips, table, device, **options
+):
+    """PSNR and SSIM of the photos in INPUTS, restored, against those of the same names in TARGETS.
+
+    Both are judged as files of 8 bits a channel hold them. The exit status is 1 if a photo could not be
+    judged, and 130 after Ctrl-C; the result is that of the others all the same.
+    """
+    from tqdm import tqdm
+
+    from .. import evaluation, inference
+    from ..checkpoints import CheckpointError, load_checkpoint
+    from ..images import ImageError, matching_photos, read_photo
+    from ..modules import MIRNet
+
+    of_the_network = {**options, "ensemble": ensemble or None}
+    for parameter in click.get_current_context().command.params:
+        if weights is None and of_the_network.get(parameter.name) is not None:
+            raise click.UsageError(f"{parameter.opts[0]} needs --weights")
+    if benchmark and BENCHMARKS[benchmark][1] is None and border is None:
+        raise click.UsageError(f"--benchmark {benchmark} needs --border, the scale of the super-resolution")
+    channels = channels or (BENCHMARKS[benchmark][0] if benchmark else "rgb")
+    run = inference.restore_by_ensemble if ensemble else inference.restore
+    try:
+        pairs = matching_photos(inputs, targets)
+        model = None
+        if weights is not None:
+            model = MIRNet(**network_config(weights, options)).to(device)
+            load_checkpoint(model, weights, key=options["key"])
+        if table:
+            table.parent.mkdir(parents=True, exist_ok=True)
+    except (CheckpointError, ImageError, OSError) as error:
+        raise click.ClickException(str(error)) from error
+
+    scores, stopped = [], False
+    try:
+        for given, target in tqdm(pairs, unit="photo", disable=None):
+            try:
+                restored = read_photo(given).rgb
+                if model is not None:
+                    restored = run(model, restored.to(device)).cpu()
+                images = (t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb))
+                scores.append(evaluation.score(str(given), *images, channels, border or 0, lpips, device))
+            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # ImageError is a ValueError
+                message = str(error) if str(given) in str(error) else f"{given}: {error}"
+                tqdm.write(f"error: {message}", file=sys.stderr)
+    except ImportError as error:  # of the package lpips
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        stopped = True
+    if scores:
+        count = f"{len(scores)}{f' of {len(pairs)}' if len(scores) < len(pairs) else ''}"
+        result = evaluation.mean(scores)
+        click.echo(f"{count} photos, {channels}, border {border or 0}{', ensemble of 8' * ensemble}")
+        click.echo(
+            f"PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}"
+            + (f", LPIPS {result.lpips:.4f}" if lpips else "")
+        )
+        if table:
+            try:
+                evaluation.write_csv(table, scores)
+            except OSError as error:
+                raise click.ClickException(f"{table} was not written: {error.strerror or error}") from error
+    if stopped or len(scores) < len(pairs):
+        sys.exit(130 if stopped else 1)
