@@ -1,5 +1,7 @@
 // conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and its statistics.
-#include "winograd.h"
+#include "convolution.h"
+#include "run.h"
+#include "sums.h"
 
 namespace mirnet_fast::cpu {
 

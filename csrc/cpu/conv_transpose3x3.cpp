@@ -1,5 +1,6 @@
 // conv_transpose3x3 on the CPU: weights packed for the four phases of simd/conv_transpose3x3.cpp.
-#include "winograd.h"
+#include "convolution.h"
+#include "run.h"
 
 namespace mirnet_fast::cpu {
 

@@ -1,4 +1,5 @@
-// What the convolutions share, checks; and those on simd/winograd.h: blocks.
+// What the convolutions share: checks of their arguments; and for those on simd/winograd/, tiles
+// and blocks.
 #pragma once
 
 #include "packed_weights.h"
@@ -6,8 +7,7 @@
 namespace mirnet_fast::cpu {
 
 inline void check_float(const char* op, const char* name, const Tensor& tensor) {
-  MIRNET_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, op, ": ", name,
-               " must be float32");
+  MIRNET_CHECK(tensor.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32");
   MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
