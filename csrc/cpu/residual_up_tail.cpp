@@ -104,28 +104,15 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
 
   Forward<float> forward(out, bottom, weights, first_row);
   forward.args.slope = nullptr;
-  ConvTailArgs args{};
-  args.tail = forward.args;
-  args.conv.in = map_of(x);
-  args.conv.out = map_of(out);
-  args.conv.out.c = C;
-  args.conv.out.h = rows;
-  args.conv.out.w = width;
-  args.conv.out.sh *= 2;
-  args.conv.out.sw *= 2;
-  const PerChannel biases(conv_bias, C), slopes(slope, C);
-  const PackedWeights packed =
-      pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
-               args.conv.tile_columns, args.conv.out.n * tiles_of(args.conv), true);
-  args.conv.packed = packed.get();
-  const Tensor ordered = set_weight(args.conv, conv_weight, false);
-  args.conv.bias = biases.data();
-  args.conv.slope = slopes.data();
-  set_blocks(args.conv);
-  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(args.conv)), out.size(1));
-  args.sums = grouped.parts();
-  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, args.conv.out.n * args.conv.blocks,
-      args.conv.block_tiles * 64 * std::max(x.size(1), C));
+  ConvArgs maps{};
+  maps.in = map_of(x);
+  maps.out = first_phase(out, C);
+  const Convolution conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
+                         conv_bias, slope, true);
+  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
+  const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
+  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, maps.out.n * conv.args.blocks,
+      conv.args.block_tiles * 64 * std::max(x.size(1), C));
   grouped.finish();
 }
 

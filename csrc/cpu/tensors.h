@@ -88,8 +88,8 @@ inline Tensor empty_like(const Tensor& like, const Shape& shape) {
   return empty(like, shape, like.dim() == 4 && like.stride(1) == 1 && like.stride(3) != 1);
 }
 
-// f(offset, i) for the elements of a small tensor in order. What torch is asked for, it is asked
-// once: the answer takes longer than an element.
+// f(offset, i) for the elements of a small tensor in order. Sizes and strides are
+// read once: a call of torch takes longer than an element.
 template <class F>
 void each_element(const Tensor& t, F f) {
   const int64_t count = t.numel();

@@ -1,4 +1,4 @@
-// What the kernels ask of a GPU, each primitive once. With MIRNET_EMULATED, tests/emulation/
+// The primitives of a GPU that the kernels use, each once. With MIRNET_EMULATED, tests/emulation/
 // answers on the CPU, so that every kernel runs where there is no GPU. Kernels use no other
 // intrinsics.
 #pragma once

@@ -125,8 +125,8 @@ class Dense {
   OptionalTensor tensor_;
 };
 
-// Summed over these dimensions, in float64 if not told otherwise; torch adds in the same order
-// every time.
+// Summed over these dimensions, in float64 unless `dtype` says otherwise; torch adds in the same
+// order every time.
 inline Tensor summed(const Tensor& t, std::initializer_list<int64_t> dimensions,
                      ScalarType dtype = ScalarType::Double) {
   const Shape list(dimensions);

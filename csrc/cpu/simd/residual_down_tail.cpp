@@ -5,7 +5,7 @@
 // the weights' gradients and the gradients of both blurred maps (half a map each, kept for the next
 // pass), a pass over the large maps applies the transposed blur and the PReLU's derivative.
 #include "gemm.h"
-#include "tile_reduce.h"
+#include "prelu_gradient.h"
 #include "tile_resample.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
@@ -102,17 +102,8 @@ void down_tail_backward_large(const DownArgs& args, int64_t begin, int64_t end) 
       });
       resample<A>(small_top, args.rows_back, args.cols_back, rows.n, h, w, count, nullptr, line,
                   back, ld);
-      const View<A> x = view_tile<T>(args.top, rows.n, h, w, count, buffer);
-      add_columns<A>(slope_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
-        const Vec<A> value = load(x.data + i * x.ld + c, span);
-        return select<A>(value > Vec<A>{}, Vec<A>{}, value * load(back + i * ld + c, AllLanes{}));
-      });
-      store_tile<T>(args.top_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto span) {
-                      const Vec<A> g = load(back + i * ld + c, AllLanes{});
-                      return select<A>(load(x.data + i * x.ld + c, span) > Vec<A>{}, g,
-                                       g * load(slope + c, AllLanes{}));
-                    });
+      prelu_gradient<T>(args.top, args.top_grad, slope, rows.n, h, w, count, back, ld, slope_sum,
+                        buffer, spare);
     });
   }
 }

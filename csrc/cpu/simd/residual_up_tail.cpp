@@ -3,7 +3,7 @@
 // map's PReLU times the 1x1 weight. Floor: 4 + 1 maps read, 2 written. Backward: one pass over the
 // large maps, one over the small ones with the transposed enlargement; nothing kept in between.
 #include "gemm.h"
-#include "tile_reduce.h"
+#include "prelu_gradient.h"
 #include "tile_resample.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
@@ -96,17 +96,8 @@ void up_tail_backward_large(const UpArgs& args, int64_t begin, int64_t end) {
       rectified<T>(args.top, slope, rows.n, h, w, count, top, ld);
       add_outer<A>(g.data, g.ld, outputs, {top, ld}, count, channels, weight_sum, ld);
       gemm<A>(g.data, g.ld, 1, count, args.packed_top, outputs, channels, back, ld, false);
-      const View<A> x = view_tile<T>(args.top, rows.n, h, w, count, x_buffer);
-      add_columns<A>(slope_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
-        const Vec<A> value = load(x.data + i * x.ld + c, span);
-        return select<A>(value > Vec<A>{}, Vec<A>{}, value * load(back + i * ld + c, AllLanes{}));
-      });
-      store_tile<T>(args.top_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto span) {
-                      const Vec<A> v = load(back + i * ld + c, AllLanes{});
-                      return select<A>(load(x.data + i * x.ld + c, span) > Vec<A>{}, v,
-                                       v * load(slope + c, AllLanes{}));
-                    });
+      prelu_gradient<T>(args.top, args.top_grad, slope, rows.n, h, w, count, back, ld, slope_sum,
+                        x_buffer, spare);
     });
   }
 }
