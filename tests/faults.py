@@ -57,16 +57,16 @@ FAULTS = [
         "wait",
         "a chunk is used before its copies have landed",
         "csrc/cuda/tile.cuh",
-        "copies_arrived<1>();",
-        "copies_arrived<2>();",
+        "wait_for_copies<1>();",
+        "wait_for_copies<2>();",
         "tests/ops -k 'Cuda and chunks'",
     ),
     Fault(
         "late copy",
         "the same in one channel count of many",
         "csrc/cuda/tile.cuh",
-        "copies_arrived<1>();",
-        "if (chunks != 5 || i != 3) copies_arrived<1>();",
+        "wait_for_copies<1>();",
+        "if (chunks != 5 || i != 3) wait_for_copies<1>();",
         "tests/ops -k 'Cuda and chunks'",
     ),
     Fault(
@@ -80,7 +80,7 @@ FAULTS = [
     Fault(
         "stride",
         "rows are taken to be as far apart as they are long",
-        "csrc/cuda/common.cuh",
+        "csrc/cuda/launch.cuh",
         "x.stride(0), x.stride(2), x.stride(3)}",
         "x.stride(0), x.size(3) * x.stride(3), x.stride(3)}",
         "tests/ops -k 'Cuda and layouts'",
@@ -88,15 +88,15 @@ FAULTS = [
     Fault(
         "clamp",
         "the bilinear enlargement reads below the last row",
-        "csrc/shared/taps.h",
+        "csrc/common/axes.h",
         "return i < 0 ? 0 : i >= inputs ? inputs - 1 : i;",
         "return i < 0 ? 0 : i;",
-        "tests/test_shared.py tests/ops/test_residual_up_tail.py -k 'bilinear or Cuda'",
+        "tests/test_common.py tests/ops/test_residual_up_tail.py -k 'bilinear or Cuda'",
     ),
     Fault(
         "image offset in CUDA",
         "the offset of an image is of 32 bits",
-        "csrc/cuda/common.cuh",
+        "csrc/cuda/launch.cuh",
         "data + n * stride_n +",
         "data + int(n * stride_n) +",
         "tests/ops -k 'Cuda and far_apart'",
@@ -112,7 +112,7 @@ FAULTS = [
     Fault(
         "stream",
         "kernels are launched on the default stream, not the current one",
-        "csrc/cuda/common.cuh",
+        "csrc/cuda/launch.cuh",
         "shared, stream_, nullptr, 0}",
         "shared, nullptr, nullptr, 0}",
         "tests/ops/test_blur_pool.py -k Cuda",
@@ -160,7 +160,7 @@ FAULTS = [
     Fault(
         "remainder of threads",
         "rows that the number of threads does not divide are left out",
-        "csrc/cpu/common.h",
+        "csrc/cpu/run.h",
         "end = count * (share + 1) / threads;",
         "end = begin + count / threads;",
         "tests/ops/test_skff_select.py -k 'number_of_threads or float64'",
@@ -168,7 +168,7 @@ FAULTS = [
     Fault(
         "NaN",
         "PReLU of the C++ kernels swallows a NaN",
-        "csrc/cpu/simd/tile.h",
+        "csrc/cpu/simd/tile_io.h",
         "return x > V{} ? x : x * slope;",
         "return x > V{} ? x : (x <= V{} ? x * slope : V{});",
         "tests/ops/test_residual_up_tail.py -k special",
@@ -224,7 +224,7 @@ FAULTS = [
     Fault(
         "distance 0",
         "a map's pixels that all lie at one place are taken for packed weights",
-        "csrc/cpu/simd/tile.h",
+        "csrc/cpu/simd/gemm.h",
         "piece<A>(take, rows, a + i, 1, sk, tile.data + column, tile.ld, k,",
         "piece<A>(take, rows, a + i, 1, sk, tile.data + column, tile.ld ? tile.ld : take * kLanes<A>, k,",
         "tests/ops -k one_place",
@@ -232,7 +232,7 @@ FAULTS = [
     Fault(
         "special values",
         "a NaN reaches the outputs of the whole tile of a convolution",
-        "csrc/cpu/simd/winograd.h",
+        "csrc/cpu/simd/winograd/epilogue.h",
         "return has_nan(sum - sum);",
         "return false && has_nan(sum - sum);",
         "tests/ops/test_conv3x3.py tests/ops/test_conv_transpose3x3.py -k special",

@@ -1,6 +1,7 @@
 // blur_pool on the CPU: tensors in, sparse filter tables, loops of simd/blur_pool.cpp.
-#include "common.h"
-#include "taps.h"
+#include "run.h"
+#include "tap_tables.h"
+#include "tensors.h"
 
 namespace mirnet_fast::cpu {
 

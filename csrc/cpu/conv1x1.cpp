@@ -1,5 +1,6 @@
 // conv1x1 on the CPU: weights packed for simd/conv1x1.cpp.
-#include "winograd.h"
+#include "convolution.h"
+#include "panels.h"
 
 namespace mirnet_fast::cpu {
 

@@ -1,5 +1,7 @@
 // conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and its statistics.
-#include "winograd.h"
+#include "convolution.h"
+#include "run.h"
+#include "sums.h"
 
 namespace mirnet_fast::cpu {
 
@@ -27,21 +29,14 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.out = map_of(out);
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
-  const PerChannel biases(bias, C), slopes(slope, C);
-  args.tile_columns = tile_columns(args.in, args.out);
-  const PackedWeights packed =
-      pack_for(MIRNET_KERNEL(conv3x3_pack, float), weight, true, args.tile_columns,
-               args.out.n * tiles_of(args), keep_weights);
-  args.packed = packed.get();
-  const Tensor ordered = set_weight(args, weight, true);
-  args.bias = biases.data();
-  args.slope = slopes.data();
-  set_blocks(args);
-  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
   if (pooled) args.pooled = map_of(*pooled);
-  args.sums = grouped.parts();
-  run(MIRNET_KERNEL(conv3x3_blocks, float), args, args.out.n * args.blocks,
-      args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
+  args.tile_columns = tile_columns(args.in, args.out);
+  Convolution conv(args, MIRNET_KERNEL(conv3x3_pack, float), weight, true, bias, slope,
+                   keep_weights);
+  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
+  conv.args.sums = grouped.parts();
+  run(MIRNET_KERNEL(conv3x3_blocks, float), conv.args, args.out.n * conv.args.blocks,
+      conv.args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
   grouped.finish();
 }
 

@@ -1,5 +1,6 @@
 // conv_transpose3x3 on the CPU: weights packed for the four phases of simd/conv_transpose3x3.cpp.
-#include "winograd.h"
+#include "convolution.h"
+#include "run.h"
 
 namespace mirnet_fast::cpu {
 
@@ -18,24 +19,12 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
 
   ConvArgs args{};
   args.in = map_of(x);
-  args.out = map_of(out);
-  // The pixels of the first phase: those of the others lie beside them.
+  args.out = first_phase(out, C);
   args.first_row = first_row;
-  args.out.h = rows;
-  args.out.w = x.size(3);
-  args.out.sh *= 2;
-  args.out.sw *= 2;
-  const PerChannel biases(bias, C), slopes(slope, C);
-  const PackedWeights packed =
-      pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, args.tile_columns,
-               args.out.n * tiles_of(args), keep_weights);
-  args.packed = packed.get();
-  const Tensor ordered = set_weight(args, weight, false);
-  args.bias = biases.data();
-  args.slope = slopes.data();
-  set_blocks(args);
-  run(MIRNET_KERNEL(conv_transpose3x3_blocks, float), args, args.out.n * args.blocks,
-      args.block_tiles * 64 * std::max(args.in.c, C));
+  const Convolution conv(args, MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, bias,
+                         slope, keep_weights);
+  run(MIRNET_KERNEL(conv_transpose3x3_blocks, float), conv.args, args.out.n * conv.args.blocks,
+      conv.args.block_tiles * 64 * std::max(args.in.c, C));
 }
 
 }  // namespace

@@ -2,7 +2,11 @@
 // which is a few thousand multiplications an image, in double.
 #include <cmath>
 
-#include "common.h"
+#include "../common/dau_arguments.h"
+#include "panels.h"
+#include "run.h"
+#include "sums.h"
+#include "tensors.h"
 
 namespace mirnet_fast::cpu {
 
@@ -12,31 +16,6 @@ constexpr const char* kOp = "dau_attention";
 
 using Doubles = Vector<double>;
 
-struct Weights {
-  const Tensor &spatial, &squeeze;
-  const OptionalTensor& squeeze_bias;
-  const Tensor& excite;
-  const OptionalTensor& excite_bias;
-  const Tensor& fuse;
-  const OptionalTensor& fuse_bias;
-};
-
-void check_all(const Tensor& r, const Weights& w) {
-  check_map(kOp, "r", r);
-  const int64_t channels = r.size(1);
-  MIRNET_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
-               ": spatial_weight must be (1, 2, k, k) with odd k; got ", text(shape_of(w.spatial)));
-  check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
-  MIRNET_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
-  const int64_t squeezed = w.squeeze.size(0);
-  MIRNET_CHECK(squeezed > 0, kOp, ": squeeze_weight must have an output; got ",
-               text(shape_of(w.squeeze)));
-  check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
-             r);
-  check_conv(kOp, "excite_weight or excite_bias", w.excite, w.excite_bias, channels, squeezed, r);
-  check_conv(kOp, "fuse_weight or fuse_bias", w.fuse, w.fuse_bias, channels, 2 * channels, r);
-}
-
 // sigmoid(excite relu(squeeze pooled)) for every image, with what the backward needs.
 struct ChannelGate {
   int64_t channels, squeezed;
@@ -44,7 +23,8 @@ struct ChannelGate {
   Doubles pooled, before, gate;  // (N, C), (N, d) before the ReLU, (N, C)
 
   template <class T>
-  static ChannelGate of(const Weights& w, const Doubles& sums, const Chunks& chunks, const Map& r) {
+  static ChannelGate of(const DauWeights& w, const Doubles& sums, const Chunks& chunks,
+                        const Map& r) {
     ChannelGate g{r.c,
                   w.squeeze.size(0),
                   values<T, double>(w.squeeze),
@@ -121,7 +101,7 @@ struct Gates {
   Vector<int32_t> argmax;
   ChannelGate channel;
 
-  Gates(DauArgs& args, const Weights& w, bool for_backward)
+  Gates(DauArgs& args, const DauWeights& w, bool for_backward)
       : Gates(args.r.n * 2 * args.r.h * args.r.w, args, w) {
     const Map& r = args.r;
     if (for_backward) argmax.resize(spatial_gate.size());
@@ -137,7 +117,7 @@ struct Gates {
   }
 
   // From statistics that a convolution left: (N, 2, H, W) of A, and (N, C) of double.
-  Gates(DauArgs& args, const Weights& w, const Tensor& given, const Tensor& given_sums)
+  Gates(DauArgs& args, const DauWeights& w, const Tensor& given, const Tensor& given_sums)
       : Gates(0, args, w) {
     const Map& r = args.r;
     args.pooled = static_cast<A*>(given.data_ptr());
@@ -147,7 +127,7 @@ struct Gates {
   }
 
  private:
-  Gates(int64_t pooled_values, DauArgs& args, const Weights& w)
+  Gates(int64_t pooled_values, DauArgs& args, const DauWeights& w)
       : spatial_weight(values<T>(w.spatial)),
         pooled(pooled_values),
         spatial_gate(args.r.n * args.r.h * args.r.w) {
@@ -165,9 +145,9 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
                         Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
                         OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias,
                         OptionalTensor pooled, OptionalTensor sums, OptionalTensor out_sums) {
-  const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                        excite_bias,    fuse_weight,    fuse_bias};
-  check_all(r, weights);
+  const DauWeights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                           excite_bias,    fuse_weight,    fuse_bias};
+  check_dau(kOp, r, weights);
   if (x) check(kOp, "x", *x, shape_of(r), r);
   check(kOp, "out", out, shape_of(r), r);
   if (out_sums) check_sums(kOp, "out_sums", *out_sums, r.size(0), r.size(1));
@@ -217,9 +197,9 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                            Tensor squeeze_weight, OptionalTensor squeeze_bias,
                                            Tensor excite_weight, OptionalTensor excite_bias,
                                            Tensor fuse_weight, OptionalTensor fuse_bias) {
-  const Weights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                        excite_bias,    fuse_weight,    fuse_bias};
-  check_all(r, weights);
+  const DauWeights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                           excite_bias,    fuse_weight,    fuse_bias};
+  check_dau(kOp, r, weights);
   check(kOp, "grad", grad, shape_of(r), r);
   std::vector<Tensor> gradients{empty_like(r, shape_of(r))};
   by_dtype(kOp, r, [&](auto tag) {

@@ -2,13 +2,19 @@
 // the op and the bytes, and nothing is lost but the call.
 #pragma once
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../shared/check.h"
+#include "../common/check.h"
 
 namespace mirnet_fast::cpu {
 
@@ -21,6 +27,20 @@ class OutOfMemory : public std::bad_alloc {
  private:
   std::string text_;
 };
+
+// Fresh memory comes a page at a time, each with an interrupt and a clearing: for a feature map
+// that costs more than writing it. Large pages make it a few hundred times fewer.
+inline void advise_large_pages(void* data, int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kLarge = uintptr_t(1) << 21;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(data) + kLarge - 1) / kLarge * kLarge;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / kLarge * kLarge;
+  // Advice only: where the system does not take it, nothing is lost.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
 
 template <class T>
 struct Allocator {

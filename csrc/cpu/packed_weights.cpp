@@ -9,6 +9,8 @@
 #include <mutex>
 #include <tuple>
 
+#include "run.h"
+
 namespace mirnet_fast::cpu {
 
 namespace {
@@ -176,7 +178,7 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   if (!kept().has_room(bytes)) return once();
   auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
   if (memory == nullptr) return once();
-  ask_for_large_pages(memory, bytes);
+  advise_large_pages(memory, bytes);
   const PackedWeights result(pack_to(memory), [memory](const float*) { std::free(memory); });
   // Not if another thread changed the weight meanwhile.
   if (fingerprint_of(weight) == print) kept().add(key, std::move(print), result, bytes);

@@ -9,7 +9,7 @@
 
 #include <memory>
 
-#include "common.h"
+#include "tensors.h"
 
 namespace mirnet_fast::cpu {
 

@@ -1,9 +1,7 @@
 // residual_down_tail on the CPU: filter tables and packed weights for simd/residual_down_tail.cpp.
-#include <memory>
-
-#include "common.h"
-#include "tail.h"
-#include "taps.h"
+#include "panels.h"
+#include "tail_sums.h"
+#include "tap_tables.h"
 
 namespace mirnet_fast::cpu {
 
@@ -13,16 +11,6 @@ constexpr const char* kOp = "residual_down_tail";
 
 TapTable taps(int64_t size) { return blur_taps(size, 3, "reflect", 2, 0); }
 
-void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
-  check_map(kOp, "top", top);
-  check(kOp, "bottom", bottom, shape_of(top), top);
-  check_tail(kOp, w, top.size(1), top.size(1), top);
-}
-
-Shape small_shape(const Tensor& top, const Tensor& top_weight) {
-  return {top.size(0), top_weight.size(0), (top.size(2) + 1) / 2, (top.size(3) + 1) / 2};
-}
-
 }  // namespace
 
 // sums: (N, D), for the sums of out over its pixels.
@@ -30,8 +18,8 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
                              OptionalTensor top_bias, Tensor bottom_weight,
                              OptionalTensor bottom_bias, OptionalTensor sums) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, weights);
-  check(kOp, "out", out, small_shape(top, top_weight), top);
+  check_down_tail(kOp, top, bottom, weights);
+  check(kOp, "out", out, down_tail_shape(top, top_weight.size(0)), top);
   const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), D);
@@ -63,8 +51,8 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
 Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                           OptionalTensor top_bias, Tensor bottom_weight,
                           OptionalTensor bottom_bias) {
-  check_all(top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
-  Tensor out = empty_like(top, small_shape(top, top_weight));
+  check_down_tail(kOp, top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
+  Tensor out = empty_like(top, down_tail_shape(top, top_weight.size(0)));
   residual_down_tail_into(out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias,
                           std::nullopt);
   return out;
@@ -75,12 +63,12 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
                                                 OptionalTensor top_bias, Tensor bottom_weight,
                                                 OptionalTensor bottom_bias) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, weights);
+  check_down_tail(kOp, top, bottom, weights);
   const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   const TapTable rows_back = transposed(rows, top.size(2)),
                  cols_back = transposed(cols, top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
-  check(kOp, "grad", grad, small_shape(top, top_weight), top);
+  check(kOp, "grad", grad, down_tail_shape(top, top_weight.size(0)), top);
   Tensor top_grad = empty_like(top, shape_of(top)), bottom_grad = empty_like(bottom, shape_of(top));
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {

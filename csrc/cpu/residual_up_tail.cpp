@@ -1,24 +1,14 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
-#include <memory>
-
-#include "tail.h"
-#include "taps.h"
-#include "winograd.h"
+#include "convolution.h"
+#include "panels.h"
+#include "tail_sums.h"
+#include "tap_tables.h"
 
 namespace mirnet_fast::cpu {
 
 namespace {
 
 constexpr const char* kOp = "residual_up_tail";
-
-void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
-  check_map(kOp, "top", top);
-  check_map(kOp, "bottom", bottom);
-  check(kOp, "bottom", bottom, shape_of(bottom), top);
-  check(kOp, "top", top, {bottom.size(0), top.size(1), 2 * bottom.size(2), 2 * bottom.size(3)},
-        bottom);
-  check_tail(kOp, w, top.size(1), bottom.size(1), top);
-}
 
 // What a forward needs beside the large map, for the result's rows from first_row on.
 template <class T>
@@ -114,34 +104,21 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
 
   Forward<float> forward(out, bottom, weights, first_row);
   forward.args.slope = nullptr;
-  ConvTailArgs args{};
-  args.tail = forward.args;
-  args.conv.in = map_of(x);
-  args.conv.out = map_of(out);
-  args.conv.out.c = C;
-  args.conv.out.h = rows;
-  args.conv.out.w = width;
-  args.conv.out.sh *= 2;
-  args.conv.out.sw *= 2;
-  const PerChannel biases(conv_bias, C), slopes(slope, C);
-  const PackedWeights packed =
-      pack_for(MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
-               args.conv.tile_columns, args.conv.out.n * tiles_of(args.conv), true);
-  args.conv.packed = packed.get();
-  const Tensor ordered = set_weight(args.conv, conv_weight, false);
-  args.conv.bias = biases.data();
-  args.conv.slope = slopes.data();
-  set_blocks(args.conv);
-  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(args.conv)), out.size(1));
-  args.sums = grouped.parts();
-  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, args.conv.out.n * args.conv.blocks,
-      args.conv.block_tiles * 64 * std::max(x.size(1), C));
+  ConvArgs maps{};
+  maps.in = map_of(x);
+  maps.out = first_phase(out, C);
+  const Convolution conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
+                         conv_bias, slope, true);
+  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
+  const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
+  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, maps.out.n * conv.args.blocks,
+      conv.args.block_tiles * 64 * std::max(x.size(1), C));
   grouped.finish();
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                         OptionalTensor top_bias, Tensor bottom_weight, OptionalTensor bottom_bias) {
-  check_all(top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
+  check_up_tail(kOp, top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
   Tensor out = empty_like(top, {top.size(0), top_weight.size(0), top.size(2), top.size(3)});
   residual_up_tail_rows(out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias,
                         0);
@@ -152,7 +129,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
                                               Tensor top_weight, OptionalTensor top_bias,
                                               Tensor bottom_weight, OptionalTensor bottom_bias) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, weights);
+  check_up_tail(kOp, top, bottom, weights);
   const int64_t C = top.size(1), E = bottom.size(1), D = top_weight.size(0);
   check(kOp, "grad", grad, {top.size(0), D, top.size(2), top.size(3)}, top);
   const TapTable rows_back = transposed(bilinear_taps(bottom.size(2)), bottom.size(2));

@@ -1,8 +1,10 @@
 // skff_select on the CPU: the loops of simd/skff_select.cpp, and between them the logits, which are
 // a few thousand multiplications an image, in double.
-#include <cmath>
-
-#include "common.h"
+#include "../common/skff_arguments.h"
+#include "../common/softmax.h"
+#include "run.h"
+#include "sums.h"
+#include "tensors.h"
 
 namespace mirnet_fast::cpu {
 
@@ -34,70 +36,33 @@ struct Selector {
       image.after[k] = sum > 0 ? sum : slope.empty() ? (sum <= 0 ? 0 : sum) : slope_at(k) * sum;
     }
     for (int64_t c = 0; c < channels; ++c) {
-      double largest = -INFINITY, total = 0;
       for (int64_t b = 0; b < branches; ++b) {
         double& logit = image.attention[b * channels + c];
         logit = select_bias.empty() ? 0 : select_bias[b][c];
         for (int64_t k = 0; k < squeezed; ++k)
           logit += select[b][c * squeezed + k] * image.after[k];
-        largest = std::max(largest, logit);
       }
-      for (int64_t b = 0; b < branches; ++b)
-        total += image.attention[b * channels + c] =
-            std::exp(image.attention[b * channels + c] - largest);
-      for (int64_t b = 0; b < branches; ++b) image.attention[b * channels + c] /= total;
+      softmax(&image.attention[c], int(branches), int(channels));
     }
     return image;
   }
 };
 
 template <class T>
-Selector selector(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
-                  const OptionalTensor& reduce_bias, const OptionalTensor& slope,
-                  const std::vector<Tensor>& select_weights,
-                  const std::vector<Tensor>& select_biases) {
+Selector selector(const std::vector<Tensor>& branches, const SkffWeights& w) {
   Selector s{int64_t(branches.size()),
              branches[0].size(1),
-             reduce_weight.size(0),
-             values<T, double>(reduce_weight),
+             w.reduce.size(0),
+             values<T, double>(w.reduce),
              {},
              {},
              {},
              {}};
-  if (reduce_bias) s.reduce_bias = values<T, double>(*reduce_bias);
-  if (slope) s.slope = values<T, double>(*slope);
-  for (const Tensor& weight : select_weights) s.select.push_back(values<T, double>(weight));
-  for (const Tensor& bias : select_biases) s.select_bias.push_back(values<T, double>(bias));
+  if (w.reduce_bias) s.reduce_bias = values<T, double>(*w.reduce_bias);
+  if (w.slope) s.slope = values<T, double>(*w.slope);
+  for (const Tensor& weight : w.select) s.select.push_back(values<T, double>(weight));
+  for (const Tensor& bias : w.select_biases) s.select_bias.push_back(values<T, double>(bias));
   return s;
-}
-
-void check_branches(const std::vector<Tensor>& branches) {
-  MIRNET_CHECK(!branches.empty(), kOp, ": branches must hold at least one tensor; got none");
-  check_map(kOp, "branches[0]", branches[0]);
-}
-
-void check_all(const std::vector<Tensor>& branches, const Tensor& reduce_weight,
-               const OptionalTensor& reduce_bias, const OptionalTensor& slope,
-               const std::vector<Tensor>& select_weights,
-               const std::vector<Tensor>& select_biases) {
-  check_branches(branches);
-  const Tensor& first = branches[0];
-  for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
-  const int64_t channels = first.size(1);
-  MIRNET_CHECK(reduce_weight.dim() == 4, kOp, ": reduce_weight must be (d, C, 1, 1)");
-  const int64_t squeezed = reduce_weight.size(0);
-  MIRNET_CHECK(squeezed > 0, kOp, ": reduce_weight must have an output; got ",
-               text(shape_of(reduce_weight)));
-  check_conv(kOp, "reduce_weight or reduce_bias", reduce_weight, reduce_bias, squeezed, channels,
-             first);
-  if (slope) check(kOp, "slope", *slope, {slope->numel() == 1 ? 1 : squeezed}, first);
-  MIRNET_CHECK(select_weights.size() == branches.size(), kOp,
-               ": select_weights must hold one weight a branch");
-  MIRNET_CHECK(select_biases.empty() || select_biases.size() == branches.size(), kOp,
-               ": select_biases must be empty or hold one a branch");
-  for (const Tensor& weight : select_weights)
-    check(kOp, "select_weights", weight, {channels, squeezed, 1, 1}, first);
-  for (const Tensor& bias : select_biases) check(kOp, "select_biases", bias, {channels}, first);
 }
 
 std::vector<Map> maps_of(const std::vector<Tensor>& tensors) {
@@ -126,12 +91,10 @@ Doubles pool(const std::vector<Map>& inputs) {
 
 // (N, C), float64: the sum of the branches over the pixels.
 Tensor skff_pool(std::vector<Tensor> branches) {
-  check_branches(branches);
+  check_branches(kOp, branches);
   const Tensor& first = branches[0];
-  for (const Tensor& branch : branches) check(kOp, "branches", branch, shape_of(first), first);
-  Tensor result =
-      torch::stable::empty({first.size(0), first.size(1)}, torch::headeronly::ScalarType::Double,
-                           std::nullopt, first.device(), std::nullopt, std::nullopt);
+  Tensor result = torch::stable::empty({first.size(0), first.size(1)}, ScalarType::Double,
+                                       std::nullopt, first.device(), std::nullopt, std::nullopt);
   by_dtype(kOp, first, [&](auto tag) {
     const Doubles sums = pool<typename decltype(tag)::type>(maps_of(branches));
     std::copy(sums.begin(), sums.end(), static_cast<double*>(result.data_ptr()));
@@ -145,7 +108,8 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
                       OptionalTensor reduce_bias, OptionalTensor slope,
                       std::vector<Tensor> select_weights, std::vector<Tensor> select_biases,
                       std::optional<std::vector<Tensor>> given, int64_t pixels) {
-  check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+  const SkffWeights weights{reduce_weight, reduce_bias, slope, select_weights, select_biases};
+  check_skff(kOp, branches, weights);
   check(kOp, "out", out, shape_of(branches[0]), branches[0]);
   const std::vector<Tensor> sums = given.value_or(std::vector<Tensor>());
   for (const Tensor& part : sums) check_sums(kOp, "sums", part, out.size(0), out.size(1));
@@ -153,8 +117,7 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
   by_dtype(kOp, out, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    const Selector select =
-        selector<T>(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+    const Selector select = selector<T>(branches, weights);
     const std::vector<Map> inputs = maps_of(branches);
     const Map& first = inputs[0];
     const int64_t count = select.branches * first.c;
@@ -182,7 +145,7 @@ void skff_select_into(Tensor out, std::vector<Tensor> branches, Tensor reduce_we
 Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalTensor reduce_bias,
                    OptionalTensor slope, std::vector<Tensor> select_weights,
                    std::vector<Tensor> select_biases) {
-  check_branches(branches);
+  check_branches(kOp, branches);
   Tensor out = empty_like(branches[0], shape_of(branches[0]));
   skff_select_into(out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases,
                    std::nullopt, 0);
@@ -193,15 +156,15 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
                                          Tensor reduce_weight, OptionalTensor reduce_bias,
                                          OptionalTensor slope, std::vector<Tensor> select_weights,
                                          std::vector<Tensor> select_biases) {
-  check_all(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+  const SkffWeights weights{reduce_weight, reduce_bias, slope, select_weights, select_biases};
+  check_skff(kOp, branches, weights);
   check(kOp, "grad", grad, shape_of(branches[0]), branches[0]);
   std::vector<Tensor> gradients;
   for (const Tensor& branch : branches) gradients.push_back(empty_like(branch, shape_of(branch)));
   by_dtype(kOp, grad, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    const Selector select =
-        selector<T>(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases);
+    const Selector select = selector<T>(branches, weights);
     const std::vector<Map> inputs = maps_of(branches), input_grads = maps_of(gradients);
     const Map& first = inputs[0];
     const int64_t B = select.branches, C = first.c, D = select.squeezed;

@@ -7,6 +7,7 @@
 // neighbouring outputs share come from the first-level cache: a tile staged in shared memory would
 // cost a barrier and save nothing of the memory's traffic. Every other filter and the backward
 // gather by resample.cuh.
+#include "../common/blur_axis.h"
 #include "resample.cuh"
 
 namespace mirnet_fast::cuda {
@@ -16,7 +17,6 @@ namespace {
 constexpr const char* kOp = "blur_pool";
 constexpr int kThreads = 256;
 constexpr int kStrip = 4;
-constexpr int64_t kLimit = int64_t(1) << 30;
 
 template <class T>
 struct Blur3Args {
@@ -71,50 +71,31 @@ __global__ void __launch_bounds__(kThreads, 2) blur3_kernel(Blur3Args<T> a) {
   }
 }
 
-BlurAxis axis(int64_t size, int64_t taps, const std::string& pad_type, int64_t stride,
-              int64_t pad_off) {
-  const int64_t before = (taps - 1) / 2 + pad_off, after = taps / 2 + pad_off;
-  const Padding padding = pad_type == "reflect"     ? Padding::reflect
-                          : pad_type == "replicate" ? Padding::replicate
-                                                    : Padding::zero;
-  MIRNET_CHECK(size + before + after < kLimit, kOp, ": a side of 2**30 pixels or more");
-  MIRNET_CHECK(taps >= 1 && taps <= 7 && stride >= 1 && before >= 0 &&
-                   size + before + after >= taps && (padding != Padding::reflect || size > after) &&
-                   (padding != Padding::zero || pad_type == "zero"),
-               kOp, ": filter, padding and stride do not fit the input");
-  return {int(size),
-          int((size + before + after - taps) / stride + 1),
-          int(std::min(stride, kLimit)),
-          int(before),
-          int(taps),
-          padding};
-}
-
 }  // namespace
 
 Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stride,
                  int64_t pad_off) {
   check_map(kOp, "x", x);
-  const BlurAxis rows = axis(x.size(2), filt_size, pad_type, stride, pad_off);
-  const BlurAxis cols = axis(x.size(3), filt_size, pad_type, stride, pad_off);
-  const Place place(x);
+  const BlurAxis rows = blur_axis(x.size(2), filt_size, pad_type, stride, pad_off);
+  const BlurAxis cols = blur_axis(x.size(3), filt_size, pad_type, stride, pad_off);
+  const LaunchContext context(x);
   const Tensor in = map_in(x);
   const Tensor out = map_out(x, {x.size(0), x.size(1), rows.outputs, cols.outputs});
   const bool aligned = wide({&in, &out});
   by_dtype(kOp, x, [&](auto tag) {
     using T = typename decltype(tag)::type;
     if (filt_size != 3 || stride != 2)
-      return resample<false, T, T>(kOp, place, in, out, rows, cols);
+      return resample<false, T, T>(kOp, context, in, out, rows, cols);
     if (out.numel() == 0) return;
     const auto go = [&](auto width) {
       constexpr int V = decltype(width)::value;
       const int channels = int(x.size(1));
       const int64_t chunks =
-          row_blocks(told(kOp, x), int64_t(cols.outputs) * (channels / V), kThreads);
+          row_blocks(error_context(kOp, x), int64_t(cols.outputs) * (channels / V), kThreads);
       const int64_t blocks = x.size(0) * ceil_div(rows.outputs, kStrip) * chunks;
       const Blur3Args<T> args{map_of<const T>(in), map_of<T>(out), rows, cols, channels,
                               int(chunks)};
-      place.launch(told(kOp, x), blur3_kernel<T, V>, blocks, kThreads, 0, args);
+      context.launch(error_context(kOp, x), blur3_kernel<T, V>, blocks, kThreads, 0, args);
     };
     aligned ? go(Width<kWide<T>>{}) : go(Width<1>{});
   });
@@ -124,14 +105,14 @@ Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stri
 std::vector<Tensor> blur_pool_backward(Tensor grad, Tensor x, int64_t filt_size,
                                        std::string pad_type, int64_t stride, int64_t pad_off) {
   check_map(kOp, "x", x);
-  const BlurAxis rows = axis(x.size(2), filt_size, pad_type, stride, pad_off);
-  const BlurAxis cols = axis(x.size(3), filt_size, pad_type, stride, pad_off);
+  const BlurAxis rows = blur_axis(x.size(2), filt_size, pad_type, stride, pad_off);
+  const BlurAxis cols = blur_axis(x.size(3), filt_size, pad_type, stride, pad_off);
   check(kOp, "grad", grad, {x.size(0), x.size(1), rows.outputs, cols.outputs}, x);
-  const Place place(x);
+  const LaunchContext context(x);
   const Tensor given = map_in(grad), out = map_out(x, shape_of(x));
   by_dtype(kOp, x, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    resample<true, T, T>(kOp, place, given, out, rows, cols);
+    resample<true, T, T>(kOp, context, given, out, rows, cols);
   });
   return {laid_out_like(out, x)};
 }

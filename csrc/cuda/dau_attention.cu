@@ -5,7 +5,7 @@
 // layers and writes each image's fuse weight with the channel gate already in its second half: a
 // product's operand that needs nothing more. apply_kernel does the k x k gate on the two small maps
 // from shared memory, multiplies r by both halves at once, and adds bias and x, whose tile was
-// asked for before anything else. Tile: 8 x 16 pixels by up to 128 outputs (64 in float32), each
+// copied before anything else. Tile: 8 x 16 pixels by up to 128 outputs (64 in float32), each
 // warp's part 32 by 32 of both halves; of r and the weights kDeep channels at a time are in shared
 // memory, twice.
 #include "dau_attention.cuh"
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
 
   if (a.x.data) {
     copy_rows<T, N, Aligned>(outputs, kPixels, kAll, first, C, row_of(a.x));
-    copies_asked();
+    commit_copies();
   }
   WarpTile<T, 2, kWarpChannels / 8> left, right;
   left.clear();
@@ -157,16 +157,16 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) apply_kernel(A
 }
 
 template <class T>
-Tensor channel_gate(const Place& place, const Tensor& r, const Tensor& sums, const DenseWeights& w,
-                    int64_t squeezed, const Tensor& weights) {
+Tensor channel_gate(const LaunchContext& context, const Tensor& r, const Tensor& sums,
+                    const DenseWeights& w, int64_t squeezed, const Tensor& weights) {
   const int64_t n = r.size(0), channels = r.size(1), parts = ceil_div(channels, 16);
   const Tensor gate = scratch(r, {n, channels});
   const GateArgs<T> args{static_cast<const float*>(sums.data_ptr()),
-                         w.squeeze<T>(),
-                         w.squeeze_bias<T>(),
-                         w.excite<T>(),
-                         w.excite_bias<T>(),
-                         w.fuse<T>(),
+                         w.squeeze.data<T>(),
+                         w.squeeze_bias.data<T>(),
+                         w.excite.data<T>(),
+                         w.excite_bias.data<T>(),
+                         w.fuse.data<T>(),
                          static_cast<float*>(gate.data_ptr()),
                          static_cast<T*>(weights.data_ptr()),
                          int(channels),
@@ -174,8 +174,8 @@ Tensor channel_gate(const Place& place, const Tensor& r, const Tensor& sums, con
                          int(sums.size(1)),
                          int(parts),
                          float(r.size(2) * r.size(3))};
-  place.launch(told(kOp, r), gate_kernel<T>, n * parts, kSmallThreads,
-               (kSmallThreads + 2 * channels + squeezed) * sizeof(float), args);
+  context.launch(error_context(kOp, r), gate_kernel<T>, n * parts, kSmallThreads,
+                 (kSmallThreads + 2 * channels + squeezed) * sizeof(float), args);
   return gate;
 }
 
@@ -185,11 +185,11 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
                      OptionalTensor squeeze_bias, Tensor excite_weight, OptionalTensor excite_bias,
                      Tensor fuse_weight, OptionalTensor fuse_bias) {
   using namespace dau;
-  const Weights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                      excite_bias,    fuse_weight,    fuse_bias};
-  check_all(r, given);
+  const DauWeights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                         excite_bias,    fuse_weight,    fuse_bias};
+  check_dau(kOp, r, given);
   if (x) check(kOp, "x", *x, shape_of(r), r);
-  const Place place(r);
+  const LaunchContext context(r);
   const Tensor out = map_out(r, shape_of(r));
   if (out.numel() == 0) return laid_out_like(out, r);
   const Tensor inner = map_in(r);
@@ -201,15 +201,15 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   const bool aligned = wide({&inner, &out}) && (!x || wide({&*added}));
   by_dtype(kOp, r, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const Statistics seen = statistics<T>(place, inner, false);
-    channel_gate<T>(place, r, seen.sums, w, squeeze_weight.size(0), weights);
+    const Statistics seen = statistics<T>(context, inner, false);
+    channel_gate<T>(context, r, seen.sums, w, squeeze_weight.size(0), weights);
     const ApplyArgs<T> args{map_of<const T>(inner),
                             x ? map_of<const T>(*added) : Map<const T>{},
                             map_of<T>(out),
                             static_cast<const float*>(seen.pooled.data_ptr()),
-                            w.spatial<T>(),
+                            w.spatial.data<T>(),
                             static_cast<const T*>(weights.data_ptr()),
-                            w.fuse_bias<T>(),
+                            w.fuse_bias.data<T>(),
                             int(channels),
                             int(spatial_weight.size(2)),
                             int(r.size(2)),
@@ -218,8 +218,8 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kDown, kAcross>(n, r.size(2), r.size(3)) * ceil_div(channels, N);
-      place.launch(told(kOp, r), kernel, blocks, kThreads<N>, ApplyShared<T, N>::bytes(args.taps),
-                   args);
+      context.launch(error_context(kOp, r), kernel, blocks, kThreads<N>,
+                     ApplyShared<T, N>::bytes(args.taps), args);
     };
     if (!aligned)
       go(Width<64>{}, apply_kernel<T, 64, false>);
@@ -238,11 +238,11 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                            Tensor excite_weight, OptionalTensor excite_bias,
                                            Tensor fuse_weight, OptionalTensor fuse_bias) {
   using namespace dau;
-  const Weights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                      excite_bias,    fuse_weight,    fuse_bias};
-  check_all(r, given);
+  const DauWeights given{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
+                         excite_bias,    fuse_weight,    fuse_bias};
+  check_dau(kOp, r, given);
   check(kOp, "grad", grad, shape_of(r), r);
-  const Place place(r);
+  const LaunchContext context(r);
   const Tensor inner = map_in(r), out_grad = map_in(grad), r_grad = map_out(r, shape_of(r));
   const int64_t n = r.size(0), C = r.size(1), H = r.size(2), W = r.size(3);
   const int64_t D = squeeze_weight.size(0), taps = spatial_weight.size(2);
@@ -263,9 +263,9 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
     const auto numbers = [](const Tensor& t) { return static_cast<double*>(t.data_ptr()); };
     by_dtype(kOp, r, [&](auto tag) {
       using T = typename decltype(tag)::type;
-      const Statistics seen = statistics<T>(place, inner, true);
+      const Statistics seen = statistics<T>(context, inner, true);
       const Tensor gate =
-          channel_gate<T>(place, r, seen.sums, w, D, scratch(r, {n, C, 2 * C}, r.scalar_type()));
+          channel_gate<T>(context, r, seen.sums, w, D, scratch(r, {n, C, 2 * C}, r.scalar_type()));
 
       const int64_t tiles = tiles_of<kDown, kAcross>(1, H, W);
       const Tensor gate_sums = scratch(r, {n, tiles, C});
@@ -274,7 +274,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                        map_of<T>(r_grad),
                                        floats(seen.pooled),
                                        floats(gate),
-                                       w.spatial<T>(),
+                                       w.spatial.data<T>(),
                                        static_cast<const T*>(back.data_ptr()),
                                        floats(gates),
                                        floats(gate_sums),
@@ -282,9 +282,9 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                        int(taps),
                                        int(H),
                                        int(W)};
-      place.launch(told(kOp, r),
-                   aligned ? apply_backward_kernel<T, true> : apply_backward_kernel<T, false>,
-                   n * tiles, kBackThreads, ApplyBackwardShared<T>::bytes(int(taps)), apply);
+      context.launch(error_context(kOp, r),
+                     aligned ? apply_backward_kernel<T, true> : apply_backward_kernel<T, false>,
+                     n * tiles, kBackThreads, ApplyBackwardShared<T>::bytes(int(taps)), apply);
 
       const int64_t fuse_tiles = tiles_of<kFuseDown, kFuseAcross>(1, H, W);
       const int64_t programs = std::max<int64_t>(
@@ -301,9 +301,10 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                              int(fuse_tiles),
                              int(programs)};
       const int64_t side = ceil_div(C, kFuseSide);
-      place.launch(told(kOp, r), aligned ? weight_kernel<T, true> : weight_kernel<T, false>,
-                   n * programs * side * side, kFuseThreads,
-                   size_t(6) * kFusePixels * kRow<T, kFuseSide> * sizeof(T), fuse);
+      context.launch(error_context(kOp, r),
+                     aligned ? weight_kernel<T, true> : weight_kernel<T, false>,
+                     n * programs * side * side, kFuseThreads,
+                     size_t(6) * kFusePixels * kRow<T, kFuseSide> * sizeof(T), fuse);
 
       const SmallMapsArgs small_maps{floats(gates),
                                      floats(seen.pooled),
@@ -313,20 +314,20 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                      int(taps),
                                      int(std::min(n * H, std::max(kTapPrograms, n * H * W >> 17)))};
       tap_sums = scratch(r, {small_maps.programs, 2 * taps * taps});
-      place.launch(told(kOp, r), taps_kernel<T>,
-                   small_maps.programs * 2 * taps * ceil_div(taps, kTapsAtOnce), kMapThreads,
-                   kMapThreads / 32 * kTapsAtOnce * sizeof(float), small_maps, floats(tap_sums));
-      const int map_chunks = int(row_blocks(told(kOp, r), W, kMapThreads));
-      place.launch(told(kOp, r), pooled_kernel<T>, n * H * map_chunks, kMapThreads, 0, small_maps,
-                   w.spatial<T>(), floats(pooled_grads), map_chunks);
+      context.launch(error_context(kOp, r), taps_kernel<T>,
+                     small_maps.programs * 2 * taps * ceil_div(taps, kTapsAtOnce), kMapThreads,
+                     kMapThreads / 32 * kTapsAtOnce * sizeof(float), small_maps, floats(tap_sums));
+      const int map_chunks = int(row_blocks(error_context(kOp, r), W, kMapThreads));
+      context.launch(error_context(kOp, r), pooled_kernel<T>, n * H * map_chunks, kMapThreads, 0,
+                     small_maps, w.spatial.data<T>(), floats(pooled_grads), map_chunks);
 
-      const Tensor few_gate_sums = few_sums(told(kOp, r), place, gate_sums);
+      const Tensor few_gate_sums = few_sums(error_context(kOp, r), context, gate_sums);
       const SmallBackwardArgs<T> small{floats(seen.sums),
                                        floats(few_gate_sums),
-                                       w.squeeze<T>(),
-                                       w.squeeze_bias<T>(),
-                                       w.excite<T>(),
-                                       w.excite_bias<T>(),
+                                       w.squeeze.data<T>(),
+                                       w.squeeze_bias.data<T>(),
+                                       w.excite.data<T>(),
+                                       w.excite_bias.data<T>(),
                                        numbers(means),
                                        numbers(logit_grad),
                                        numbers(hidden),
@@ -337,12 +338,12 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                        int(seen.sums.size(1)),
                                        int(few_gate_sums.size(1)),
                                        double(H * W)};
-      place.launch(told(kOp, r), small_kernel<T>, n, kSmallThreads,
-                   (kSmallThreads + C) * sizeof(double), small);
+      context.launch(error_context(kOp, r), small_kernel<T>, n, kSmallThreads,
+                     (kSmallThreads + C) * sizeof(double), small);
 
       const auto spread = [&](auto width, auto kernel) {
         const int chunks =
-            int(row_blocks(told(kOp, r), W * (C / decltype(width)::value), kMapThreads));
+            int(row_blocks(error_context(kOp, r), W * (C / decltype(width)::value), kMapThreads));
         const SpreadArgs<T> args{map_of<T>(r_grad),
                                  floats(pooled_grads),
                                  floats(shift),
@@ -351,7 +352,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                  int(H),
                                  int(W),
                                  chunks};
-        place.launch(told(kOp, r), kernel, n * H * chunks, kMapThreads, 0, args);
+        context.launch(error_context(kOp, r), kernel, n * H * chunks, kMapThreads, 0, args);
       };
       if (wide({&r_grad}))
         spread(Width<kWide<T>>{}, spread_kernel<T, kWide<T>>);
@@ -361,9 +362,9 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
   }
   std::vector<Tensor> gradients{laid_out_like(r_grad, r),
                                 gradient_of(spatial_weight, summed(tap_sums, {0})),
-                                products(kOp, place, before_grad, 0, means, squeeze_weight)};
+                                products(kOp, context, before_grad, 0, means, squeeze_weight)};
   if (squeeze_bias) gradients.push_back(gradient_of(*squeeze_bias, summed(before_grad, {0})));
-  gradients.push_back(products(kOp, place, logit_grad, 0, hidden, excite_weight));
+  gradients.push_back(products(kOp, context, logit_grad, 0, hidden, excite_weight));
   if (excite_bias) gradients.push_back(gradient_of(*excite_bias, summed(logit_grad, {0})));
   gradients.push_back(gradient_of(fuse_weight, summed(fuse_sums, {0}, ScalarType::Float)));
   if (fuse_bias)

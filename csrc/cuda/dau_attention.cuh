@@ -2,7 +2,8 @@
 // the spatial gate.
 #pragma once
 
-#include "common.cuh"
+#include "../common/dau_arguments.h"
+#include "launch.cuh"
 #include "product.cuh"
 #include "small_layers.cuh"
 #include "tile.cuh"
@@ -13,10 +14,10 @@ constexpr const char* kOp = "dau_attention";
 
 // ---- statistics of r: one pass ---------------------------------------------------------------
 // A group of up to 32 lanes holds a pixel's channels and reduces them by shuffles; the same lanes
-// keep the sums of those channels over the pixels. A thread asks for kAhead pixels before it uses
+// keep the sums of those channels over the pixels. A thread loads kInFlight pixels before it uses
 // the first.
 
-constexpr int kStatsThreads = 256, kAhead = 4;
+constexpr int kStatsThreads = 256, kInFlight = 4;
 // Blocks of all images together: four on each multiprocessor of a large GPU.
 constexpr int64_t kPrograms = 528;
 
@@ -59,18 +60,18 @@ __global__ void __launch_bounds__(kStatsThreads, 2) stats_kernel(StatsArgs<T> a)
   }
   for (int step = program; step < steps; step += a.programs) {
     const int h = step / a.per_row;
-    const int w = step % a.per_row * groups * kAhead + mine;
-    Pack<T, V> raw[kAhead][kKept];
+    const int w = step % a.per_row * groups * kInFlight + mine;
+    Pack<T, V> raw[kInFlight][kKept];
     if constexpr (Vectors > 0) {
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u)
+      for (int u = 0; u < kInFlight; ++u)
 #pragma unroll
         for (int v = 0; v < Vectors; ++v)
           if (w + u * groups < a.width && piece + v * group < pieces)
             raw[u][v] = fetch<V>(a.r.at(n, h, w + u * groups) + (piece + v * group) * V);
     }
 #pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
+    for (int u = 0; u < kInFlight; ++u) {
       // All lanes of a warp stay together for the shuffles.
       const bool inside = w + u * groups < a.width;
       float largest = -INFINITY, sum = 0;
@@ -130,7 +131,7 @@ struct Statistics {
 };
 
 template <class T>
-Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
+Statistics statistics(const LaunchContext& context, const Tensor& r, bool with_index) {
   const int64_t n = r.size(0), channels = r.size(1), height = r.size(2), width = r.size(3);
   const bool aligned = wide({&r});
   const int64_t pieces = aligned ? channels / kWide<T> : channels;
@@ -140,7 +141,7 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
   // Of thousands of channels as many warps as shared memory has room for their sums.
   const int groups =
       int(std::clamp<int64_t>(kSharedLimit / sizeof(float) / channels, 1, kStatsThreads / group));
-  const int64_t per_row = ceil_div(width, groups * kAhead);
+  const int64_t per_row = ceil_div(width, groups * kInFlight);
   MIRNET_CHECK(height * per_row < int64_t(1) << 31, kOp, ": maps of 2**31 rows or more");
   const int64_t programs = std::min(height * per_row, std::max<int64_t>(1, kPrograms / n));
   Statistics result{scratch(r, {n, 2, height, width}), scratch(r, {n, programs, channels}),
@@ -158,8 +159,8 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
                           int(per_row),
                           int(programs)};
   const auto go = [&](auto kernel) {
-    place.launch(told(kOp, r), kernel, n * programs, group * groups,
-                 groups * channels * sizeof(float), args);
+    context.launch(error_context(kOp, r), kernel, n * programs, group * groups,
+                   groups * channels * sizeof(float), args);
   };
   if (!aligned)
     go(stats_kernel<T, 1, 0>);
@@ -169,7 +170,7 @@ Statistics statistics(const Place& place, const Tensor& r, bool with_index) {
     go(stats_kernel<T, kWide<T>, 1>);
   else
     go(stats_kernel<T, kWide<T>, 2>);
-  result.sums = few_sums(told(kOp, r), place, result.sums);
+  result.sums = few_sums(error_context(kOp, r), context, result.sums);
   return result;
 }
 
@@ -217,80 +218,20 @@ MIRNET_DEVICE void spatial_gate(const float* pooled, const T* weight, int taps,
   sync_threads();
 }
 
-// ---- arguments -------------------------------------------------------------------------------
+// ---- weights ---------------------------------------------------------------------------------
 
-struct Weights {
-  const Tensor &spatial, &squeeze;
-  const OptionalTensor& squeeze_bias;
-  const Tensor& excite;
-  const OptionalTensor& excite_bias;
-  const Tensor& fuse;
-  const OptionalTensor& fuse_bias;
-};
+// As the kernels read them.
+struct DenseWeights {
+  Dense spatial, squeeze, squeeze_bias, excite, excite_bias, fuse, fuse_bias;
 
-inline void check_all(const Tensor& r, const Weights& w) {
-  check_map(kOp, "r", r);
-  MIRNET_CHECK(w.spatial.dim() == 4 && w.spatial.size(2) % 2 == 1, kOp,
-               ": spatial_weight must be (1, 2, k, k) with odd k; got ", text(shape_of(w.spatial)));
-  check(kOp, "spatial_weight", w.spatial, {1, 2, w.spatial.size(2), w.spatial.size(2)}, r);
-  MIRNET_CHECK(w.squeeze.dim() == 4, kOp, ": squeeze_weight must be (d, C, 1, 1)");
-  const int64_t channels = r.size(1), squeezed = w.squeeze.size(0);
-  check_conv(kOp, "squeeze_weight or squeeze_bias", w.squeeze, w.squeeze_bias, squeezed, channels,
-             r);
-  check_conv(kOp, "excite_weight or excite_bias", w.excite, w.excite_bias, channels, squeezed, r);
-  check_conv(kOp, "fuse_weight or fuse_bias", w.fuse, w.fuse_bias, channels, 2 * channels, r);
-}
-
-// The weights as the kernels read them: dense.
-class DenseWeights {
- public:
-  explicit DenseWeights(const Weights& w)
-      : spatial_(dense(w.spatial)),
-        squeeze_(dense(w.squeeze)),
-        excite_(dense(w.excite)),
-        fuse_(dense(w.fuse)) {
-    if (w.squeeze_bias) squeeze_bias_ = dense(*w.squeeze_bias);
-    if (w.excite_bias) excite_bias_ = dense(*w.excite_bias);
-    if (w.fuse_bias) fuse_bias_ = dense(*w.fuse_bias);
-  }
-
-  template <class T>
-  const T* spatial() const {
-    return data<T>(spatial_);
-  }
-  template <class T>
-  const T* squeeze() const {
-    return data<T>(squeeze_);
-  }
-  template <class T>
-  const T* squeeze_bias() const {
-    return squeeze_bias_ ? data<T>(*squeeze_bias_) : nullptr;
-  }
-  template <class T>
-  const T* excite() const {
-    return data<T>(excite_);
-  }
-  template <class T>
-  const T* excite_bias() const {
-    return excite_bias_ ? data<T>(*excite_bias_) : nullptr;
-  }
-  template <class T>
-  const T* fuse() const {
-    return data<T>(fuse_);
-  }
-  template <class T>
-  const T* fuse_bias() const {
-    return fuse_bias_ ? data<T>(*fuse_bias_) : nullptr;
-  }
-
- private:
-  template <class T>
-  static const T* data(const Tensor& t) {
-    return static_cast<const T*>(t.data_ptr());
-  }
-
-  Tensor spatial_, squeeze_, excite_, fuse_;
-  OptionalTensor squeeze_bias_, excite_bias_, fuse_bias_;
+  explicit DenseWeights(const DauWeights& w)
+      : spatial(w.spatial),
+        squeeze(w.squeeze),
+        squeeze_bias(w.squeeze_bias),
+        excite(w.excite),
+        excite_bias(w.excite_bias),
+        fuse(w.fuse),
+        fuse_bias(w.fuse_bias) {}
 };
 
 }  // namespace mirnet_fast::cuda::dau

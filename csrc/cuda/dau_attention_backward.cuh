@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kBackThreads, Aligned ? 2 : 1)
 
   for (int first = 0; first < C; first += N) {
     copy_rows<T, N, Aligned>(outputs, kPixels, kAll, first, C, row_of(a.r));
-    copies_asked();
+    commit_copies();
     // The gradient times the first half of the weight, and times the second.
     WarpTile<T, 2, kBackWarpChannels / 8> u, v;
     u.clear();

@@ -1,4 +1,4 @@
-// What the kernels ask of a GPU, each primitive once. With MIRNET_EMULATED, tests/emulation/
+// The primitives of a GPU that the kernels use, each once. With MIRNET_EMULATED, tests/emulation/
 // answers on the CPU, so that every kernel runs where there is no GPU. Kernels use no other
 // intrinsics.
 #pragma once
@@ -99,15 +99,15 @@ MIRNET_DEVICE char* shared_memory() { return emulation::shared_memory(); }
 // Of an address that was itself read from memory: else its loads look for the kind of memory.
 MIRNET_DEVICE void points_to_global(const void*) {}
 
-// 16 bytes to shared memory, zeros instead where `inside` is false; there after copies_arrived
+// 16 bytes to shared memory, zeros instead where `inside` is false; there after wait_for_copies
 // and a barrier.
 MIRNET_DEVICE void copy_async(void* shared, const void* global, bool inside) {
   emulation::copy_async(shared, global, inside);
 }
-MIRNET_DEVICE void copies_asked() { emulation::commit_copies(); }
+MIRNET_DEVICE void commit_copies() { emulation::commit_copies(); }
 // All but the last `Pending` groups of this thread's copies.
 template <int Pending>
-MIRNET_DEVICE void copies_arrived() {
+MIRNET_DEVICE void wait_for_copies() {
   emulation::wait_for_copies(Pending);
 }
 
@@ -130,7 +130,7 @@ MIRNET_DEVICE char* shared_memory() {
 // Of an address that was itself read from memory: else its loads look for the kind of memory.
 MIRNET_DEVICE void points_to_global(const void* address) { __builtin_assume(__isGlobal(address)); }
 
-// 16 bytes to shared memory, zeros instead where `inside` is false; there after copies_arrived
+// 16 bytes to shared memory, zeros instead where `inside` is false; there after wait_for_copies
 // and a barrier.
 MIRNET_DEVICE void copy_async(void* shared, const void* global, bool inside) {
   if (inside)
@@ -141,10 +141,10 @@ MIRNET_DEVICE void copy_async(void* shared, const void* global, bool inside) {
   else
     *static_cast<uint4*>(shared) = make_uint4(0, 0, 0, 0);
 }
-MIRNET_DEVICE void copies_asked() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+MIRNET_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last `Pending` groups of this thread's copies.
 template <int Pending>
-MIRNET_DEVICE void copies_arrived() {
+MIRNET_DEVICE void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 

@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kProjectThreads<N>, 512 / kProjectThreads<N>)
 // weight (outputs, channels) times the channels of x; where that is the gradient of top's PReLU,
 // the gradient of top, and sums (tiles, outputs) for the slope's.
 template <class T, bool Prelu>
-std::pair<Tensor, OptionalTensor> project_through(const char* op, const Place& place,
+std::pair<Tensor, OptionalTensor> project_through(const char* op, const LaunchContext& context,
                                                   const Tensor& x, const Tensor& weight,
                                                   const Tensor* top, const Tensor* slope) {
   const int64_t outputs = weight.size(0), channels = x.size(1);
@@ -152,8 +152,8 @@ std::pair<Tensor, OptionalTensor> project_through(const char* op, const Place& p
   }
   const auto go = [&](auto width, auto kernel) {
     constexpr int N = decltype(width)::value;
-    place.launch(told(op, x), kernel, tiles * ceil_div(outputs, N), kProjectThreads<N>,
-                 ProjectShared<T, N>::kBytes, args);
+    context.launch(error_context(op, x), kernel, tiles * ceil_div(outputs, N), kProjectThreads<N>,
+                   ProjectShared<T, N>::kBytes, args);
   };
   if (tiles > 0) {
     if (!(wide({&x, &out}) && aligned_data(weight)))
@@ -168,8 +168,9 @@ std::pair<Tensor, OptionalTensor> project_through(const char* op, const Place& p
 
 // weight (outputs, channels) times the channels of x.
 template <class T>
-Tensor project(const char* op, const Place& place, const Tensor& x, const Tensor& weight) {
-  return project_through<T, false>(op, place, x, weight, nullptr, nullptr).first;
+Tensor project(const char* op, const LaunchContext& context, const Tensor& x,
+               const Tensor& weight) {
+  return project_through<T, false>(op, context, x, weight, nullptr, nullptr).first;
 }
 
 // ---- weight_gradient: sums over the pixels of grad times x ------------------------------------
@@ -244,8 +245,8 @@ __global__ void __launch_bounds__(kGradientThreads)
 
 // (outputs, channels) float32: sum over the pixels of grad times x, after a PReLU on x if given.
 template <class T>
-Tensor weight_gradient(const char* op, const Place& place, const Tensor& grad, const Tensor& x,
-                       const Tensor* slope = nullptr) {
+Tensor weight_gradient(const char* op, const LaunchContext& context, const Tensor& grad,
+                       const Tensor& x, const Tensor* slope = nullptr) {
   const int64_t outputs = grad.size(1), channels = x.size(1);
   const int64_t tiles = tiles_of<kGradientDown, kGradientAcross>(x.size(0), x.size(2), x.size(3));
   if (tiles == 0) return torch::stable::new_zeros(x, {outputs, channels}, ScalarType::Float);
@@ -265,8 +266,8 @@ Tensor weight_gradient(const char* op, const Place& place, const Tensor& grad, c
                                    int(tiles),
                                    int(programs)};
   constexpr size_t kBytes = size_t(4) * kGradientPixels * kRow<T, kGradientSide> * sizeof(T);
-  place.launch(
-      told(op, x),
+  context.launch(
+      error_context(op, x),
       wide({&grad, &x}) ? weight_gradient_kernel<T, true> : weight_gradient_kernel<T, false>,
       programs * parts, kGradientThreads, kBytes, args);
   return summed(sums, {0}, ScalarType::Float);

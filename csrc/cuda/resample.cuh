@@ -1,11 +1,11 @@
-// Maps resampled along both axes by csrc/shared/taps.h, or by the transposes of those, with a PReLU
+// Maps resampled along both axes by csrc/common/axes.h, or by the transposes of those, with a PReLU
 // before it or the derivative of one after it. Floor: every input once, every output once; what
 // neighbouring pixels share they find in the first-level cache. A thread makes 16 bytes of channels
 // of kResampleStrip pixels, one below the other.
 #pragma once
 
-#include "../shared/taps.h"
-#include "common.cuh"
+#include "../common/axes.h"
+#include "launch.cuh"
 
 namespace mirnet_fast::cuda {
 
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kResampleThreads, 2)
 
 // Blocks of a resampling with V channels a thread.
 inline int64_t resample_chunks(const char* op, const Tensor& out, int V) {
-  return row_blocks(told(op, out), out.size(3) * (out.size(1) / V), kResampleThreads);
+  return row_blocks(error_context(op, out), out.size(3) * (out.size(1) / V), kResampleThreads);
 }
 inline int64_t resample_blocks(const char* op, const Tensor& out, int V) {
   return out.size(0) * ceil_div(out.size(2), kResampleStrip) * resample_chunks(op, out, V);
@@ -131,7 +131,7 @@ inline int64_t resample_blocks(const char* op, const Tensor& out, int V) {
 // or 1.
 template <int V, bool Transposed, class In, class Out, class Axis, class Before = NothingBefore,
           class After = NothingAfter>
-void resample_by(const char* op, const Place& place, const Tensor& in, const Tensor& out,
+void resample_by(const char* op, const LaunchContext& context, const Tensor& in, const Tensor& out,
                  const Axis& rows, const Axis& cols, const Before& before = {},
                  const After& after = {}) {
   if (out.numel() == 0) return;
@@ -143,34 +143,36 @@ void resample_by(const char* op, const Place& place, const Tensor& in, const Ten
                                          int(out.size(3)),
                                          int(out.size(1)),
                                          int(resample_chunks(op, out, V))};
-  place.launch(told(op, in), resample_kernel<V, Transposed, In, Out, Axis, Before, After>,
-               resample_blocks(op, out, V), kResampleThreads,
-               After::kSums ? kResampleThreads * V * sizeof(float) : 0, args, before, after);
+  context.launch(error_context(op, in),
+                 resample_kernel<V, Transposed, In, Out, Axis, Before, After>,
+                 resample_blocks(op, out, V), kResampleThreads,
+                 After::kSums ? kResampleThreads * V * sizeof(float) : 0, args, before, after);
 }
 
 template <bool Transposed, class In, class Out, class Axis, class Before = NothingBefore>
-void resample(const char* op, const Place& place, const Tensor& in, const Tensor& out,
+void resample(const char* op, const LaunchContext& context, const Tensor& in, const Tensor& out,
               const Axis& rows, const Axis& cols, const Before& before = {}) {
   if (wide({&in, &out}))
-    resample_by<kWide<Out>, Transposed, In, Out>(op, place, in, out, rows, cols, before);
+    resample_by<kWide<Out>, Transposed, In, Out>(op, context, in, out, rows, cols, before);
   else
-    resample_by<1, Transposed, In, Out>(op, place, in, out, rows, cols, before);
+    resample_by<1, Transposed, In, Out>(op, context, in, out, rows, cols, before);
 }
 
 // The same where the resampled map is the gradient of top's PReLU: out becomes the gradient of top;
 // the result is sums (blocks, channels) for the slope's.
 template <bool Transposed, class T, class Axis>
-Tensor resample_through(const char* op, const Place& place, const Tensor& in, const Tensor& out,
-                        const Axis& rows, const Axis& cols, const Tensor& top,
+Tensor resample_through(const char* op, const LaunchContext& context, const Tensor& in,
+                        const Tensor& out, const Axis& rows, const Axis& cols, const Tensor& top,
                         const Tensor& slope) {
   const int V = wide({&in, &out, &top}) ? kWide<T> : 1;
   const Tensor sums = scratch(out, {resample_blocks(op, out, V), out.size(1)});
   const PreluGradient<T> after{map_of<const T>(top), static_cast<const T*>(slope.data_ptr()),
                                static_cast<float*>(sums.data_ptr()), int(slope.numel())};
   if (V == 1)
-    resample_by<1, Transposed, T, T>(op, place, in, out, rows, cols, NothingBefore{}, after);
+    resample_by<1, Transposed, T, T>(op, context, in, out, rows, cols, NothingBefore{}, after);
   else
-    resample_by<kWide<T>, Transposed, T, T>(op, place, in, out, rows, cols, NothingBefore{}, after);
+    resample_by<kWide<T>, Transposed, T, T>(op, context, in, out, rows, cols, NothingBefore{},
+                                            after);
   return sums;
 }
 

@@ -6,6 +6,7 @@
 // once to each, blurs them from there into an operand, and multiplies: 13 % more inputs than its
 // own, which its neighbours find in the cache. All outputs up to 256 channels (128 in float32), for
 // another block of them would read and blur again; each warp's part of the sums is 32 by 32.
+#include "../common/blur_axis.h"
 #include "product.cuh"
 #include "resample.cuh"
 
@@ -122,41 +123,27 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) down_kernel(Do
   });
 }
 
-void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
-  check_map(kOp, "top", top);
-  MIRNET_CHECK(top.size(2) > 1 && top.size(3) > 1, kOp,
-               ": reflect padding needs H and W above 1; got ", text(shape_of(top)));
-  check(kOp, "bottom", bottom, shape_of(top), top);
-  check_tail(kOp, w, top.size(1), top.size(1), top);
-}
-
-Shape small_shape(const Tensor& top, int64_t channels) {
-  return {top.size(0), channels, (top.size(2) + 1) / 2, (top.size(3) + 1) / 2};
-}
-
-BlurAxis axis(int64_t size) { return {int(size), int((size + 1) / 2), 2, 1, 3, Padding::reflect}; }
-
 }  // namespace
 
 Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                           OptionalTensor top_bias, Tensor bottom_weight,
                           OptionalTensor bottom_bias) {
   const TailWeights given{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, given);
-  const Place place(top);
+  check_down_tail(kOp, top, bottom, given);
+  const LaunchContext context(top);
   const Tensor upper = map_in(top), lower = map_in(bottom);
-  const TailTensors w(given);
+  const DenseTail w(given);
   const int64_t outputs = top_weight.size(0);
-  const Tensor out = map_out(top, small_shape(top, outputs));
+  const Tensor out = map_out(top, down_tail_shape(top, outputs));
   if (out.numel() == 0) return laid_out_like(out, top);
   const bool aligned = wide({&upper, &lower, &out}) && w.aligned();
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const DownArgs<T> args{{map_of<const T>(upper), map_of<const T>(lower)},
                            map_of<T>(out),
-                           {w.template top<T>(), w.template bottom<T>()},
-                           w.template slope<T>(),
-                           {w.template top_bias<T>(), w.template bottom_bias<T>()},
+                           {w.top.data<T>(), w.bottom.data<T>()},
+                           w.slope.data<T>(),
+                           {w.top_bias.data<T>(), w.bottom_bias.data<T>()},
                            int(top.size(1)),
                            int(outputs),
                            int(slope.numel()),
@@ -168,7 +155,8 @@ Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_we
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kSide, kSide>(top.size(0), out.size(2), out.size(3)) * ceil_div(outputs, N);
-      place.launch(told(kOp, top), kernel, blocks, kThreads<N>, DownShared<T, N>::kBytes, args);
+      context.launch(error_context(kOp, top), kernel, blocks, kThreads<N>, DownShared<T, N>::kBytes,
+                     args);
     };
     if (!aligned)
       go(Width<128>{}, down_kernel<T, 128, false>);
@@ -185,29 +173,31 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
                                                 OptionalTensor top_bias, Tensor bottom_weight,
                                                 OptionalTensor bottom_bias) {
   const TailWeights given{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, given);
-  check(kOp, "grad", grad, small_shape(top, top_weight.size(0)), top);
-  const Place place(top);
+  check_down_tail(kOp, top, bottom, given);
+  check(kOp, "grad", grad, down_tail_shape(top, top_weight.size(0)), top);
+  const LaunchContext context(top);
   const Tensor upper = map_in(top), lower = map_in(bottom), out_grad = map_in(grad);
-  const TailTensors w(given);
-  const BlurAxis rows = axis(top.size(2)), cols = axis(top.size(3));
+  const DenseTail w(given);
+  const BlurAxis rows = blur_axis(top.size(2), 3, "reflect", 2, 0);
+  const BlurAxis cols = blur_axis(top.size(3), 3, "reflect", 2, 0);
   const Tensor top_grad = map_out(top, shape_of(top)), bottom_grad = map_out(top, shape_of(top));
-  const Tensor blurred = map_out(top, small_shape(top, top.size(1)));
+  const Tensor blurred = map_out(top, down_tail_shape(top, top.size(1)));
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const Tensor slope_sums = resample_through<true, T>(
-        kOp, place, project<T>(kOp, place, out_grad, transposed(top_weight)), top_grad, rows, cols,
-        upper, w.slope_tensor());
-    resample<true, T, T>(kOp, place, project<T>(kOp, place, out_grad, transposed(bottom_weight)),
-                         bottom_grad, rows, cols);
-    resample<false, T, T>(kOp, place, upper, blurred, rows, cols,
-                          PreluBefore<T>{w.template slope<T>(), int(slope.numel())});
-    const Tensor top_weight_grad = weight_gradient<T>(kOp, place, out_grad, blurred);
-    resample<false, T, T>(kOp, place, lower, blurred, rows, cols);
+        kOp, context, project<T>(kOp, context, out_grad, transposed(top_weight)), top_grad, rows,
+        cols, upper, w.slope.tensor());
+    resample<true, T, T>(kOp, context,
+                         project<T>(kOp, context, out_grad, transposed(bottom_weight)), bottom_grad,
+                         rows, cols);
+    resample<false, T, T>(kOp, context, upper, blurred, rows, cols,
+                          PreluBefore<T>{w.slope.data<T>(), int(slope.numel())});
+    const Tensor top_weight_grad = weight_gradient<T>(kOp, context, out_grad, blurred);
+    resample<false, T, T>(kOp, context, lower, blurred, rows, cols);
     gradients = tail_gradients(laid_out_like(top_grad, top), laid_out_like(bottom_grad, bottom),
                                given, slope_sums, grad, top_weight_grad,
-                               weight_gradient<T>(kOp, place, out_grad, blurred));
+                               weight_gradient<T>(kOp, context, out_grad, blurred));
   });
   return gradients;
 }

@@ -137,43 +137,32 @@ __global__ void __launch_bounds__(kThreads<N>, 512 / kThreads<N>) up_kernel(UpAr
   });
 }
 
-void check_all(const Tensor& top, const Tensor& bottom, const TailWeights& w) {
-  check_map(kOp, "top", top);
-  MIRNET_CHECK(top.size(2) % 2 == 0 && top.size(3) % 2 == 0, kOp,
-               ": top must have even H and W; got ", text(shape_of(top)));
-  check_map(kOp, "bottom", bottom);
-  check(kOp, "bottom", bottom, {top.size(0), bottom.size(1), top.size(2) / 2, top.size(3) / 2},
-        top);
-  check_tail(kOp, w, top.size(1), bottom.size(1), top);
-}
-
 }  // namespace
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                         OptionalTensor top_bias, Tensor bottom_weight, OptionalTensor bottom_bias) {
   const TailWeights given{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, given);
-  const Place place(top);
+  check_up_tail(kOp, top, bottom, given);
+  const LaunchContext context(top);
   const Tensor large = map_in(top), small = map_in(bottom);
-  const TailTensors w(given);
+  const DenseTail w(given);
   const int64_t outputs = top_weight.size(0);
   const Tensor out = map_out(top, {top.size(0), outputs, top.size(2), top.size(3)});
   if (out.numel() == 0) return laid_out_like(out, top);
   const bool aligned = wide({&large, &small, &out}) && w.aligned();
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const UpArgs<T> args{map_of<const T>(large), map_of<const T>(small),
-                         map_of<T>(out),         w.template slope<T>(),
-                         w.template top<T>(),    w.template top_bias<T>(),
-                         w.template bottom<T>(), w.template bottom_bias<T>(),
-                         int(top.size(1)),       int(bottom.size(1)),
-                         int(outputs),           int(slope.numel()),
-                         int(top.size(2)),       int(top.size(3))};
+    const UpArgs<T> args{
+        map_of<const T>(large), map_of<const T>(small), map_of<T>(out),     w.slope.data<T>(),
+        w.top.data<T>(),        w.top_bias.data<T>(),   w.bottom.data<T>(), w.bottom_bias.data<T>(),
+        int(top.size(1)),       int(bottom.size(1)),    int(outputs),       int(slope.numel()),
+        int(top.size(2)),       int(top.size(3))};
     const auto go = [&](auto width, auto kernel) {
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kDown, kAcross>(top.size(0), top.size(2), top.size(3)) * ceil_div(outputs, N);
-      place.launch(told(kOp, top), kernel, blocks, kThreads<N>, UpShared<T, N>::kBytes, args);
+      context.launch(error_context(kOp, top), kernel, blocks, kThreads<N>, UpShared<T, N>::kBytes,
+                     args);
     };
     if (!aligned)
       go(Width<64>{}, up_kernel<T, 64, false>);
@@ -189,25 +178,25 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
                                               Tensor top_weight, OptionalTensor top_bias,
                                               Tensor bottom_weight, OptionalTensor bottom_bias) {
   const TailWeights given{slope, top_weight, top_bias, bottom_weight, bottom_bias};
-  check_all(top, bottom, given);
+  check_up_tail(kOp, top, bottom, given);
   check(kOp, "grad", grad, {top.size(0), top_weight.size(0), top.size(2), top.size(3)}, top);
-  const Place place(top);
+  const LaunchContext context(top);
   const Tensor large = map_in(top), small = map_in(bottom), out_grad = map_in(grad);
-  const TailTensors w(given);
+  const DenseTail w(given);
   const BilinearAxis rows{int(bottom.size(2))}, cols{int(bottom.size(3))};
   const Tensor reduced =
       map_out(bottom, {bottom.size(0), grad.size(1), bottom.size(2), bottom.size(3)});
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    resample<true, T, T>(kOp, place, out_grad, reduced, rows, cols);
+    resample<true, T, T>(kOp, context, out_grad, reduced, rows, cols);
     const auto [top_grad, slope_sums] = project_through<T, true>(
-        kOp, place, out_grad, transposed(top_weight), &large, &w.slope_tensor());
-    const Tensor bottom_grad = project<T>(kOp, place, reduced, transposed(bottom_weight));
+        kOp, context, out_grad, transposed(top_weight), &large, &w.slope.tensor());
+    const Tensor bottom_grad = project<T>(kOp, context, reduced, transposed(bottom_weight));
     gradients = tail_gradients(laid_out_like(top_grad, top), laid_out_like(bottom_grad, bottom),
                                given, *slope_sums, grad,
-                               weight_gradient<T>(kOp, place, out_grad, large, &w.slope_tensor()),
-                               weight_gradient<T>(kOp, place, reduced, small));
+                               weight_gradient<T>(kOp, context, out_grad, large, &w.slope.tensor()),
+                               weight_gradient<T>(kOp, context, reduced, small));
   });
   return gradients;
 }

@@ -4,7 +4,7 @@
 // sums over the images: small kernels of their own.
 #pragma once
 
-#include "common.cuh"
+#include "launch.cuh"
 
 namespace mirnet_fast::cuda {
 
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kFoldThreads) fold_kernel(FoldArgs<F> a) {
 }
 
 // sums (N, programs, ...), or where one block would take long to add an image's, fewer of them.
-inline Tensor few_sums(const std::string& what, const Place& place, const Tensor& sums) {
+inline Tensor few_sums(const std::string& what, const LaunchContext& context, const Tensor& sums) {
   const int64_t n = sums.size(0), programs = sums.size(1), columns = sums.numel() / (n * programs);
   if (programs == 1 || programs * columns <= kSumsAtOnce) return sums;
   const int64_t kept = std::clamp<int64_t>(kSumsAtOnce / 4 / columns, 1, 512);
@@ -95,7 +95,7 @@ inline Tensor few_sums(const std::string& what, const Place& place, const Tensor
                              int(kept),
                              int(columns),
                              int(chunks)};
-  place.launch(what, fold_kernel<float>, n * chunks, kFoldThreads, 0, args);
+  context.launch(what, fold_kernel<float>, n * chunks, kFoldThreads, 0, args);
   return few;
 }
 
@@ -122,8 +122,8 @@ __global__ void __launch_bounds__(kFoldThreads) products_kernel(ProductsArgs<T> 
 
 // The gradient of a weight from float64 (N, any) and (N, columns); of `left` the columns
 // [first, first + rows).
-inline Tensor products(const char* op, const Place& place, const Tensor& left, int64_t first,
-                       const Tensor& right, const Tensor& weight) {
+inline Tensor products(const char* op, const LaunchContext& context, const Tensor& left,
+                       int64_t first, const Tensor& right, const Tensor& weight) {
   const int64_t rows = weight.size(0), columns = weight.size(1);
   const Tensor out = scratch(weight, {rows, columns}, weight.scalar_type());
   by_dtype(op, weight, [&](auto tag) {
@@ -136,9 +136,9 @@ inline Tensor products(const char* op, const Place& place, const Tensor& left, i
                                int(first),
                                int(rows),
                                int(columns)};
-    const std::string what = told(op, weight);
-    place.launch(what, products_kernel<T>, row_blocks(what, rows * columns, kFoldThreads),
-                 kFoldThreads, 0, args);
+    const std::string what = error_context(op, weight);
+    context.launch(what, products_kernel<T>, row_blocks(what, rows * columns, kFoldThreads),
+                   kFoldThreads, 0, args);
   });
   return gradient_of(weight, out);
 }

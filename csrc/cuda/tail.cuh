@@ -2,68 +2,25 @@
 // product, biases on the way out.
 #pragma once
 
-#include "../shared/taps.h"
-#include "common.cuh"
+#include "../common/axes.h"
+#include "../common/tail_arguments.h"
+#include "launch.cuh"
 #include "tile.cuh"
 
 namespace mirnet_fast::cuda {
 
-struct TailWeights {
-  const Tensor &slope, &top;
-  const OptionalTensor& top_bias;
-  const Tensor& bottom;
-  const OptionalTensor& bottom_bias;
-};
+// The weights as the kernels read them.
+struct DenseTail {
+  Dense slope, top, top_bias, bottom, bottom_bias;
 
-inline void check_tail(const char* op, const TailWeights& w, int64_t top_channels,
-                       int64_t bottom_channels, const Tensor& first) {
-  MIRNET_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
-  const int64_t outputs = w.top.size(0);
-  check(op, "slope", w.slope, {w.slope.numel() == 1 ? 1 : top_channels}, first);
-  check_conv(op, "top_weight or top_bias", w.top, w.top_bias, outputs, top_channels, first);
-  check_conv(op, "bottom_weight or bottom_bias", w.bottom, w.bottom_bias, outputs, bottom_channels,
-             first);
-}
+  explicit DenseTail(const TailWeights& w)
+      : slope(w.slope),
+        top(w.top),
+        top_bias(w.top_bias),
+        bottom(w.bottom),
+        bottom_bias(w.bottom_bias) {}
 
-// The weights as the kernels read them: dense.
-class TailTensors {
- public:
-  explicit TailTensors(const TailWeights& w)
-      : slope_(dense(w.slope)), top_(dense(w.top)), bottom_(dense(w.bottom)) {
-    if (w.top_bias) top_bias_ = dense(*w.top_bias);
-    if (w.bottom_bias) bottom_bias_ = dense(*w.bottom_bias);
-  }
-
-  bool aligned() const { return aligned_data(top_) && aligned_data(bottom_); }
-
-  const Tensor& slope_tensor() const { return slope_; }
-  const Tensor& top_tensor() const { return top_; }
-  const Tensor& bottom_tensor() const { return bottom_; }
-
-  template <class T>
-  const T* slope() const {
-    return static_cast<const T*>(slope_.data_ptr());
-  }
-  template <class T>
-  const T* top() const {
-    return static_cast<const T*>(top_.data_ptr());
-  }
-  template <class T>
-  const T* bottom() const {
-    return static_cast<const T*>(bottom_.data_ptr());
-  }
-  template <class T>
-  const T* top_bias() const {
-    return top_bias_ ? static_cast<const T*>(top_bias_->data_ptr()) : nullptr;
-  }
-  template <class T>
-  const T* bottom_bias() const {
-    return bottom_bias_ ? static_cast<const T*>(bottom_bias_->data_ptr()) : nullptr;
-  }
-
- private:
-  Tensor slope_, top_, bottom_;
-  OptionalTensor top_bias_, bottom_bias_;
+  bool aligned() const { return aligned_data(top.tensor()) && aligned_data(bottom.tensor()); }
 };
 
 // (rows, columns, 1, 1) as (columns, rows), dense.

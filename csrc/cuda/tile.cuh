@@ -183,18 +183,18 @@ struct WarpTile {
 };
 
 // use(buffer) for every chunk in turn, buffer being 0 or 1, while the next one's copies, which
-// ask(chunk, buffer) starts, are on their way. mine(chunk, buffer) sees only what this thread has
+// start(chunk, buffer) starts, are on their way. mine(chunk, buffer) sees only what this thread has
 // copied; use sees all. meanwhile() has the time that the first chunk takes to come. The sums that
 // use adds to are the caller's, who clears them before.
-template <class Ask, class Mine, class Use, class Meanwhile>
-MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use, Meanwhile meanwhile) {
-  ask(0, 0);
-  copies_asked();
+template <class Start, class Mine, class Use, class Meanwhile>
+MIRNET_DEVICE void pipelined(int chunks, Start start, Mine mine, Use use, Meanwhile meanwhile) {
+  start(0, 0);
+  commit_copies();
   meanwhile();
   for (int i = 0; i < chunks; ++i) {
-    if (i + 1 < chunks) ask(i + 1, (i + 1) % 2);
-    copies_asked();
-    copies_arrived<1>();
+    if (i + 1 < chunks) start(i + 1, (i + 1) % 2);
+    commit_copies();
+    wait_for_copies<1>();
     mine(i, i % 2);
     sync_threads();
     use(i % 2);
@@ -202,9 +202,9 @@ MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use, Meanwhile 
   }
 }
 
-template <class Ask, class Mine, class Use>
-MIRNET_DEVICE void pipelined(int chunks, Ask ask, Mine mine, Use use) {
-  pipelined(chunks, ask, mine, use, [] {});
+template <class Start, class Mine, class Use>
+MIRNET_DEVICE void pipelined(int chunks, Start start, Mine mine, Use use) {
+  pipelined(chunks, start, mine, use, [] {});
 }
 
 // A tile of `rows` pixels by N channels from shared memory, rows kRow<T, N> apart, to the

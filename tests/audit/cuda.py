@@ -44,7 +44,14 @@ PRODUCTS = {
     "weight_gradient_kernel",
     "weight_kernel",
 }
-SHORT = {"__half": "half", "__nv_bfloat16": "bf16", "mirnet_fast::": "", "cuda::": "", "dau::": ""}
+SHORT = {
+    "__half": "half",
+    "__nv_bfloat16": "bf16",
+    "mirnet_fast::": "",
+    "cuda::": "",
+    "dau::": "",
+    "skff::": "",
+}
 
 
 def tool(name):

@@ -18,10 +18,10 @@ template <bool Wait>
 void copy_kernel(const float* from, float* to) {
   float* const kept = reinterpret_cast<float*>(shared_memory()) + 4 * threadIdx.x;
   copy_async(kept, from + 4 * threadIdx.x, threadIdx.x != 5);
-  copies_asked();
-  if (Wait) copies_arrived<0>();
+  commit_copies();
+  if (Wait) wait_for_copies<0>();
   for (int i = 0; i < 4; ++i) to[4 * threadIdx.x + i] = kept[i];
-  copies_arrived<0>();
+  wait_for_copies<0>();
 }
 
 // Four chunks through two buffers, as csrc/cuda/tile.cuh brings them, with or without the barrier
@@ -31,15 +31,15 @@ void pipelined_kernel(const float* from, float* to) {
   constexpr int kChunks = 4;
   float* const kept = reinterpret_cast<float*>(shared_memory());
   const int mine = threadIdx.x, other = blockDim.x - 1 - mine, all = blockDim.x;
-  const auto ask = [&](int chunk) {
+  const auto start = [&](int chunk) {
     if (chunk < kChunks)
       copy_async(kept + 4 * (chunk % 2 * all + mine), from + 4 * (chunk * all + mine), true);
-    copies_asked();
+    commit_copies();
   };
-  ask(0);
+  start(0);
   for (int chunk = 0; chunk < kChunks; ++chunk) {
-    ask(chunk + 1);
-    copies_arrived<1>();
+    start(chunk + 1);
+    wait_for_copies<1>();
     sync_threads();
     for (int i = 0; i < 4; ++i)
       to[4 * (chunk * all + mine) + i] = kept[4 * (chunk % 2 * all + other) + i];
@@ -53,7 +53,7 @@ void stuck_kernel(const float*, float*) {
 
 void forgotten_kernel(const float* from, float*) {
   copy_async(shared_memory(), from, true);
-  copies_asked();
+  commit_copies();
 }
 
 // (16, 32) times (K, 32), both in shared memory in either order of their sides.

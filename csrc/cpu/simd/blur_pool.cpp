@@ -1,7 +1,7 @@
 // blur_pool: the binomial filter and its stride as one separable sparse map; the backward is the
 // same loop over the transposed map. Floor: the input read once, the output written once. A tile
 // is 48 output pixels: its input rows stay in the second-level cache between output rows.
-#include "tile.h"
+#include "tile_resample.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -22,8 +22,9 @@ void blur_pool_rows(const BlurPoolArgs& args, int64_t begin, int64_t end) {
       return;
     }
     resample<T>(args.in, args.rows, args.cols, n, h, w, count, nullptr, line, result, ld);
-    store_tile<T>(args.out, n, h, w, count, spare,
-                  [&](int64_t i, int64_t c, auto) { return load(result + i * ld + c, Full{}); });
+    store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto) {
+      return load(result + i * ld + c, AllLanes{});
+    });
   });
 }
 

@@ -2,7 +2,7 @@
 // with 64 channels and more the products take longer. A tile is 48 pixels of a row, and of their
 // outputs one panel of the weights at a time: 12 KiB that are in the first-level cache when they
 // are stored.
-#include "tile.h"
+#include "gemm.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -18,10 +18,11 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
     T* out = address<T>(args.out, n, h, w);
     for (int64_t column = 0; column < outputs; column += kPanel) {
       const int64_t width = least(kPanel, outputs - column);
-      // A panel's share of the next tile, and where its outputs go: waiting for that memory only
-      // when they are stored takes as long as a third of the products.
-      const int64_t asked = count * column / outputs, next = count * (column + width) / outputs;
-      prefetch_tile<T>(args.in, n, h, w + count + asked, next - asked);
+      // Prefetch a panel's share of the next tile, and where its outputs go: a wait for that memory
+      // at the stores takes as long as a third of the products.
+      const int64_t prefetched = count * column / outputs,
+                    next = count * (column + width) / outputs;
+      prefetch_tile<T>(args.in, n, h, w + count + prefetched, next - prefetched);
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = column; c < column + width; c += 64 / int64_t(sizeof(T)))
           __builtin_prefetch(out + i * args.out.sw + c, 1, 2);
@@ -29,9 +30,9 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
               false);
       for (int64_t i = 0; i < count; ++i)
         lanes<T>(width, [&](int64_t c, auto span) {
-          Vec<T> v = load(sum + i * kPanel + c, Full{});
-          if (args.bias != nullptr) v += load(args.bias + column + c, Full{});
-          if (args.slope != nullptr) v = prelu(v, load(args.slope + column + c, Full{}));
+          Vec<T> v = load(sum + i * kPanel + c, AllLanes{});
+          if (args.bias != nullptr) v += load(args.bias + column + c, AllLanes{});
+          if (args.slope != nullptr) v = prelu(v, load(args.slope + column + c, AllLanes{}));
           store(out + i * args.out.sw + column + c, v, span);
         });
     }

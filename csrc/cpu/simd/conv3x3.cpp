@@ -1,9 +1,11 @@
-// conv3x3: 'same' 3x3 convolution by F(4x6, 3x3), or by F(4x4, 3x3) where winograd.h's tile_columns
-// says so. Fused: bias, PReLU, residual, and the statistics of dau_attention (per-pixel maximum and
-// mean, per-channel sum), so that the output is not read again. Floor: the products, 48 / 216 or
-// 36 / 144 of the plain convolution's multiply-adds. A tile is 6 x 8 pixels in and 4 x 6 out, or
-// 6 x 6 and 4 x 4: the next larger one, 6 x 6, loses too much accuracy in float32.
-#include "winograd.h"
+// conv3x3: 'same' 3x3 convolution by F(4x6, 3x3), or by F(4x4, 3x3) where convolution.h's
+// tile_columns says so. Fused: bias, PReLU, residual, and the statistics of dau_attention
+// (per-pixel maximum and mean, per-channel sum), so that the output is not read again. Floor: the
+// products, 48 / 216 or 36 / 144 of the plain convolution's multiply-adds. A tile is 6 x 8 pixels
+// in and 4 x 6 out, or 6 x 6 and 4 x 4: the next larger one, 6 x 6, loses too much accuracy in
+// float32.
+#include "winograd/block.h"
+#include "winograd/weights.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 

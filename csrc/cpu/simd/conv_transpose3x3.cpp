@@ -4,7 +4,8 @@
 // sums of the result for skff_select. Floor: the products of 16 + 20 + 20 + 25 points for 144
 // multiply-adds of the phases (and 576 with inserted zeros). A tile is 4 x 4 pixels of each phase,
 // from 5 x 5 of the input; the phases of a block follow each other, so its input is in the cache.
-#include "winograd.h"
+#include "winograd/block.h"
+#include "winograd/weights.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -93,13 +94,13 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
     const float* products[kOut];
     float* rows[kOut];
     for (int i = 0; i < kOut; ++i) {
-      products[i] = origin(sum + i * kOut * ldo + c);
-      rows[i] = origin(to + i * out.sh + c);
+      products[i] = hide_provenance(sum + i * kOut * ldo + c);
+      rows[i] = hide_provenance(to + i * out.sh + c);
     }
     V all{};
     pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
-      const V y =
-          load(products[i] + j * ldo, Full{}) + between(half[i][j], half[i][j + 1], kRight) + shift;
+      const V y = load(products[i] + j * ldo, AllLanes{}) +
+                  between(half[i][j], half[i][j + 1], kRight) + shift;
       store(rows[i] + j * out.sw, y, span);
       all += y;
     });

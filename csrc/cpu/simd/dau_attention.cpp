@@ -4,7 +4,8 @@
 // skff_select where it is to. Floor: 4 maps. Backward:
 // statistics again (1 map), one pass over gradient and r that leaves all but the pooled terms in
 // the gradient of r (3 maps), one that adds those (2 maps).
-#include "tile.h"
+#include "gemm.h"
+#include "tile_reduce.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -96,11 +97,11 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
     const A* gate = static_cast<const A*>(args.spatial_gate) + row * args.r.w + w;
     for (int64_t i = 0; i < count; ++i)
       lanes<A>(channels, [&](int64_t c, auto span) {
-        store(gated + i * ld + c, gate[i] * load(r.data + i * r.ld + c, span), Full{});
+        store(gated + i * ld + c, gate[i] * load(r.data + i * r.ld + c, span), AllLanes{});
       });
     const A* packed_channel =
         static_cast<const A*>(args.packed_channel) + n * args.packed_channel_stride;
-    // Each time asking for what the sums and the next tile need.
+    // A few pixels at a time, so that what the sums and the next tile need arrives meanwhile.
     for (int64_t i = 0; i < count; i += kAtOnce) {
       const int64_t some = least(kAtOnce, count - i);
       if (residual) prefetch_tile<T>(args.x, n, h, w + i, some);
@@ -120,10 +121,10 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
     if (residual) {
       const View<A> x = view_tile<T>(args.x, n, h, w, count, x_buffer);
       put([&](int64_t i, int64_t c, auto span) {
-        return load(sum + i * ld + c, Full{}) + load(x.data + i * x.ld + c, span);
+        return load(sum + i * ld + c, AllLanes{}) + load(x.data + i * x.ld + c, span);
       });
     } else {
-      put([&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, Full{}); });
+      put([&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, AllLanes{}); });
     }
     if (args.out_sums != nullptr)
       add_tile<T>(args.out_sums + row * channels, args.out, n, h, w, count, spare);
@@ -160,7 +161,7 @@ void dau_apply_backward(const DauArgs& args, int64_t begin, int64_t end) {
           const Vec<A> x = load(r.data + i * r.ld + c, span);
           // Lanes past the last channel may hold anything in u: the load cuts them off.
           dot += load(u + i * ld + c, span) * x;
-          store(gated + i * ld + c, gate[i] * x, Full{});
+          store(gated + i * ld + c, gate[i] * x, AllLanes{});
         });
         gate_grad[i] = sum_of<A>(dot);
       }
@@ -173,8 +174,8 @@ void dau_apply_backward(const DauArgs& args, int64_t begin, int64_t end) {
       add_outer<A>(g.data, g.ld, channels, {gated, ld}, count, channels, spatial_sum, ld);
       add_outer<A>(g.data, g.ld, channels, r, count, channels, channel_sum, ld);
       store_tile<T>(args.r_grad, rows.n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-        return gate[i] * load(u + i * ld + c, Full{}) +
-               load(channel_gate + c, span) * load(v + i * ld + c, Full{});
+        return gate[i] * load(u + i * ld + c, AllLanes{}) +
+               load(channel_gate + c, span) * load(v + i * ld + c, AllLanes{});
       });
     });
   }
@@ -239,12 +240,12 @@ void dau_stats_backward(const DauArgs& args, int64_t begin, int64_t end) {
       const Vec<A> mean = splat<A>(mean_grad[i] / A(channels));
       lanes<A>(channels, [&](int64_t c, auto span) {
         A* s = sum + i * ld + c;
-        store(s, load(s, Full{}) + (load(shift + c, span) + mean), Full{});
+        store(s, load(s, AllLanes{}) + (load(shift + c, span) + mean), AllLanes{});
       });
       sum[i * ld + argmax[i]] += max_grad[i];
     }
     store_tile<T>(args.r_grad, n, h, w, count, spare,
-                  [&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, Full{}); });
+                  [&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, AllLanes{}); });
   });
 }
 

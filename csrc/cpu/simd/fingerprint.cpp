@@ -1,7 +1,7 @@
-// Fingerprints of weights: 64 bits for each chunk of their values, by which packed weights are told
-// from those of other values. Every step is a bijection of the state for given values and of the
-// values for a given state, so a change within one lane of one step is always seen; others are
-// missed once in 2^64 times. The floor is reading the values.
+// Fingerprints of weights: 64 bits for each chunk of their values, by which packed weights are
+// distinguished from those of other values. Every step is a bijection of the state for given values
+// and of the values for a given state, so a change within one lane of one step is always seen;
+// others are missed once in 2^64 times. The floor is reading the values.
 #include "vec.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {

@@ -1,5 +1,5 @@
-// Packing of 1x1 convolution weights into the panels that tile.h's gemm reads.
-#include "tile.h"
+// Packing of 1x1 convolution weights into the panels that gemm.h reads.
+#include "gemm.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -26,19 +26,19 @@ inline void pack_square(const PackArgs& args, int64_t output, int64_t input, int
   weight += input * args.stride_k;
   Vec<A> v[kAll];
   if (args.stride_k == 1 && outputs == kAll && count == kAll) {
-    load_turned<A>(weight, args.stride_n, v);
+    load_transposed<A>(weight, args.stride_n, v);
   } else if (args.stride_n == 1 && outputs == kAll) {
-    for (int64_t k = 0; k < count; ++k) v[k] = load(weight + k * args.stride_k, Full{});
+    for (int64_t k = 0; k < count; ++k) v[k] = load(weight + k * args.stride_k, AllLanes{});
   } else {
     A values[kAll * kAll]{};
     for (int64_t k = 0; k < count; ++k)
       for (int64_t j = 0; j < outputs; ++j)
         values[k * kAll + j] = weight[j * args.stride_n + k * args.stride_k];
-    for (int64_t k = 0; k < count; ++k) v[k] = load(values + k * kAll, Full{});
+    for (int64_t k = 0; k < count; ++k) v[k] = load(values + k * kAll, AllLanes{});
   }
   const A* scale = static_cast<const A*>(args.scale);
   for (int64_t k = 0; k < count; ++k)
-    store(out + k * width, scale == nullptr ? v[k] : scale[input + k] * v[k], Full{});
+    store(out + k * width, scale == nullptr ? v[k] : scale[input + k] * v[k], AllLanes{});
 }
 
 }  // namespace

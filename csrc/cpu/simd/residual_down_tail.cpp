@@ -4,7 +4,9 @@
 // Floor: both maps read, one of half their size written. Backward: a pass over the small map gives
 // the weights' gradients and the gradients of both blurred maps (half a map each, kept for the next
 // pass), a pass over the large maps applies the transposed blur and the PReLU's derivative.
-#include "tile.h"
+#include "gemm.h"
+#include "prelu_gradient.h"
+#include "tile_resample.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -31,7 +33,7 @@ void down_tail(const DownArgs& args, int64_t begin, int64_t end) {
               ldo, true);
     }
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-      const Vec<A> v = load(sum + i * ldo + c, Full{});
+      const Vec<A> v = load(sum + i * ldo + c, AllLanes{});
       return bias == nullptr ? v : v + load(bias + c, span);
     });
     if (args.out_sums != nullptr)
@@ -66,7 +68,7 @@ void down_tail_backward_small(const DownArgs& args, int64_t begin, int64_t end) 
         A* out = static_cast<A*>(small) + ((rows.n * height + h) * width + w) * channels;
         for (int64_t i = 0; i < count; ++i)
           lanes<A>(channels, [&](int64_t c, auto span) {
-            store(out + i * channels + c, load(back + i * ld + c, Full{}), span);
+            store(out + i * channels + c, load(back + i * ld + c, AllLanes{}), span);
           });
       };
       half(args.top, args.slope, args.packed_top, args.small_top, weight_sum);
@@ -95,21 +97,13 @@ void down_tail_backward_large(const DownArgs& args, int64_t begin, int64_t end) 
     tiles(rows.begin, rows.end, width, [&](int64_t h, int64_t w, int64_t count) {
       resample<A>(small_bottom, args.rows_back, args.cols_back, rows.n, h, w, count, nullptr, line,
                   back, ld);
-      store_tile<T>(args.bottom_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto) { return load(back + i * ld + c, Full{}); });
+      store_tile<T>(args.bottom_grad, rows.n, h, w, count, spare, [&](int64_t i, int64_t c, auto) {
+        return load(back + i * ld + c, AllLanes{});
+      });
       resample<A>(small_top, args.rows_back, args.cols_back, rows.n, h, w, count, nullptr, line,
                   back, ld);
-      const View<A> x = view_tile<T>(args.top, rows.n, h, w, count, buffer);
-      add_columns<A>(slope_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
-        const Vec<A> value = load(x.data + i * x.ld + c, span);
-        return select<A>(value > Vec<A>{}, Vec<A>{}, value * load(back + i * ld + c, Full{}));
-      });
-      store_tile<T>(args.top_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto span) {
-                      const Vec<A> g = load(back + i * ld + c, Full{});
-                      return select<A>(load(x.data + i * x.ld + c, span) > Vec<A>{}, g,
-                                       g * load(slope + c, Full{}));
-                    });
+      prelu_gradient<T>(args.top, args.top_grad, slope, rows.n, h, w, count, back, ld, slope_sum,
+                        buffer, spare);
     });
   }
 }

@@ -2,7 +2,9 @@
 // map kept), then a tile of 48 output pixels starts from the enlarged projection and adds the large
 // map's PReLU times the 1x1 weight. Floor: 4 + 1 maps read, 2 written. Backward: one pass over the
 // large maps, one over the small ones with the transposed enlargement; nothing kept in between.
-#include "tile.h"
+#include "gemm.h"
+#include "prelu_gradient.h"
+#include "tile_resample.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -20,7 +22,7 @@ void up_project(const UpArgs& args, int64_t begin, int64_t end) {
     A* out = static_cast<A*>(args.projected) + (row * bottom.w + w) * outputs;
     for (int64_t i = 0; i < count; ++i)
       lanes<A>(outputs, [&](int64_t c, auto span) {
-        store(out + i * outputs + c, load(sum + i * ldo + c, Full{}), span);
+        store(out + i * outputs + c, load(sum + i * ldo + c, AllLanes{}), span);
       });
   });
 }
@@ -64,7 +66,7 @@ void up_tail(const UpArgs& args, int64_t begin, int64_t end) {
       rectified<T>(args.top, static_cast<const A*>(args.slope), n, h, w, count, top, ld);
     gemm<A>(x.data, x.ld, 1, count, args.packed_top, channels, outputs, sum, ldo, true);
     store_tile<T>(args.out, n, h, w, count, spare, [&](int64_t i, int64_t c, auto span) {
-      const Vec<A> v = load(sum + i * ldo + c, Full{});
+      const Vec<A> v = load(sum + i * ldo + c, AllLanes{});
       return bias == nullptr ? v : v + load(bias + c, span);
     });
   });
@@ -94,17 +96,8 @@ void up_tail_backward_large(const UpArgs& args, int64_t begin, int64_t end) {
       rectified<T>(args.top, slope, rows.n, h, w, count, top, ld);
       add_outer<A>(g.data, g.ld, outputs, {top, ld}, count, channels, weight_sum, ld);
       gemm<A>(g.data, g.ld, 1, count, args.packed_top, outputs, channels, back, ld, false);
-      const View<A> x = view_tile<T>(args.top, rows.n, h, w, count, x_buffer);
-      add_columns<A>(slope_sum, channels, count, [&](int64_t i, int64_t c, auto span) {
-        const Vec<A> value = load(x.data + i * x.ld + c, span);
-        return select<A>(value > Vec<A>{}, Vec<A>{}, value * load(back + i * ld + c, Full{}));
-      });
-      store_tile<T>(args.top_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto span) {
-                      const Vec<A> v = load(back + i * ld + c, Full{});
-                      return select<A>(load(x.data + i * x.ld + c, span) > Vec<A>{}, v,
-                                       v * load(slope + c, Full{}));
-                    });
+      prelu_gradient<T>(args.top, args.top_grad, slope, rows.n, h, w, count, back, ld, slope_sum,
+                        x_buffer, spare);
     });
   }
 }
@@ -127,8 +120,9 @@ void up_tail_backward_small(const UpArgs& args, int64_t begin, int64_t end) {
       const View<A> x = padded_tile<T>(args.bottom, rows.n, h, w, count, x_buffer);
       add_outer<A>(g, ldo, outputs, x, count, inputs, weight_sum, ld);
       gemm<A>(g, ldo, 1, count, args.packed_bottom, outputs, inputs, back, ld, false);
-      store_tile<T>(args.bottom_grad, rows.n, h, w, count, spare,
-                    [&](int64_t i, int64_t c, auto) { return load(back + i * ld + c, Full{}); });
+      store_tile<T>(args.bottom_grad, rows.n, h, w, count, spare, [&](int64_t i, int64_t c, auto) {
+        return load(back + i * ld + c, AllLanes{});
+      });
     });
   }
 }

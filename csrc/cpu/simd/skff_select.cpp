@@ -2,7 +2,7 @@
 // logits in between are a few thousand multiplications and done by the caller. Floor: 2 B + 1
 // maps; B + 1 where what made the branches left their sums, and there is no first pass. Backward:
 // one pass over gradient and branches, one that writes B gradients; 2 B + 2 maps.
-#include "tile.h"
+#include "tile_reduce.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -60,12 +60,13 @@ inline void combine_many(const SkffArgs& args, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; ++i)
         lanes<A>(channels, [&](int64_t c, auto span) {
           A* s = sum + i * ld + c;
-          store(s, load(s, Full{}) + load(attention + c, span) * load(x.data + i * x.ld + c, span),
-                Full{});
+          store(s,
+                load(s, AllLanes{}) + load(attention + c, span) * load(x.data + i * x.ld + c, span),
+                AllLanes{});
         });
     }
     store_tile<T>(args.out, n, h, w, count, spare,
-                  [&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, Full{}); });
+                  [&](int64_t i, int64_t c, auto) { return load(sum + i * ld + c, AllLanes{}); });
   });
 }
 

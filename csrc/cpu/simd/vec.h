@@ -2,7 +2,7 @@
 // every instruction set; loads and stores convert from and to the storage type.
 #pragma once
 
-#include "kernels.h"
+#include "loops.h"
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
@@ -37,8 +37,8 @@ template <class A>
 constexpr int kLanes = kVectorBytes / sizeof(A);
 
 // How much of a vector an access touches: all of it, or its first `count` lanes.
-struct Full {};
-struct Part {
+struct AllLanes {};
+struct FirstLanes {
   int64_t count;
 };
 
@@ -65,10 +65,10 @@ inline Vec<A> splat(A x) {
   return Vec<A>{} + x;
 }
 
-inline Vec<float> load(const float* p, Full) {
+inline Vec<float> load(const float* p, AllLanes) {
   return *reinterpret_cast<const VecOf<float>::unaligned*>(p);
 }
-inline Vec<double> load(const double* p, Full) {
+inline Vec<double> load(const double* p, AllLanes) {
   return *reinterpret_cast<const VecOf<double>::unaligned*>(p);
 }
 typedef uint16_t HalfBits __attribute__((vector_size(kVectorBytes / 2)));
@@ -76,24 +76,24 @@ typedef uint16_t HalfBitsUnaligned
     __attribute__((vector_size(kVectorBytes / 2), aligned(2), may_alias));
 typedef uint32_t WordBits __attribute__((vector_size(kVectorBytes)));
 
-inline Vec<float> load(const bf16* p, Full) {
+inline Vec<float> load(const bf16* p, AllLanes) {
   HalfBits half = *reinterpret_cast<const HalfBitsUnaligned*>(p);
   return (Vec<float>)(__builtin_convertvector(half, WordBits) << 16);
 }
 template <class T>
-inline Vec<Acc<T>> load(const T* p, Part part) {
+inline Vec<Acc<T>> load(const T* p, FirstLanes part) {
   Vec<Acc<T>> v{};
   for (int64_t i = 0; i < part.count; ++i) v[i] = to_acc(p[i]);
   return v;
 }
 
-inline void store(float* p, Vec<float> v, Full) {
+inline void store(float* p, Vec<float> v, AllLanes) {
   *reinterpret_cast<VecOf<float>::unaligned*>(p) = v;
 }
-inline void store(double* p, Vec<double> v, Full) {
+inline void store(double* p, Vec<double> v, AllLanes) {
   *reinterpret_cast<VecOf<double>::unaligned*>(p) = v;
 }
-inline void store(bf16* p, Vec<float> v, Full) {
+inline void store(bf16* p, Vec<float> v, AllLanes) {
   WordBits bits = (WordBits)v;
   WordBits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   WordBits nan = (WordBits)(v != v);
@@ -101,16 +101,16 @@ inline void store(bf16* p, Vec<float> v, Full) {
   *reinterpret_cast<HalfBitsUnaligned*>(p) = __builtin_convertvector(rounded, HalfBits);
 }
 template <class T>
-inline void store(T* p, Vec<Acc<T>> v, Part part) {
+inline void store(T* p, Vec<Acc<T>> v, FirstLanes part) {
   for (int64_t i = 0; i < part.count; ++i) from_acc(v[i], p + i);
 }
 
-// f(c, Full or Part) for the vectors that cover `count` values.
+// f(c, AllLanes or FirstLanes) for the vectors that cover `count` values.
 template <class A, class F>
 inline __attribute__((always_inline)) void lanes(int64_t count, F f) {
   int64_t c = 0;
-  for (; c + kLanes<A> <= count; c += kLanes<A>) f(c, Full{});
-  if (c < count) f(c, Part{count - c});
+  for (; c + kLanes<A> <= count; c += kLanes<A>) f(c, AllLanes{});
+  if (c < count) f(c, FirstLanes{count - c});
 }
 
 // Lane i of the result is lane from(i) of a, or lane from(i) - kLanes of b.
@@ -172,8 +172,8 @@ inline __attribute__((always_inline)) void transpose(Vec<A>* v) {
 
 // v[i][j] = from[j * step + i], a square of kLanes values each way.
 template <class A, class T>
-inline __attribute__((always_inline)) void load_turned(const T* from, int64_t step, Vec<A>* v) {
-  for (int64_t j = 0; j < kLanes<A>; ++j) v[j] = load(from + j * step, Full{});
+inline __attribute__((always_inline)) void load_transposed(const T* from, int64_t step, Vec<A>* v) {
+  for (int64_t j = 0; j < kLanes<A>; ++j) v[j] = load(from + j * step, AllLanes{});
   transpose<A>(v);
 }
 

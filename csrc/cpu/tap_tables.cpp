@@ -1,15 +1,10 @@
-#include "taps.h"
+#include "tap_tables.h"
 
-#include <algorithm>
-#include <stdexcept>
-
-#include "../shared/taps.h"
+#include "../common/blur_axis.h"
 
 namespace mirnet_fast::cpu {
 
 namespace {
-
-constexpr int64_t kLimit = int64_t(1) << 30;
 
 // What an axis reads for each of its outputs; neighbours that are the same pixel become one.
 template <class Axis>
@@ -34,23 +29,12 @@ TapTable tabulated(const Axis& axis, int outputs) {
 
 TapTable blur_taps(int64_t size, int64_t filt_size, const std::string& pad_type, int64_t stride,
                    int64_t pad_off) {
-  const int64_t before = (filt_size - 1) / 2 + pad_off, after = filt_size / 2 + pad_off;
-  const bool known = pad_type == "reflect" || pad_type == "replicate" || pad_type == "zero";
-  if (!known || filt_size < 1 || filt_size > 7 || stride < 1 || before < 0 ||
-      size + before + after < filt_size || size + before + after >= kLimit ||
-      (pad_type == "reflect" && size <= after))
-    throw std::invalid_argument("blur_pool: filter, padding and stride do not fit the input");
-  const Padding padding = pad_type == "reflect"     ? Padding::reflect
-                          : pad_type == "replicate" ? Padding::replicate
-                                                    : Padding::zero;
-  const int outputs = int((size + before + after - filt_size) / stride + 1);
-  const BlurAxis axis{int(size),   outputs,        int(std::min(stride, kLimit)),
-                      int(before), int(filt_size), padding};
-  return tabulated(axis, outputs);
+  const BlurAxis axis = blur_axis(size, filt_size, pad_type, stride, pad_off);
+  return tabulated(axis, axis.outputs);
 }
 
 TapTable bilinear_taps(int64_t size) {
-  if (size >= kLimit) throw std::invalid_argument("a side of 2**30 pixels or more");
+  MIRNET_CHECK(size < kLongestAxis, "a side of 2**30 pixels or more");
   return tabulated(BilinearAxis{int(size)}, 2 * int(size));
 }
 

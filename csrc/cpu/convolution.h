@@ -1,4 +1,5 @@
-// What the convolutions share, checks; and those on simd/winograd.h: blocks.
+// What the convolutions share: checks of their arguments; and for those on simd/winograd/, tiles
+// and blocks.
 #pragma once
 
 #include "packed_weights.h"
@@ -6,8 +7,7 @@
 namespace mirnet_fast::cpu {
 
 inline void check_float(const char* op, const char* name, const Tensor& tensor) {
-  MIRNET_CHECK(tensor.scalar_type() == torch::headeronly::ScalarType::Float, op, ": ", name,
-               " must be float32");
+  MIRNET_CHECK(tensor.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32");
   MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
 }
 
@@ -66,16 +66,6 @@ class PerChannel {
   Vector<float> values_;
 };
 
-// The weight in order, for the tiles that the packed one does not serve. Where it lies so, not a
-// copy.
-inline Tensor set_weight(ConvArgs& args, const Tensor& weight, bool outputs_first) {
-  const Tensor ordered = weight.is_contiguous() ? weight : torch::stable::contiguous(weight);
-  args.weight = static_cast<const float*>(ordered.data_ptr());
-  args.output_stride = 9 * (outputs_first ? weight.size(1) : 1);
-  args.input_stride = 9 * (outputs_first ? 1 : weight.size(1));
-  return ordered;
-}
-
 // Of the tiles of conv3x3: 6 where that is fewer products, and the channels are few: the error
 // grows with their root, to 2.2e-6 of the result at 128 against 1.1e-6 with 4 columns, and with
 // more of them reading the weights would take what is gained.
@@ -100,6 +90,46 @@ inline void set_blocks(ConvArgs& args) {
     args.block_tiles = most;
     args.blocks = blocks;
   }
+}
+
+// A convolution on simd/winograd/: its arguments with what they point to.
+struct Convolution {
+  ConvArgs args;
+
+  // maps: its maps, rows and tile_columns.
+  Convolution(const ConvArgs& maps, Packing packing, const Tensor& weight, bool outputs_first,
+              const OptionalTensor& bias, const OptionalTensor& slope, bool keep_weights)
+      : args(maps),
+        biases_(bias, maps.out.c),
+        slopes_(slope, maps.out.c),
+        packed_(pack_for(packing, weight, outputs_first, maps.tile_columns,
+                         maps.out.n * tiles_of(maps), keep_weights)),
+        ordered_(weight.is_contiguous() ? weight : torch::stable::contiguous(weight)) {
+    args.packed = packed_.get();
+    args.weight = static_cast<const float*>(ordered_.data_ptr());
+    args.output_stride = 9 * (outputs_first ? weight.size(1) : 1);
+    args.input_stride = 9 * (outputs_first ? 1 : weight.size(1));
+    args.bias = biases_.data();
+    args.slope = slopes_.data();
+    set_blocks(args);
+  }
+
+ private:
+  PerChannel biases_, slopes_;
+  PackedWeights packed_;
+  Tensor ordered_;  // the weight, for the tiles that the packed one does not serve
+};
+
+// Of a transposed convolution's output the pixels of the first phase, with so many channels: those
+// of the others lie beside them.
+inline Map first_phase(const Tensor& out, int64_t channels) {
+  Map map = map_of(out);
+  map.c = channels;
+  map.h /= 2;
+  map.w /= 2;
+  map.sh *= 2;
+  map.sw *= 2;
+  return map;
 }
 
 }  // namespace mirnet_fast::cpu

@@ -1,9 +1,10 @@
-// What csrc/shared/ and the tables of csrc/cpu/taps.cpp say, as dense matrices for test_shared.py.
+// What csrc/common/ and the tables of csrc/cpu/tap_tables.cpp say, as dense matrices for
+// test_common.py.
 #include <cmath>
 
-#include "../../csrc/cpu/taps.h"
-#include "../../csrc/shared/softmax.h"
-#include "../../csrc/shared/taps.h"
+#include "../../csrc/common/axes.h"
+#include "../../csrc/common/softmax.h"
+#include "../../csrc/cpu/tap_tables.h"
 
 using namespace mirnet_fast;
 

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "memory.h"
-#include "simd/kernels.h"
+#include "simd/loops.h"
 
 namespace mirnet_fast::cpu {
 
@@ -16,8 +16,7 @@ struct TapTable {
   Taps view() const { return {start.data(), index.data(), weight.data()}; }
 };
 
-// Binomial filter of `filt_size` taps every `stride` pixels of an axis of `size` pixels, padded
-// by (filt_size - 1) / 2 + pad_off before and filt_size / 2 + pad_off after.
+// blur_axis of common/blur_axis.h.
 TapTable blur_taps(int64_t size, int64_t filt_size, const std::string& pad_type, int64_t stride,
                    int64_t pad_off);
 

@@ -1,4 +1,4 @@
-"""csrc/shared/, on the host: resampling along an axis and softmax, against NumPy and PyTorch."""
+"""csrc/common/, on the host: resampling along an axis and softmax, against NumPy and PyTorch."""
 
 import ctypes
 import itertools
@@ -21,7 +21,7 @@ def shared(tmp_path_factory):
         pytest.skip("no g++")
     library = tmp_path_factory.mktemp("shared") / "dense.so"
     flags = "-std=c++17 -O1 -g -fPIC -shared -Wall -Wextra -Werror -fsanitize=undefined -fno-sanitize-recover"
-    sources = [ROOT / "tests/shared/dense.cpp", ROOT / "csrc/cpu/taps.cpp"]
+    sources = [ROOT / "tests/common/dense.cpp", ROOT / "csrc/cpu/tap_tables.cpp"]
     subprocess.run(["g++", *flags.split(), *sources, "-o", library], check=True)
     loaded = ctypes.CDLL(library)
     loaded.tap.restype = ctypes.c_float

@@ -1,19 +1,15 @@
-// What the op files share: from tensors to the kernels' arguments, launches, dtypes.
+// From tensors to the kernels' arguments, and launches.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <optional>
 #include <string>
-#include <vector>
 
-#include "../shared/check.h"
+#include "../common/arguments.h"
 #include "device.cuh"
 
 // The emulated kernels are the CPU's.
@@ -23,6 +19,20 @@
 #define MIRNET_DISPATCH CUDA
 #endif
 
+namespace mirnet_fast {
+
+inline void check_device(const char* op, const char* name, const Tensor& tensor,
+                         const Tensor& first) {
+#if defined(MIRNET_EMULATED)
+  (void)op, (void)name, (void)tensor, (void)first;
+#else
+  MIRNET_CHECK(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), op, ": ",
+               name, " must be on the first argument's GPU, ", first.get_device_index());
+#endif
+}
+
+}  // namespace mirnet_fast
+
 namespace mirnet_fast::cuda {
 
 #if defined(MIRNET_EMULATED)
@@ -31,60 +41,6 @@ using emulation::DeviceGuard, emulation::get_current_cuda_stream;
 using torch::stable::accelerator::DeviceGuard;
 constexpr auto get_current_cuda_stream = aoti_torch_get_current_cuda_stream;
 #endif
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using OptionalTensor = std::optional<Tensor>;
-using Shape = std::vector<int64_t>;
-
-// ---- arguments -------------------------------------------------------------------------------
-
-inline std::string text(const Shape& shape) {
-  std::string result = "(";
-  for (size_t i = 0; i < shape.size(); ++i) result += (i ? ", " : "") + std::to_string(shape[i]);
-  return result + ")";
-}
-
-inline Shape shape_of(const Tensor& tensor) {
-  return Shape(tensor.sizes().begin(), tensor.sizes().end());
-}
-
-inline void check_place(const char* op, const char* name, const Tensor& tensor,
-                        const Tensor& first) {
-  MIRNET_CHECK(tensor.scalar_type() == first.scalar_type(), op, ": ", name,
-               " must have the dtype of the first argument");
-#if !defined(MIRNET_EMULATED)
-  MIRNET_CHECK(tensor.is_cuda() && tensor.get_device_index() == first.get_device_index(), op, ": ",
-               name, " must be on the first argument's GPU, ", first.get_device_index());
-#endif
-}
-
-// A tensor of this shape, of the dtype and on the device of `first`.
-inline void check(const char* op, const char* name, const Tensor& tensor, const Shape& shape,
-                  const Tensor& first) {
-  MIRNET_CHECK(shape_of(tensor) == shape, op, ": ", name, " must have shape ", text(shape),
-               "; got ", text(shape_of(tensor)));
-  check_place(op, name, tensor, first);
-}
-
-inline void check_map(const char* op, const char* name, const Tensor& tensor) {
-  MIRNET_CHECK(tensor.dim() == 4 && tensor.size(1) > 0 && tensor.size(2) > 0 && tensor.size(3) > 0,
-               op, ": ", name, " must be (N, C, H, W) with C, H, W >= 1; got ",
-               text(shape_of(tensor)));
-}
-
-// 1x1 convolution weight (rows, columns, 1, 1) and its optional bias (rows).
-inline void check_conv(const char* op, const char* name, const Tensor& weight,
-                       const OptionalTensor& bias, int64_t rows, int64_t columns,
-                       const Tensor& first) {
-  check(op, name, weight, {rows, columns, 1, 1}, first);
-  if (bias) check(op, name, *bias, {rows}, first);
-}
-
-template <class T>
-struct Tag {
-  using type = T;
-};
 
 // f(Tag<T>) for the storage type of the tensor.
 template <class F>
@@ -150,8 +106,27 @@ inline Tensor laid_out_like(const Tensor& out, const Tensor& x) {
 // A weight as kernels read it: its values in order.
 inline Tensor dense(const Tensor& t) { return torch::stable::contiguous(t); }
 
-// Summed over these dimensions, in float64 if not told otherwise; torch adds in the same order
-// every time.
+// The same of a weight or bias that may be absent, kept alive while kernels read it.
+class Dense {
+ public:
+  explicit Dense(const OptionalTensor& t) {
+    if (t) tensor_ = dense(*t);
+  }
+
+  const Tensor& tensor() const { return *tensor_; }
+
+  // Null where there is none.
+  template <class T>
+  const T* data() const {
+    return tensor_ ? static_cast<const T*>(tensor_->data_ptr()) : nullptr;
+  }
+
+ private:
+  OptionalTensor tensor_;
+};
+
+// Summed over these dimensions, in float64 unless `dtype` says otherwise; torch adds in the same
+// order every time.
 inline Tensor summed(const Tensor& t, std::initializer_list<int64_t> dimensions,
                      ScalarType dtype = ScalarType::Double) {
   const Shape list(dimensions);
@@ -202,9 +177,9 @@ inline int64_t row_blocks(const std::string& what, int64_t values, int threads) 
 constexpr size_t kSharedLimit = 99 * 1024;
 
 // The device of a tensor and the current stream of that device, while it lives.
-class Place {
+class LaunchContext {
  public:
-  explicit Place(const Tensor& tensor) : guard_(tensor.get_device_index()) {
+  explicit LaunchContext(const Tensor& tensor) : guard_(tensor.get_device_index()) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
@@ -236,7 +211,8 @@ class Place {
   cudaStream_t stream_;
 };
 
-inline std::string told(const char* op, const Tensor& first) {
+// What an error says first: the op and the shape of its first argument.
+inline std::string error_context(const char* op, const Tensor& first) {
   return std::string(op) + " on " + text(shape_of(first));
 }
 

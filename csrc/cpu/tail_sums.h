@@ -1,27 +1,13 @@
-// What the tails of both residual resamplers share: a PReLU slope, two 1x1 convolutions that end in
-// one sum, and the gradients of all of these.
+// The tails of both residual resamplers: values of their PReLU slope and biases, and their
+// gradients from the sums over pixels.
 #pragma once
 
-#include "common.h"
+#include "../common/tail_arguments.h"
+#include "run.h"
+#include "sums.h"
+#include "tensors.h"
 
 namespace mirnet_fast::cpu {
-
-struct TailWeights {
-  const Tensor &slope, &top;
-  const OptionalTensor& top_bias;
-  const Tensor& bottom;
-  const OptionalTensor& bottom_bias;
-};
-
-inline void check_tail(const char* op, const TailWeights& w, int64_t top_channels,
-                       int64_t bottom_channels, const Tensor& first) {
-  MIRNET_CHECK(w.top.dim() == 4, op, ": top_weight must be (D, C, 1, 1)");
-  const int64_t outputs = w.top.size(0);
-  check(op, "slope", w.slope, {w.slope.numel() == 1 ? 1 : top_channels}, first);
-  check_conv(op, "top_weight or top_bias", w.top, w.top_bias, outputs, top_channels, first);
-  check_conv(op, "bottom_weight or bottom_bias", w.bottom, w.bottom_bias, outputs, bottom_channels,
-             first);
-}
 
 // One slope a channel, with room behind it for a whole vector.
 template <class T>
