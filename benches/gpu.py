@@ -294,18 +294,23 @@ def test_steps(on_gpu, missing, limit):
         "tests of the GPU", pytest("tests/test_gpu.py"), limit, why_not=why or (None if on_gpu else "no GPU")
     )
     for op, kernels in itertools.product(reversed(OPS), ("Triton", "Cuda")):
-        path, name = f"tests/ops/test_{op}.py", f"tests {op} {kernels}"
+        name, of_op = f"tests {op} {kernels}", f"{op} and {kernels}"
         if not on_gpu:
-            words = f"{kernels} and (tiny and test_contract or test_the_same or test_empty)"
-            yield Step(name, pytest(path, "-k", words), limit, device, why)
+            words = f"{of_op} and (tiny and test_contract or test_the_same or test_empty)"
+            yield Step(name, pytest("tests/ops", "-k", words), limit, device, why)
         elif kernels == "Cuda":  # compiled already
-            yield Step(name, pytest(path, "-k", kernels), limit, why_not=why)
+            yield Step(name, pytest("tests/ops", "-k", of_op), limit, why_not=why)
         else:
             for dtype in DTYPES:
-                words = f"Triton and test_contract and {dtype}" + (" and not bfloat16" * (dtype == "float16"))
-                yield Step(f"{name} {dtype}", pytest(path, "-k", words), limit, why_not=why)
+                words = f"{of_op} and test_contract and {dtype}" + (
+                    " and not bfloat16" * (dtype == "float16")
+                )
+                yield Step(f"{name} {dtype}", pytest("tests/ops", "-k", words), limit, why_not=why)
             yield Step(
-                f"{name} others", pytest(path, "-k", "Triton and not test_contract"), limit, why_not=why
+                f"{name} others",
+                pytest("tests/ops", "-k", f"{of_op} and not test_contract"),
+                limit,
+                why_not=why,
             )
 
 
