@@ -293,25 +293,23 @@ def test_steps(on_gpu, missing, limit):
     yield Step(
         "tests of the GPU", pytest("tests/test_gpu.py"), limit, why_not=why or (None if on_gpu else "no GPU")
     )
+
+    def step(op, kernels, words="", more="", env=None):
+        command = pytest("tests/ops", "-k", f"{op} and {kernels}{words}")
+        return Step(f"tests {op} {kernels}{more}", command, limit, env, why)
+
     for op, kernels in itertools.product(reversed(OPS), ("Triton", "Cuda")):
-        name, of_op = f"tests {op} {kernels}", f"{op} and {kernels}"
         if not on_gpu:
-            words = f"{of_op} and (tiny and test_contract or test_the_same or test_empty)"
-            yield Step(name, pytest("tests/ops", "-k", words), limit, device, why)
+            yield step(
+                op, kernels, " and (tiny and test_contract or test_the_same or test_empty)", env=device
+            )
         elif kernels == "Cuda":  # compiled already
-            yield Step(name, pytest("tests/ops", "-k", of_op), limit, why_not=why)
+            yield step(op, kernels)
         else:
             for dtype in DTYPES:
-                words = f"{of_op} and test_contract and {dtype}" + (
-                    " and not bfloat16" * (dtype == "float16")
-                )
-                yield Step(f"{name} {dtype}", pytest("tests/ops", "-k", words), limit, why_not=why)
-            yield Step(
-                f"{name} others",
-                pytest("tests/ops", "-k", f"{of_op} and not test_contract"),
-                limit,
-                why_not=why,
-            )
+                words = f" and test_contract and {dtype}" + (" and not bfloat16" * (dtype == "float16"))
+                yield step(op, kernels, words, f" {dtype}")
+            yield step(op, kernels, " and not test_contract", " others")
 
 
 def sanitizer_steps(on_gpu, path, limit):

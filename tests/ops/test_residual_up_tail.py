@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from mirnet_fast import ops
 
 from ..cases import first_of
-from .common import Values, check_sums, gradient_maker, needs_kernels
+from .common import Values, check_same, check_sums, gradient_maker, needs_kernels, with_threads
+from .convolution import close
 from .subject import CPU, TRITON, Op
-from .test_conv3x3 import close
 from .test_residual_down_tail import weights
 
 
@@ -183,16 +183,12 @@ class TestOfConv:
 
     def test_threads_do_not_matter(self):
         a = ConvArguments(CONV_SHAPES["several blocks"])
-        results, usual = [], torch.get_num_threads()
-        try:
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
-                sums = a.sums()
-                results.append((a.run_into(a.empty(), a.x, sums=sums), sums))
-        finally:
-            torch.set_num_threads(usual)
-        for other in results[1:]:
-            assert all(map(torch.equal, results[0], other))
+
+        def run():
+            sums = a.sums()
+            return a.run_into(a.empty(), a.x, sums=sums), sums
+
+        check_same(with_threads(run))
 
     def test_special_values(self):
         a = ConvArguments(CONV_SHAPES["several blocks"])
