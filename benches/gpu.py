@@ -293,20 +293,23 @@ def test_steps(on_gpu, missing, limit):
     yield Step(
         "tests of the GPU", pytest("tests/test_gpu.py"), limit, why_not=why or (None if on_gpu else "no GPU")
     )
+
+    def step(op, kernels, words="", more="", env=None):
+        command = pytest("tests/ops", "-k", f"{op} and {kernels}{words}")
+        return Step(f"tests {op} {kernels}{more}", command, limit, env, why)
+
     for op, kernels in itertools.product(reversed(OPS), ("Triton", "Cuda")):
-        path, name = f"tests/ops/test_{op}.py", f"tests {op} {kernels}"
         if not on_gpu:
-            words = f"{kernels} and (tiny and test_contract or test_the_same or test_empty)"
-            yield Step(name, pytest(path, "-k", words), limit, device, why)
+            yield step(
+                op, kernels, " and (tiny and test_contract or test_the_same or test_empty)", env=device
+            )
         elif kernels == "Cuda":  # compiled already
-            yield Step(name, pytest(path, "-k", kernels), limit, why_not=why)
+            yield step(op, kernels)
         else:
             for dtype in DTYPES:
-                words = f"Triton and test_contract and {dtype}" + (" and not bfloat16" * (dtype == "float16"))
-                yield Step(f"{name} {dtype}", pytest(path, "-k", words), limit, why_not=why)
-            yield Step(
-                f"{name} others", pytest(path, "-k", "Triton and not test_contract"), limit, why_not=why
-            )
+                words = f" and test_contract and {dtype}" + (" and not bfloat16" * (dtype == "float16"))
+                yield step(op, kernels, words, f" {dtype}")
+            yield step(op, kernels, " and not test_contract", " others")
 
 
 def sanitizer_steps(on_gpu, path, limit):

@@ -12,7 +12,8 @@ def pairwise(**axes):
     """A test's cases are the product of the axes: {argument: values}.
 
     Each value of an axis meets each of every other in a case of `make test`; the other combinations are
-    exhaustive. A test that takes `any_case` has the cases of its class as one more axis.
+    exhaustive. A test that takes `op` has all this for every subject that it is marked with; if it takes
+    `any_case` too, the cases of the subject are one more axis.
     """
     return pytest.mark.combinations(axes, _pairs)
 
@@ -29,22 +30,33 @@ def first_of(values, count=1):
 
 
 def combine(metafunc):
-    """pytest_generate_tests: makes the cases that `pairwise`, `each` and `any_case` stand for."""
+    """pytest_generate_tests: makes the cases that `pairwise`, `each`, `op` and `any_case` stand for."""
     mark = metafunc.definition.get_closest_marker("combinations")
     axes, choose = mark.args if mark else ({}, None)
-    if "any_case" in metafunc.fixturenames:
-        axes = {"any_case": [name for name in metafunc.cls.cases if name != "pixels"], **axes}
-    if not axes:
-        return
+    mark = metafunc.definition.get_closest_marker("subjects")
+    names, cases = [*axes], []
+    if mark:
+        names = ["op", *(["any_case"] if "any_case" in metafunc.fixturenames else []), *axes]
+        for subject in mark.args:
+            any_case = {"any_case": [name for name in subject.cases if name != "pixels"]}
+            cases += _combined({**any_case, **axes} if "any_case" in names else axes, choose, subject)
+    elif axes:
+        cases = _combined(axes, choose)
+    if names:
+        metafunc.parametrize(names, cases, indirect=["op"] if mark else False)
+
+
+def _combined(axes, choose, *subject):
+    """pytest's parameters: the subject, if any, with each of the combinations of the axes."""
     sizes = [len(values) for values in axes.values()]
     places = [*itertools.product(*map(range, sizes))]
-    first = set(choose(sizes)) if mark and len(axes) > 1 else {*places}
+    first = set(choose(sizes)) if choose and len(axes) > 1 else {*places}
     cases = []
     for place in places:
-        values = [axis[i] for axis, i in zip(axes.values(), place, strict=True)]
-        marks = () if place in first else exhaustive
+        values = [*subject, *(axis[i] for axis, i in zip(axes.values(), place, strict=True))]
+        marks = [mark for one in subject for mark in one.marks] + [exhaustive] * (place not in first)
         cases.append(pytest.param(*values, marks=marks, id="-".join(map(_name, values))))
-    metafunc.parametrize(list(axes), cases)
+    return cases
 
 
 def _pairs(sizes):

@@ -51,7 +51,7 @@ FAULTS = [
         "csrc/cuda/dau_attention.cuh",
         "  }\n  sync_threads();\n  // The rows of taps",
         "  }\n  // The rows of taps",
-        "tests/ops/test_dau_attention.py -k 'Cuda and order'",
+        "tests/ops -k 'dau_attention and Cuda and order'",
     ),
     Fault(
         "wait",
@@ -91,7 +91,7 @@ FAULTS = [
         "csrc/common/axes.h",
         "return i < 0 ? 0 : i >= inputs ? inputs - 1 : i;",
         "return i < 0 ? 0 : i;",
-        "tests/test_common.py tests/ops/test_residual_up_tail.py -k 'bilinear or Cuda'",
+        "tests/test_common.py tests/ops -k 'bilinear or (residual_up_tail and Cuda)'",
     ),
     Fault(
         "image offset in CUDA",
@@ -115,7 +115,7 @@ FAULTS = [
         "csrc/cuda/launch.cuh",
         "shared, stream_, nullptr, 0}",
         "shared, nullptr, nullptr, 0}",
-        "tests/ops/test_blur_pool.py -k Cuda",
+        "tests/ops -k 'blur_pool and Cuda'",
     ),
     Fault(
         "TF32",
@@ -163,7 +163,7 @@ FAULTS = [
         "csrc/cpu/run.h",
         "end = count * (share + 1) / threads;",
         "end = begin + count / threads;",
-        "tests/ops/test_skff_select.py -k 'number_of_threads or float64'",
+        "tests/ops -k 'skff_select and (number_of_threads or float64)'",
     ),
     Fault(
         "NaN",
@@ -171,7 +171,7 @@ FAULTS = [
         "csrc/cpu/simd/tile_io.h",
         "return x > V{} ? x : x * slope;",
         "return x > V{} ? x : (x <= V{} ? x * slope : V{});",
-        "tests/ops/test_residual_up_tail.py -k special",
+        "tests/ops -k 'residual_up_tail and special'",
     ),
     Fault(
         "residual",

@@ -244,7 +244,7 @@ def a_network(seed):
 
 def a_change(seed):
     """A network that is changed while it runs."""
-    from .test_layers import CHANGES, NETWORK_CHANGES  # what tests do to a layer by name
+    from .layer_changes import CHANGES, NETWORK_CHANGES  # what tests do to a layer by name
 
     m = Maker(seed)
     torch.manual_seed(seed)

@@ -13,17 +13,19 @@ AXES = {"layout": ["nchw", "sliced", "expanded"], "gradient": ["dense", "sliced"
 def cases_of(mark, **cases):
     """{case: whether it is of the first kind} as pytest would get them."""
     made = {}
+    subject = types.SimpleNamespace(cases=cases, marks=())
+    marks = {"combinations": mark.mark, "subjects": pytest.mark.subjects(subject).mark if cases else None}
 
-    def parametrize(names, params):
-        assert [*names] == [*(["any_case"] if cases else []), *AXES]
-        made.update({param.values: not param.marks for param in params})
+    def parametrize(names, params, indirect):
+        assert names == [*(["op", "any_case"] if cases else []), *AXES]
+        assert indirect == (["op"] if cases else False)
+        made.update({param.values[bool(cases) :]: not param.marks for param in params})
         assert len({param.id for param in params}) == len(params)
 
     combine(
         types.SimpleNamespace(
-            definition=types.SimpleNamespace(get_closest_marker=lambda _: mark.mark),
-            fixturenames=[*(["any_case"] if cases else []), *AXES],
-            cls=types.SimpleNamespace(cases=cases),
+            definition=types.SimpleNamespace(get_closest_marker=marks.get),
+            fixturenames=[*(["op", "any_case"] if cases else []), *AXES],
             parametrize=parametrize,
         )
     )
@@ -52,3 +54,19 @@ def test_every_value_appears():
 def test_first_of():
     made = {param.values: bool(param.marks) for param in first_of([3, 4, 5], 2)}
     assert made == {(3,): False, (4,): False, (5,): True}
+
+
+def test_a_subject_brings_its_own_cases_and_marks():
+    slow = types.SimpleNamespace(cases={"plain": 1, "pixels": 2}, marks=(pytest.mark.untraced,))
+    quick = types.SimpleNamespace(cases={"plain": 1, "tiny": 2}, marks=())
+    marks = {"subjects": pytest.mark.subjects(slow, quick).mark}
+    made = []
+    combine(
+        types.SimpleNamespace(
+            definition=types.SimpleNamespace(get_closest_marker=marks.get),
+            fixturenames=["op", "any_case"],
+            parametrize=lambda names, params, indirect: made.extend(params),
+        )
+    )
+    assert [param.values for param in made] == [(slow, "plain"), (quick, "plain"), (quick, "tiny")]
+    assert [[mark.name for mark in param.marks] for param in made] == [["untraced"], [], []]

@@ -36,7 +36,7 @@ def result(toolkit, request):
 def test_nothing_is_wrong(op, result):
     rows, info = result
     rows = [row for row in rows if row["op"] == op]
-    budget = audit.load_budget().get(audit.version(info))
+    budget = audit.BUDGET.load().get(audit.version(info))
     found = [text for row in rows for text in audit.problems(row, budget)]
     assert not found, "\n".join(found)
     assert {row["arch"] for row in rows} == {a for a in info["cuda_architectures"] if a.startswith("sm_")}
@@ -50,7 +50,7 @@ def test_nothing_is_lacking(result):
 
 def test_the_budget_is_recorded(result):
     rows, info = result
-    budget = audit.load_budget().get(audit.version(info))
+    budget = audit.BUDGET.load().get(audit.version(info))
     if budget is None:
         pytest.skip(f"no budget for {audit.version(info)}: python -m tests.audit.cuda --write records one")
     absent = [row for row in rows if row["arch"] not in budget.get(audit.label(row), {})]

@@ -11,7 +11,7 @@ from mirnet_fast.images import ImageError
 from mirnet_fast.training import degradations
 from mirnet_fast.training.data import Patches, Photos, generator
 
-from .test_training import CLEAN, NOISE, recipe
+from .trainings import CLEAN, NOISE, recipe
 
 EXAMPLES = [
     NOISE,

@@ -19,8 +19,8 @@ from mirnet_fast.training.loop import BEST, LAST, learning_rate
 from mirnet_fast.training.record import LOG
 
 from .cases import exhaustive, first_of
-from .test_training import SMALL, YAML, in_two_processes, recipe, until
-from .test_training import weights as weights_in
+from .trainings import SMALL, YAML, in_two_processes, recipe, until
+from .trainings import weights as weights_in
 
 TINY = SMALL | {"height": 1, "width": 1}
 

@@ -15,8 +15,8 @@ from mirnet_fast.images import read_photo
 from mirnet_fast.training import Trainer, TrainingError, record
 from mirnet_fast.training.record import COLUMNS, EVENTS, LOG, SAMPLES, Record
 
-from .test_training import NOISE, SMALL, until, write_photos
-from .test_training import recipe as any_recipe
+from .trainings import NOISE, SMALL, until, write_photos
+from .trainings import recipe as any_recipe
 
 
 def recipe(**changes):

@@ -44,7 +44,9 @@ def is_on_cpu(x):
 
 def is_for_kernels(layer, shape, dtype):
     """Whether the kernels can run the layer on a channels_last map of this shape, and are faster."""
-    enough = layer.kernel_size == (1, 1) or shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), 0)
+    enough = layer.kernel_size == (1, 1) or shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(
+        type(layer), 0
+    )
     return enough and fits_kernels(layer, dtype) and 0 not in shape
 
 

@@ -27,12 +27,12 @@ from pathlib import Path
 
 from build_support.plan import Plan
 
+from .budget import Budget
+
 ROOT = Path(__file__).parents[2]
 NINJA = ROOT / f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
 BUILT = ROOT / "build" / "audit" / "cuda"
 LIBRARY = BUILT / "mirnet_fast" / "libmirnet_fast_cuda.so"
-BUDGET = Path(__file__).with_name("cuda_budget.json")
-REGISTER_SLACK = 8  # registers are given out in eights
 
 # Kernels that multiply matrices: of 16-bit values with tensor cores.
 PRODUCTS = {
@@ -194,6 +194,9 @@ def label(row):
     return f"{row['op']} {row['kernel']}"
 
 
+BUDGET = Budget(Path(__file__).with_name("cuda_budget.json"), label, lambda row: row["arch"])
+
+
 def problems(row, budget):
     """What is wrong with a row: a list of sentences. `budget` is that of this nvcc, or None."""
     found = []
@@ -211,13 +214,7 @@ def problems(row, budget):
     wide = given.get("V") in ("4", "8") or given.get("Aligned") == "true"
     if wide and not row["loads_128"]:
         found.append("it has no loads of 16 bytes")
-    recorded = (budget or {}).get(label(row), {}).get(row["arch"])
-    if recorded:
-        registers, shared = recorded
-        if row["registers"] > registers + REGISTER_SLACK:
-            found.append(f"{row['registers']} registers; the budget records {registers}")
-        if row["shared"] > shared:
-            found.append(f"{row['shared']} bytes of shared memory; the budget records {shared}")
+    found += BUDGET.exceeded(row, budget)
     return [f"{label(row)} {row['arch']}: {text}" for text in found]
 
 
@@ -245,25 +242,6 @@ def foreign_symbols(library):
 
 def version(info):
     return "nvcc " + ".".join(info["nvcc"].split(".")[:2])
-
-
-def load_budget():
-    return json.loads(BUDGET.read_text()) if BUDGET.exists() else {}
-
-
-def write_budget(rows, name):
-    """Replace the rows of the ops audited in this version's part of the file; one kernel a line."""
-    budget = load_budget()
-    ops = {row["op"] for row in rows}
-    kept = {key: value for key, value in budget.get(name, {}).items() if key.split()[0] not in ops}
-    for row in rows:
-        kept.setdefault(label(row), {})[row["arch"]] = [row["registers"], row["shared"]]
-    budget[name] = kept
-    parts = []
-    for key, part in sorted(budget.items()):
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(part.items()))
-        parts.append(f"{json.dumps(key)}: {{\n{lines}\n}}")
-    BUDGET.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def table(rows):
@@ -307,14 +285,14 @@ def main():
         parser.error("--write needs every architecture")
     rows, info = audit(chosen.ops, chosen.arch)
     if chosen.write:
-        write_budget(rows, version(info))
-    budget = load_budget().get(version(info))
+        BUDGET.write(rows, version(info))
+    budget = BUDGET.load().get(version(info))
     found = [text for row in rows for text in problems(row, budget)]
     if not chosen.ops:
         found += lacking(rows, info["cuda_architectures"])
     found += [f"{LIBRARY.name}: symbol {name}" for name in foreign_symbols(LIBRARY)]
     print("\n".join(table(rows)))
-    unrecorded = sum(row["arch"] not in (budget or {}).get(label(row), {}) for row in rows)
+    unrecorded = sum(BUDGET.of(row, budget) is None for row in rows)
     if unrecorded:
         print(f"{unrecorded} of {len(rows)} rows are not in the budget of {version(info)} (--write)")
     print("\n".join(found) or f"{len(rows)} kernels compiled by {version(info)}: nothing wrong")

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .common import Values, needs_kernels
-from .test_conv3x3 import SHAPES, close, conv
+from . import convolution
+from .common import Values, check_same, needs_kernels, with_threads
+from .convolution import SHAPES, close, conv
 
 pytestmark = needs_kernels
 
@@ -31,8 +32,7 @@ class Arguments:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_contract(shape):
-    a = Arguments(*SHAPES[shape])
-    close(a.run(), a.expected(), 4e-7)
+    convolution.check_contract(Arguments, shape, 4e-7)
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
@@ -41,13 +41,10 @@ def test_contract_of_the_network(channels):
     close(a.run(), a.expected(), 4e-7)
 
 
-@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "two panels and 16"])
+@convolution.some_shapes
 @pytest.mark.parametrize("names", [("bias",), ("slope",), ("bias", "slope")])
 def test_contract_with_epilogue(shape, names):
-    for slopes in (1, SHAPES[shape][2]):
-        a = Arguments(*SHAPES[shape], slopes=slopes)
-        chosen = {name: getattr(a, name) for name in names}
-        close(a.run(**chosen), a.expected(**chosen), 4e-7)
+    convolution.check_epilogue(Arguments, shape, names, 4e-7)
 
 
 def test_sliced_maps():
@@ -76,15 +73,7 @@ def test_special_values(value):
 
 def test_the_same_bits_with_any_number_of_threads():
     a = Arguments(2, 64, 64, 31, 100)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(a.run(a.bias, a.slope))
-    finally:
-        torch.set_num_threads(before)
-    assert all(torch.equal(result, results[0]) for result in results)
+    check_same(with_threads(lambda: [a.run(a.bias, a.slope)]))
 
 
 def test_opcheck():

@@ -2,28 +2,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .common import Values, needs_kernels
+from . import convolution
+from .common import Values, check_same, needs_kernels, with_threads
+from .convolution import SHAPES, close, conv
 
 pytestmark = needs_kernels
-
-# n, inputs, outputs, h, w
-SHAPES = {
-    "one value": (1, 1, 1, 1, 1),
-    "ends of the network": (1, 3, 64, 20, 24),
-    "the other end": (2, 64, 3, 9, 11),
-    "one row": (3, 5, 7, 1, 50),
-    "one column": (1, 16, 16, 33, 1),
-    "a panel and a bit": (1, 20, 67, 6, 7),
-    "two panels and 16": (1, 33, 144, 13, 10),
-    "whole tiles": (1, 64, 64, 16, 16),
-    "whole wide tiles": (1, 64, 64, 8, 18),
-    "deep": (1, 256, 32, 12, 12),
-    "many blocks": (2, 8, 9, 81, 86),
-}
-
-
-def conv(name):
-    return getattr(torch.ops.mirnet_fast_cpu, name)
 
 
 class Arguments:
@@ -55,22 +38,13 @@ class Arguments:
         return [out, pooled, sums]
 
 
-def close(actual, expected, bound=3e-6):
-    assert actual.shape == expected.shape
-    error = (actual.double() - expected).norm() / expected.norm()
-    assert error <= bound, f"relative error {error:.1e}"
-
-
 def statistics(value):
     return torch.stack([value.amax(1), value.mean(1)], 1), value.sum((2, 3))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_contract(shape):
-    a = Arguments(*SHAPES[shape])
-    result = a.run()
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    close(result, a.expected())
+    convolution.check_contract(Arguments, shape)
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
@@ -79,13 +53,10 @@ def test_contract_of_the_network(channels):
     close(a.run(), a.expected())
 
 
-@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "two panels and 16"])
+@convolution.some_shapes
 @pytest.mark.parametrize("names", [("bias",), ("slope",), ("residual",), ("bias", "slope", "residual")])
 def test_contract_with_epilogue(shape, names):
-    for slopes in (1, SHAPES[shape][2]):
-        a = Arguments(*SHAPES[shape], slopes=slopes)
-        chosen = {name: getattr(a, name) for name in names}
-        close(a.run(**chosen), a.expected(**chosen))
+    convolution.check_epilogue(Arguments, shape, names)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -153,16 +124,7 @@ def test_empty_batch():
 
 
 def test_the_same_bits_with_any_number_of_threads():
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(Arguments(3, 20, 67, 70, 66).run_with_statistics())
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+    check_same(with_threads(lambda: Arguments(3, 20, 67, 70, 66).run_with_statistics()))
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
@@ -263,34 +225,13 @@ def test_weights_in_another_order():
     assert torch.equal(a.run(), expected)
 
 
-@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "one row"])
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "expanded"])
+@convolution.gradient_cases
 def test_gradients(shape, layout):
-    a = Arguments(*SHAPES[shape])
-    leaves = [t.requires_grad_() for t in (a.x, a.weight.detach(), a.bias)]
-    a.x, a.weight, a.bias = leaves
-    result, expected = a.run(a.bias), a.expected(a.bias)
-    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    if layout != "channels_last":
-        grad = grad.contiguous() if layout == "contiguous" else grad[:, :1, :1, :1].expand(result.shape)
-    actual = torch.autograd.grad(result, leaves, grad)
-    exact = torch.autograd.grad(expected, leaves, grad.double())
-    # PyTorch computes the weight's and the bias's; oneDNN adds up the latter naively.
-    for one, other, bound in zip(actual, exact, (3e-6, 1e-5, 1e-3), strict=True):
-        close(one, other.double(), bound)
-    # Some of them alone.
-    [alone] = torch.autograd.grad(
-        conv("conv3x3")(a.x.detach(), a.weight, a.bias, None, None).sum(), [a.weight]
-    )
-    assert alone.shape == a.weight.shape
+    convolution.check_gradients(Arguments, shape, layout)
 
 
 def test_no_gradient_with_epilogue():
-    a = Arguments(*SHAPES["one row"])
-    a.x.requires_grad_()
-    with pytest.raises(NotImplementedError, match="conv3x3: there are gradients only without slope"):
-        a.run(slope=a.slope)
+    convolution.check_no_gradient(Arguments, "conv3x3")
 
 
 def test_opcheck():

@@ -2,8 +2,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .common import Values, needs_kernels
-from .test_conv3x3 import SHAPES, close, conv
+from . import convolution
+from .common import Values, check_same, needs_kernels, with_threads
+from .convolution import SHAPES, close, conv
 
 pytestmark = needs_kernels
 
@@ -31,10 +32,7 @@ class Arguments:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_contract(shape):
-    a = Arguments(*SHAPES[shape])
-    result = a.run()
-    assert result.is_contiguous(memory_format=torch.channels_last)
-    close(result, a.expected())
+    convolution.check_contract(Arguments, shape)
 
 
 @pytest.mark.parametrize("channels", [128, 256])
@@ -43,13 +41,10 @@ def test_contract_of_the_network(channels):
     close(a.run(), a.expected())
 
 
-@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "two panels and 16"])
+@convolution.some_shapes
 @pytest.mark.parametrize("names", [("bias",), ("slope",), ("bias", "slope")])
 def test_contract_with_epilogue(shape, names):
-    for slopes in (1, SHAPES[shape][2]):
-        a = Arguments(*SHAPES[shape], slopes=slopes)
-        chosen = {name: getattr(a, name) for name in names}
-        close(a.run(**chosen), a.expected(**chosen))
+    convolution.check_epilogue(Arguments, shape, names)
 
 
 def test_sliced_maps():
@@ -68,16 +63,8 @@ def test_empty_batch():
 
 
 def test_the_same_bits_with_any_number_of_threads():
-    before = torch.get_num_threads()
-    a, results = Arguments(3, 20, 67, 40, 36), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(a.run(a.bias, a.slope))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
+    a = Arguments(3, 20, 67, 40, 36)
+    check_same(with_threads(lambda: [a.run(a.bias, a.slope)]))
 
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
@@ -123,45 +110,13 @@ def test_a_wrong_output_is_named(value, message):
         conv("conv_transpose3x3_into")(value(a.run()), a.x, a.weight, None, None)
 
 
-@pytest.mark.parametrize("shape", ["the other end", "a panel and a bit", "one row"])
-@pytest.mark.parametrize("layout", ["channels_last", "contiguous", "expanded"])
+@convolution.gradient_cases
 def test_gradients(shape, layout):
-    a = Arguments(*SHAPES[shape])
-    leaves = [t.requires_grad_() for t in (a.x, a.weight.detach(), a.bias)]
-    a.x, a.weight, a.bias = leaves
-    result, expected = a.run(a.bias), a.expected(a.bias)
-    grad = torch.randn(result.shape, generator=torch.Generator().manual_seed(0))
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    if layout != "channels_last":
-        grad = grad.contiguous() if layout == "contiguous" else grad[:, :1, :1, :1].expand(result.shape)
-    actual = torch.autograd.grad(result, leaves, grad)
-    exact = torch.autograd.grad(expected, leaves, grad.double())
-    # PyTorch computes the weight's and the bias's; oneDNN adds up the latter naively.
-    for one, other, bound in zip(actual, exact, (3e-6, 1e-5, 1e-3), strict=True):
-        close(one, other.double(), bound)
-    # Some of them alone.
-    [alone] = torch.autograd.grad(
-        conv("conv_transpose3x3")(a.x.detach(), a.weight, a.bias, None).sum(), [a.weight]
-    )
-    assert alone.shape == a.weight.shape
+    convolution.check_gradients(Arguments, shape, layout)
 
 
 def test_no_gradient_with_epilogue():
-    a = Arguments(*SHAPES["one row"])
-    a.x.requires_grad_()
-    with pytest.raises(
-        NotImplementedError, match="conv_transpose3x3: there are gradients only without slope"
-    ):
-        a.run(slope=a.slope)
-
-
-def test_opcheck():
-    a = Arguments(2, 6, 20, 8, 9)
-    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    arguments = (a.x, a.weight, a.bias, a.slope)
-    torch.library.opcheck(conv("conv_transpose3x3").default, arguments, test_utils=tests)
-    arguments = (a.run(), a.x, a.weight, a.bias, a.slope)
-    torch.library.opcheck(conv("conv_transpose3x3_into").default, arguments, test_utils=tests)
+    convolution.check_no_gradient(Arguments, "conv_transpose3x3")
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5])
@@ -182,3 +137,12 @@ def test_a_band_outside(first, rows):
     message = r"out must have shape \(1, 8, 2, 12\)" if rows == 3 else "inside x's 6; got first_row"
     with pytest.raises(RuntimeError, match=f"conv_transpose3x3: .*{message}"):
         conv("conv_transpose3x3_into")(out, a.x, a.weight, None, None, first)
+
+
+def test_opcheck():
+    a = Arguments(2, 6, 20, 8, 9)
+    tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    arguments = (a.x, a.weight, a.bias, a.slope)
+    torch.library.opcheck(conv("conv_transpose3x3").default, arguments, test_utils=tests)
+    arguments = (a.run(), a.x, a.weight, a.bias, a.slope)
+    torch.library.opcheck(conv("conv_transpose3x3_into").default, arguments, test_utils=tests)

@@ -6,19 +6,8 @@ import torch
 from mirnet_fast import ops, reference
 
 from ..cases import exhaustive, first_of
-from .common import (
-    LAYOUTS,
-    CudaProductTests,
-    LeavesSums,
-    OpTests,
-    TritonTests,
-    Values,
-    gradient_maker,
-    lay_out,
-    needs_kernels,
-    on_tensors,
-    run,
-)
+from .common import LAYOUTS, check_large_means, gradient_maker, lay_out, needs_kernels, on_tensors, run
+from .subject import CPU, CUDA, TRITON, Op
 
 
 def case(n, c, h, w, squeezed=2, taps=5, bias=False):
@@ -38,13 +27,9 @@ def case(n, c, h, w, squeezed=2, taps=5, bias=False):
     return make
 
 
-class TestDauAttention(LeavesSums, OpTests):
-    op = "dau_attention"
-    sums = "out_sums"
-    residual = 1
-    meets_padding = (3,)  # the gradient of spatial_weight
-    rounded_twice = (1,)  # r's gradient: the pooled terms are added in a second pass
-    cases = {
+DAU_ATTENTION = Op(
+    "dau_attention",
+    cases={
         "plain": case(2, 16, 9, 12),
         "larger": case(1, 20, 31, 97, bias=True),
         "tiny": case(2, 3, 3, 4, bias=True),
@@ -55,62 +40,102 @@ class TestDauAttention(LeavesSums, OpTests):
         "one tap": case(1, 8, 4, 4, taps=1),
         "wide": case(1, 130, 3, 48, squeezed=16, bias=True),
         "pixels": case(1, 8, 512, 512, bias=True),
-    }
-
-    def test_autocast(self):
-        r, x, *weights = self.cases["plain"](Values(torch.float32))
-        low = [None if w is None else w.bfloat16() for w in weights]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            kept = ops.dau_attention(r.bfloat16(), x, *weights)
-            published = reference.dau_attention(r.bfloat16(), x, *weights)
-        assert kept.dtype == published.dtype == torch.float32
-        assert torch.equal(kept, ops.dau_attention(r.bfloat16(), None, *low) + x)
-
-    def test_no_residual(self):
-        r, _, *weights = self.cases["plain"](Values())
-        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        for a, b in zip(fast, expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-    def test_r_is_x(self):
-        r, _, *weights = self.cases["plain"](Values())
-        fast = run(lambda r: ops.dau_attention(r, r, *weights), (r,), torch.ones_like)
-        expected = run(lambda r: reference.dau_attention(r, r, *weights), (r,), torch.ones_like)
-        for a, b in zip(fast, expected, strict=True):
-            torch.testing.assert_close(a, b)
-
-    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-    @pytest.mark.parametrize("channels", [3, 16, 37, 80])
-    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self, channels, dtype):
-        for layout in ("nchw", "channels_last"):
-            r, *rest = case(1, channels, 4, 49)(Values(dtype, layout))
-            r.copy_((r > 0).to(dtype))  # every pixel has many a maximum
-            fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1].double()
-            exact = on_tensors(lambda t: t.double(), (r, *rest))
-            expected = run(reference.dau_attention, exact, torch.ones_like)[1]
-            # Through the maximum comes most of the gradient: a wrong channel is no rounding.
-            assert (fast - expected).norm() <= 8 * torch.finfo(dtype).eps * expected.norm()
-
-    def test_x_is_not_kept_for_the_backward(self):
-        r, x, *rest = self.cases["plain"](Values())
-        x.requires_grad_()
-        kept = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-            ops.dau_attention(r, x, *rest)
-        assert x.data_ptr() not in {t.data_ptr() for t in kept}
-
-    def test_even_window(self):
-        args = list(self.cases["plain"](Values()))
-        args[2] = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
-        with pytest.raises(ValueError, match=r"spatial_weight must be \(1, 2, k, k\) with odd k"):
-            ops.dau_attention(*args)
+    },
+    deep=lambda channels: case(1, channels, 2, 3, squeezed=4),
+    residual=1,
+    into=True,
+    sums="out_sums",
+    widest=True,
+    meets_padding=(3,),  # the gradient of spatial_weight
+    rounded_twice=(1,),  # r's gradient: the pooled terms are added in a second pass
+)
 
 
+def without_residual(op, r, *weights):
+    return op(r, None, *weights)
+
+
+@DAU_ATTENTION.on(CPU)
+def test_autocast(op):
+    r, x, *weights = op.arguments("plain", torch.float32)
+    low = [None if w is None else w.bfloat16() for w in weights]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        kept = ops.dau_attention(r.bfloat16(), x, *weights)
+        published = reference.dau_attention(r.bfloat16(), x, *weights)
+    assert kept.dtype == published.dtype == torch.float32
+    assert torch.equal(kept, ops.dau_attention(r.bfloat16(), None, *low) + x)
+
+
+@DAU_ATTENTION.on(CPU)
+def test_no_residual(op):
+    r, _, *weights = op.arguments("plain")
+    op.check_close((r, *weights), without_residual)
+
+
+@DAU_ATTENTION.on(TRITON, CUDA)
+def test_no_residual_on_a_gpu(op):
+    r, _, *weights = op.arguments("plain")
+    op.check_close((r, *weights), without_residual, rtol=1e-4, atol=1e-5)
+
+
+@DAU_ATTENTION.on(CPU)
+def test_r_is_x(op):
+    r, _, *weights = op.arguments("plain")
+    op.check_close((r,), lambda op, r: op(r, r, *weights))
+
+
+def check_tie(op, channels, dtype, layout):
+    r, *rest = case(1, channels, 4, 49)(op.values(dtype, layout))
+    r.copy_((r > 0).to(dtype))  # every pixel has many a maximum
+    fast = run(op.fast, (r, *rest), torch.ones_like)[1].double()
+    exact = on_tensors(lambda t: t.double(), (r, *rest))
+    expected = run(op.reference, exact, torch.ones_like)[1]
+    # Through the maximum comes most of the gradient: a wrong channel is no rounding.
+    assert (fast - expected).norm() <= 8 * torch.finfo(dtype).eps * expected.norm()
+
+
+@DAU_ATTENTION.on(CPU)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [3, 16, 37, 80])
+def test_a_tie_of_the_maximum_goes_to_the_first_channel(op, channels, dtype):
+    for layout in ("nchw", "channels_last"):
+        check_tie(op, channels, dtype, layout)
+
+
+@DAU_ATTENTION.on(TRITON, CUDA)
+@pytest.mark.parametrize("channels", [3, 37, 80])
+def test_a_tie_goes_to_the_first_channel_on_a_gpu(op, channels):
+    check_tie(op, channels, torch.float32, "channels_last")
+
+
+@DAU_ATTENTION.on(CUDA)
+def test_a_tie_of_more_channels_than_a_warp_takes(op):
+    check_tie(op, 260, torch.float32, "channels_last")
+
+
+@DAU_ATTENTION.on(CPU)
+def test_x_is_not_kept_for_the_backward(op):
+    r, x, *rest = op.arguments("plain")
+    x.requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        ops.dau_attention(r, x, *rest)
+    assert x.data_ptr() not in {t.data_ptr() for t in kept}
+
+
+@DAU_ATTENTION.on(CPU)
+def test_even_window(op):
+    args = list(op.arguments("plain"))
+    args[2] = torch.zeros(1, 2, 4, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"spatial_weight must be \(1, 2, k, k\) with odd k"):
+        ops.dau_attention(*args)
+
+
+@DAU_ATTENTION.on(CPU)
 @needs_kernels
 @pytest.mark.parametrize("name", ["plain", "larger"])
-def test_given_statistics_are_taken(name):
-    r, *others = TestDauAttention.cases[name](Values(torch.float32, "channels_last"))
+def test_given_statistics_are_taken(op, name):
+    r, *others = op.arguments(name, torch.float32, "channels_last")
     into = torch.ops.mirnet_fast_cpu.dau_attention_into
     expected, out = ops.dau_attention(r, *others), torch.empty_like(r)
     pooled = torch.stack([r.amax(1), r.mean(1)], 1)
@@ -128,151 +153,108 @@ def test_given_statistics_are_taken(name):
             into(out, r, *others, *wrong)
 
 
-class TestDauAttentionTriton(TritonTests):
-    op = "dau_attention"
-    residual = 1
-    meets_padding = (3,)  # the gradient of spatial_weight
-    cases = TestDauAttention.cases
-
-    @property
-    def kernels(self):
-        return importlib.import_module("mirnet_fast.kernels.dau_attention")
-
-    # Of 20 channels 32 are computed: in 2 blocks, or in one.
-    @pytest.mark.parametrize(
-        "blocks", first_of([(3, 32, torch.float16), (1, 16, torch.float32), (100, 16, torch.float32)])
-    )
-    def test_many_tiles_and_blocks(self, monkeypatch, blocks):
-        partials, bc, dtype = blocks
-        small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
-        small |= {"num_warps": 4, "num_stages": 2}
-        full = self.kernels.config
-
-        def config(name, x):
-            return {key: small[key] for key in full(name, x)}
-
-        monkeypatch.setattr(self.kernels, "config", config)
-        monkeypatch.setattr(self.kernels, "PARTIALS", 4 * partials)
-        monkeypatch.setattr(self.kernels, "WEIGHT_VALUES", 2 * 20**2 * partials)
-        args = case(2, 20, 9, 13, squeezed=6, bias=True)(self.values(dtype))
-        assert self.kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)
-        self.check_contract(args, gradient_maker("dense", dtype), draws=2)
-
-    def test_large_means(self):
-        self.check_large_means(case(1, 16, 24, 32))
-
-    def test_more_channels_than_a_program_takes(self):
-        args = case(1, 300, 3, 5, squeezed=40, bias=True)(self.values())
-        self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
-
-    @pytest.mark.parametrize("taps", first_of([7, 9]))
-    def test_window_larger_than_the_image(self, taps):
-        args = case(1, 6, 3, 4, taps=taps)(self.values())
-        self.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
-
-    def test_statistics_of_a_producer(self):
-        r, *rest = self.cases["plain"](self.values())
-        pooled = torch.stack([r.amax(1), r.mean(1)], 1).contiguous()
-        sums = r.sum(3).transpose(1, 2).contiguous()  # a partial sum for each row
-        x, *weights = rest
-        actual = self.kernels.attend_from_statistics(r, x, pooled, sums, *weights)
-        torch.testing.assert_close(actual, ops.dau_attention(r, x, *weights))
-
-    def test_no_residual(self):
-        r, _, *weights = self.cases["plain"](self.values())
-        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        for a, b in zip(fast, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-    def test_residual_in_another_layout(self):
-        r, x, *weights = self.cases["plain"](self.values())
-        expected = ops.dau_attention(r, x, *weights)
-        for layout in LAYOUTS:
-            if layout != "expanded":
-                assert torch.equal(ops.dau_attention(r, lay_out(x, layout), *weights), expected)
-        assert torch.equal(
-            ops.dau_attention(r, lay_out(x, "expanded"), *weights),
-            ops.dau_attention(r, torch.cat([x[:1], x[:1]]), *weights),
-        )
-
-    @pytest.mark.parametrize("channels", [3, 37, 80])
-    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self, channels):
-        r, *rest = case(1, channels, 4, 49)(self.values())
-        r.copy_((r > 0).float())  # every pixel has many a maximum
-        fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1].double()
-        exact = on_tensors(lambda t: t.double(), (r, *rest))
-        expected = run(reference.dau_attention, exact, torch.ones_like)[1]
-        assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
+@pytest.fixture
+def kernels():
+    return importlib.import_module("mirnet_fast.kernels.dau_attention")
 
 
-class TestDauAttentionCuda(CudaProductTests):
-    op = "dau_attention"
-    cases = TestDauAttention.cases
-    residual = 1
-    meets_padding = (3,)  # the gradient of spatial_weight
+# Of 20 channels 32 are computed: in 2 blocks, or in one.
+@DAU_ATTENTION.on(TRITON)
+@pytest.mark.parametrize(
+    "blocks", first_of([(3, 32, torch.float16), (1, 16, torch.float32), (100, 16, torch.float32)])
+)
+def test_many_tiles_and_blocks(op, monkeypatch, kernels, blocks):
+    partials, bc, dtype = blocks
+    small = {"TH": 4, "TW": 8, "BC": bc, "BO": 16, "BK": 16, "BLOCK": 4}
+    small |= {"num_warps": 4, "num_stages": 2}
+    full = kernels.config
 
-    def deep(self, channels):
-        return case(1, channels, 2, 3, squeezed=4)
+    def config(name, x):
+        return {key: small[key] for key in full(name, x)}
 
-    def test_large_means(self):
-        self.check_large_means(case(1, 16, 24, 32))
+    monkeypatch.setattr(kernels, "config", config)
+    monkeypatch.setattr(kernels, "PARTIALS", 4 * partials)
+    monkeypatch.setattr(kernels, "WEIGHT_VALUES", 2 * 20**2 * partials)
+    args = case(2, 20, 9, 13, squeezed=6, bias=True)(op.values(dtype))
+    assert kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)
+    op.check_contract(args, gradient_maker("dense", dtype), draws=2)
 
-    # The wide tile, one and two vectors a lane or any number of them, a last chunk that is not full.
-    KINDS = (
-        (136, torch.bfloat16),
-        (260, torch.float32),
-        (520, torch.bfloat16),
-        (64, torch.float16),
-        (128, torch.float16),
-        (264, torch.float16),
-        (132, torch.float32),
+
+@DAU_ATTENTION.on(TRITON, CUDA)
+def test_large_means(op):
+    check_large_means(op, case(1, 16, 24, 32))
+
+
+@DAU_ATTENTION.on(TRITON)
+def test_more_channels_than_a_program_takes(op):
+    args = case(1, 300, 3, 5, squeezed=40, bias=True)(op.values())
+    op.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
+
+
+@DAU_ATTENTION.on(TRITON)
+@pytest.mark.parametrize("taps", first_of([7, 9]))
+def test_window_larger_than_the_image(op, taps):
+    args = case(1, 6, 3, 4, taps=taps)(op.values())
+    op.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
+
+
+@DAU_ATTENTION.on(TRITON)
+def test_statistics_of_a_producer(op, kernels):
+    r, *rest = op.arguments("plain")
+    pooled = torch.stack([r.amax(1), r.mean(1)], 1).contiguous()
+    sums = r.sum(3).transpose(1, 2).contiguous()  # a partial sum for each row
+    x, *weights = rest
+    actual = kernels.attend_from_statistics(r, x, pooled, sums, *weights)
+    torch.testing.assert_close(actual, ops.dau_attention(r, x, *weights))
+
+
+@DAU_ATTENTION.on(TRITON, CUDA)
+def test_residual_in_another_layout(op):
+    r, x, *weights = op.arguments("plain")
+    expected = ops.dau_attention(r, x, *weights)
+    for layout in LAYOUTS:
+        if layout != "expanded":
+            assert torch.equal(ops.dau_attention(r, lay_out(x, layout), *weights), expected)
+    assert torch.equal(
+        ops.dau_attention(r, lay_out(x, "expanded"), *weights),
+        ops.dau_attention(r, torch.cat([x[:1], x[:1]]), *weights),
     )
 
-    @pytest.mark.parametrize("kind", first_of(KINDS, 3))
-    def test_channels(self, kind):
-        channels, dtype = kind
-        args = case(2, channels, 3, 18, squeezed=8, bias=True)(self.values(dtype))
-        self.check_contract(args, gradient_maker("dense", dtype), draws=1)
 
-    # Of 128 channels in 16 bits: 7 x 7 is the last window that leaves room for the wide tile.
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-    @pytest.mark.parametrize("taps", [7, 9])
-    def test_large_window(self, taps, dtype):
-        args = case(1, 128, 3, 18, taps=taps)(self.values(dtype))
-        self.check_contract(args, gradient_maker("dense", dtype), draws=1)
+# The wide tile, one and two vectors a lane or any number of them, a last chunk that is not full.
+KINDS = (
+    (136, torch.bfloat16),
+    (260, torch.float32),
+    (520, torch.bfloat16),
+    (64, torch.float16),
+    (128, torch.float16),
+    (264, torch.float16),
+    (132, torch.float32),
+)
 
-    @exhaustive
-    def test_thousands_of_channels(self):
-        # More than shared memory has room for in a sum for each warp; the output only, for the
-        # emulated backward of so many weights takes minutes.
-        args = case(1, 4096, 1, 2, squeezed=4)(self.values())
-        expected = reference.dau_attention(*on_tensors(torch.Tensor.double, args))
-        torch.testing.assert_close(ops.dau_attention(*args).double(), expected, rtol=1e-4, atol=1e-4)
 
-    def test_no_residual(self):
-        r, _, *weights = self.cases["plain"](self.values())
-        fast = run(lambda r, *w: ops.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        expected = run(lambda r, *w: reference.dau_attention(r, None, *w), (r, *weights), torch.ones_like)
-        for a, b in zip(fast, expected, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+@DAU_ATTENTION.on(CUDA)
+@pytest.mark.parametrize("kind", first_of(KINDS, 3))
+def test_channels(op, kind):
+    channels, dtype = kind
+    args = case(2, channels, 3, 18, squeezed=8, bias=True)(op.values(dtype))
+    op.check_contract(args, gradient_maker("dense", dtype), draws=1)
 
-    def test_residual_in_another_layout(self):
-        r, x, *weights = self.cases["plain"](self.values())
-        expected = ops.dau_attention(r, x, *weights)
-        for layout in LAYOUTS:
-            if layout != "expanded":
-                assert torch.equal(ops.dau_attention(r, lay_out(x, layout), *weights), expected)
-        assert torch.equal(
-            ops.dau_attention(r, lay_out(x, "expanded"), *weights),
-            ops.dau_attention(r, torch.cat([x[:1], x[:1]]), *weights),
-        )
 
-    @pytest.mark.parametrize("channels", [3, 37, 80, 260])
-    def test_a_tie_of_the_maximum_goes_to_the_first_channel(self, channels):
-        r, *rest = case(1, channels, 4, 49)(self.values())
-        r.copy_((r > 0).float())  # every pixel has many a maximum
-        fast = run(ops.dau_attention, (r, *rest), torch.ones_like)[1].double()
-        exact = on_tensors(lambda t: t.double(), (r, *rest))
-        expected = run(reference.dau_attention, exact, torch.ones_like)[1]
-        assert (fast - expected).norm() <= 8 * torch.finfo(torch.float32).eps * expected.norm()
+# Of 128 channels in 16 bits: 7 x 7 is the last window that leaves room for the wide tile.
+@DAU_ATTENTION.on(CUDA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("taps", [7, 9])
+def test_large_window(op, taps, dtype):
+    args = case(1, 128, 3, 18, taps=taps)(op.values(dtype))
+    op.check_contract(args, gradient_maker("dense", dtype), draws=1)
+
+
+@DAU_ATTENTION.on(CUDA)
+@exhaustive
+def test_thousands_of_channels(op):
+    # More than shared memory has room for in a sum for each warp; the output only, for the
+    # emulated backward of so many weights takes minutes.
+    args = case(1, 4096, 1, 2, squeezed=4)(op.values())
+    expected = reference.dau_attention(*on_tensors(torch.Tensor.double, args))
+    torch.testing.assert_close(ops.dau_attention(*args).double(), expected, rtol=1e-4, atol=1e-4)
