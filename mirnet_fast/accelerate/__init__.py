@@ -1,55 +1,13 @@
 """accelerate() and revert(): the fused modules in a network built from somebody else's code."""
 
-from dataclasses import dataclass, field
-
 from torch import nn
 
-from . import _equivalence, _recognition
-from ._recognition import Misfit
-from .modules._layers import ACCELERATED
+from ..modules._layers import ACCELERATED
+from . import prove, recognise
+from .fit import NotReplaceable, become
+from .report import Replaced, Report, Skipped
 
-
-@dataclass(frozen=True)
-class Replaced:
-    """A module that is ours now: its first name in the model, its former class, our class."""
-
-    name: str
-    class_name: str
-    with_what: str
-
-
-@dataclass(frozen=True)
-class Left:
-    """A module that looked like one of ours and stayed as it was, with the reason."""
-
-    name: str
-    class_name: str
-    reason: str
-
-
-@dataclass
-class Report:
-    """What accelerate() did. A module with several names in the model is listed once, by its first."""
-
-    replaced: list[Replaced] = field(default_factory=list)
-    left: list[Left] = field(default_factory=list)
-
-    def __str__(self):
-        if not self.replaced and not self.left:
-            return "mirnet_fast: nothing to replace was found"
-        modules = "module" if len(self.replaced) == 1 else "modules"
-        rest = "it was" if len(self.left) == 1 else "they were"
-        lines = [f"mirnet_fast: {len(self.replaced)} {modules} replaced, {len(self.left)} left as {rest}"]
-        groups = {}
-        for entry in self.replaced:
-            groups.setdefault((entry.class_name, entry.with_what), []).append(entry.name)
-        for (class_name, with_what), names in groups.items():
-            shown = ", ".join(name or "the model itself" for name in names[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"  {class_name} -> {with_what}: {shown}{more}")
-        for entry in self.left:
-            lines.append(f"  left {entry.name or 'the model itself'} ({entry.class_name}): {entry.reason}")
-        return "\n".join(lines)
+__all__ = ["Replaced", "Report", "Skipped", "accelerate", "revert"]
 
 
 def accelerate(model):
@@ -79,20 +37,20 @@ def accelerate(model):
         model: any torch.nn.Module, on any device, in any floating dtype, training or not.
 
     Returns:
-        Report: what was replaced, and what was left and why.
+        Report: what was replaced, and what was skipped and why.
 
     Raises:
         TypeError: `model` is no torch.nn.Module.
     """
     _check_model("accelerate", model)
-    order, candidates, left = {}, {}, {}
+    order, candidates, skipped = {}, {}, {}
     for name, module in model.named_modules():
         order[id(module)] = name
-        kind, reason = _recognition.kind_of(module)
+        kind, reason = recognise.kind_of(module)
         if kind:
             candidates.setdefault(kind, []).append(module)
         elif reason:
-            left[id(module)] = Left(name, _class_name(module), reason)
+            skipped[id(module)] = Skipped(name, _class_name(module), reason)
 
     # All is decided before anything is changed: an error on the way leaves the model as it was.
     fits, proofs = {}, {}
@@ -100,22 +58,22 @@ def accelerate(model):
     def accepted(module, target):
         return type(module) is target or (id(module) in fits and fits[id(module)][1].target is target)
 
-    for kind in _recognition.KINDS:
+    for kind in recognise.KINDS:
         for module in candidates.get(kind, ()):
             try:
-                fit = _recognition.recognise(kind, module, accepted)
+                fit = recognise.recognise(kind, module, accepted)
                 _prove_once(module, fit, proofs)
-            except Misfit as misfit:
-                left[id(module)] = Left(order[id(module)], _class_name(module), str(misfit))
+            except NotReplaceable as error:
+                skipped[id(module)] = Skipped(order[id(module)], _class_name(module), str(error))
             else:
                 fits[id(module)] = module, fit
 
-    report = Report(left=[left[key] for key in order if key in left])
+    report = Report(skipped=[skipped[key] for key in order if key in skipped])
     for key, name in order.items():
         if key in fits:
             module, fit = fits[key]
             report.replaced.append(Replaced(name, _class_name(module), f"mirnet_fast.{fit.target.__name__}"))
-            _recognition.become(module, fit)
+            become(module, fit)
     return report
 
 
@@ -156,12 +114,12 @@ def _class_name(module):
 
 
 def _prove_once(module, fit, proofs):
-    key = _equivalence.signature(module)
+    key = prove.signature(module)
     if key not in proofs:
         try:
-            _equivalence.prove(module, fit)
+            prove.prove(module, fit)
             proofs[key] = None
-        except Misfit as misfit:
-            proofs[key] = str(misfit)
+        except NotReplaceable as error:
+            proofs[key] = str(error)
     if proofs[key]:
-        raise Misfit(proofs[key])
+        raise NotReplaceable(proofs[key])

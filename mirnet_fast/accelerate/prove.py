@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ._recognition import Misfit, attributes_of, become
-from .backends import use_backend
+from ..backends import use_backend
+from .fit import NotReplaceable, become
+from .recognise import attributes_of
 
 TOLERANCE = 1e-9
 _SMALLEST_SCALE = 1e-3  # gradients that cancel to nothing are compared absolutely below this
@@ -56,7 +57,7 @@ def prove(module, fit):
     hides what follows it).
 
     Raises:
-        Misfit: they differ, or one of the two does not run.
+        NotReplaceable: they differ, or one of the two does not run.
     """
     with (
         _one_thread(),
@@ -78,7 +79,7 @@ def prove(module, fit):
         try:
             become(twin, fit)
         except TypeError as error:
-            raise Misfit(f"objects of its class cannot change class: {error}") from error
+            raise NotReplaceable(f"objects of its class cannot change class: {error}") from error
         for case, wanted in zip(cases, expected, strict=True):
             _compare(foreign_class.__name__, _run(twin, "ours", fit, *case), wanted)
 
@@ -100,7 +101,7 @@ def _float64_copy(module, generator):
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
-        raise Misfit(f"it cannot be copied for the comparison: {_short(error)}") from error
+        raise NotReplaceable(f"it cannot be copied for the comparison: {_short(error)}") from error
 
 
 def _random_parameter(shape, generator):
@@ -127,7 +128,7 @@ def _run(module, who, fit, inputs, training):
             weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype)
             result.backward(weights.reshape(result.shape))
     except Exception as error:
-        raise Misfit(f"{who} fails on random inputs: {_short(error)}") from error
+        raise NotReplaceable(f"{who} fails on random inputs: {_short(error)}") from error
     compared = {"the result": result.detach()}
     if training:
         compared |= {f"the gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)}
@@ -143,13 +144,13 @@ def _compare(class_name, actual, expected):
         if value is None and wanted is None:
             continue
         if value is None or wanted is None or value.shape != wanted.shape or value.dtype != wanted.dtype:
-            raise Misfit(
+            raise NotReplaceable(
                 f"it computes something else than the published {class_name}: {name} is of another form"
             )
         scale = max(wanted.abs().max().item(), _SMALLEST_SCALE)
         error = (value - wanted).abs().max().item() / scale
         if not error <= TOLERANCE:
-            raise Misfit(
+            raise NotReplaceable(
                 f"it computes something else than the published {class_name}: on random inputs "
                 f"{name} differs by {error:.1e} (relative)"
             )

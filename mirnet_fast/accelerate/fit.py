@@ -1,0 +1,55 @@
+"""How one of our classes takes a foreign module's place, and how the module is changed."""
+
+from dataclasses import dataclass, field
+
+from ..modules._layers import ACCELERATED
+
+
+class NotReplaceable(Exception):
+    """The module cannot be replaced; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How our class takes a module's place.
+
+    Attributes:
+        target: our class.
+        input_shapes: the cases to try, each a list of the shapes of its inputs.
+        attributes: what our forward reads from the module besides its parts.
+        composite: our forward calls its parts and touches no parameter of them.
+        as_list: the inputs are one argument, a list.
+    """
+
+    target: type
+    input_shapes: tuple
+    attributes: dict = field(default_factory=dict)
+    composite: bool = False
+    as_list: bool = False
+
+
+@dataclass
+class Original:
+    """What a module was before it became ours.
+
+    Attributes:
+        cls: its class.
+        inner: the classes of the modules in it, which ours takes for published parts.
+        attributes, absent: those that ours set, with their old values, and those that were not there.
+    """
+
+    cls: type
+    inner: tuple
+    attributes: dict
+    absent: tuple
+
+
+def become(module, fit):
+    """Make the module one of ours; it stays the same object."""
+    state = module.__dict__
+    inner = tuple(dict.fromkeys(type(m) for m in module.modules() if m is not module))
+    kept = {name: state[name] for name in fit.attributes if name in state}
+    absent = tuple(name for name in fit.attributes if name not in state)
+    state[ACCELERATED] = Original(type(module), inner, kept, absent)
+    state.update(fit.attributes)
+    module.__class__ = fit.target
