@@ -1,4 +1,4 @@
-"""A stranger's network (tests/lookalike.py), and what the tests of accelerate() do with it."""
+"""Two strangers' networks (lookalike.py and renamed.py), and what tests of accelerate() do with them."""
 
 import copy
 import importlib.util
@@ -15,9 +15,9 @@ from mirnet_fast.accelerate import recognise
 CLOSE = 1e-9
 
 
-def strangers_code(import_path):
-    """tests/lookalike.py, imported as a module of this name."""
-    spec = importlib.util.spec_from_file_location(import_path, Path(__file__).with_name("lookalike.py"))
+def strangers_code(import_path, file="lookalike.py"):
+    """A file of tests/, imported as a module of this name."""
+    spec = importlib.util.spec_from_file_location(import_path, Path(__file__).with_name(file))
     module = importlib.util.module_from_spec(spec)
     sys.modules[import_path] = module  # pickle looks there
     spec.loader.exec_module(module)
@@ -25,6 +25,7 @@ def strangers_code(import_path):
 
 
 lookalike = strangers_code("somebodys_networks")
+renamed = strangers_code("a_third_partys.restorer", "renamed.py")
 
 
 @pytest.fixture(autouse=True)

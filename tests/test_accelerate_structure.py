@@ -48,6 +48,10 @@ class HiddenState:
     gain = 1.0
 
 
+def negative(self, inputs):
+    return -super(type(self), self).forward(inputs)
+
+
 def with_part(cls, path, make):
     return lambda: edited(cls(8), lambda m: swap(m, path, make(m.get_submodule(path))))
 
@@ -185,7 +189,7 @@ STRUCTURE = {
     "blur_lopsided": (with_part(BLUR, "border", lambda p: nn.ReflectionPad2d((1, 1, 2, 1))), "pads by"),
     "blur_constant": (with_part(BLUR, "border", lambda p: nn.ConstantPad2d(1, 0.5)), "is neither reflect"),
     "blur_circular": (with_part(BLUR, "border", lambda p: nn.CircularPad2d(1)), "is neither reflect"),
-    "blur_unpadded": (with_edit(BLUR, lambda m: delattr(m, "border")), "nor a known pad_type"),
+    "blur_unpadded": (with_edit(BLUR, lambda m: delattr(m, "border")), "its own forward fails"),
     "blur_unsized": (
         with_edit(BLUR, lambda m: (delattr(m, "border"), setattr(m, "pad_type", "refl"))),
         "nor four pad_sizes",
@@ -207,8 +211,8 @@ STRUCTURE = {
         "top.4 has geometry (5, 'reflect', 2, 0, 8)",
     ),
     "down_blur_border": (with_part(DOWN, "bot.0", lambda b: BLUR(8, border="zero")), "bot.0 has geometry"),
-    "down_renamed_blur": (
-        with_edit(DOWN, lambda m: setattr(m.top[4], "__class__", tampered(BLUR, "Blur"))),
+    "down_other_blur": (
+        with_edit(DOWN, lambda m: setattr(m.top[4], "__class__", tampered(BLUR, "Blur", forward=negative))),
         "top.4 is no Downsample that can be replaced",
     ),
     "down_kernel": (with_part(DOWN, "top.2", lambda c: conv(8, 8, 5, padding=2)), "top.2 has kernel_size"),
@@ -220,7 +224,7 @@ STRUCTURE = {
         "top.0 has out_channels 4, not 8",
     ),
     "down_dropout": (with_part(DOWN, "top.1", lambda a: nn.Dropout(0.0)), "top.1 is a Dropout"),
-    "down_empty": (lambda: lookalike.DownSample(8, 1), "body is empty"),
+    "down_empty": (lambda: lookalike.DownSample(8, 1), "body holds no ResidualDownSample"),
     "up_sized": (
         with_part(UP, "bot.0", lambda u: nn.Upsample(size=(16, 12), mode="bilinear")),
         "bot.0 has size (16, 12)",
@@ -275,7 +279,10 @@ STRUCTURE = {
         lambda: tampered(SKFF, train=lambda self, mode=True: nn.Module.train(self, False))(8),
         "overrides train",
     ),
-    "derived": (lambda: tampered(SKFF, "Fusion")(8), "derived from SKFF"),
+    "derived": (
+        lambda: tampered(SKFF, "Fusion", forward=negative)(8),
+        "computes something else than the published SKFF",
+    ),
     "deprecated_hook": (
         with_edit(DAU, lambda m: m.register_backward_hook(lambda *a: None)),
         "deprecated",
@@ -300,5 +307,5 @@ def test_look_alike_by_structure_is_named():
             self.conv_du, self.fcs = nn.Sequential(), nn.ModuleList()
 
     report = mirnet_fast.accelerate(nn.Sequential(Fusion()))
-    assert reasons(report) == {"0": "has the parts of SKFF, but its class has another name"}
+    assert reasons(report) == {"0": "looks like SKFF, but is not built as one"}
     assert "skipped 0 (Fusion)" in str(report)

@@ -43,37 +43,33 @@ def accelerate(model):
         TypeError: `model` is no torch.nn.Module.
     """
     _check_model("accelerate", model)
-    order, candidates, skipped = {}, {}, {}
-    for name, module in model.named_modules():
-        order[id(module)] = name
-        kind, reason = recognise.kind_of(module)
-        if kind:
-            candidates.setdefault(kind, []).append(module)
-        elif reason:
-            skipped[id(module)] = Skipped(name, _class_name(module), reason)
-
     # All is decided before anything is changed: an error on the way leaves the model as it was.
-    fits, proofs = {}, {}
+    names = {module: name for name, module in model.named_modules()}
+    fits, reasons, proofs = {}, {}, {}
 
     def accepted(module, target):
-        return type(module) is target or (id(module) in fits and fits[id(module)][1].target is target)
+        return type(module) is target or (module in fits and fits[module].target is target)
 
     for kind in recognise.KINDS:
-        for module in candidates.get(kind, ()):
-            try:
-                fit = recognise.recognise(kind, module, accepted)
-                _prove_once(module, fit, proofs)
-            except NotReplaceable as error:
-                skipped[id(module)] = Skipped(order[id(module)], _class_name(module), str(error))
-            else:
-                fits[id(module)] = module, fit
+        for module in filter(recognise.is_foreign, names):
+            if module not in fits:
+                try:
+                    fits[module] = _fit(kind, module, accepted, proofs)
+                except NotReplaceable as error:
+                    if recognise.named_kind(module) == kind:
+                        reasons[module] = str(error)
+                    elif str(error):
+                        reasons.setdefault(module, f"looks like {kind}, but {error}")
+    reasons |= {m: "scripted by TorchScript, its code is fixed" for m in filter(recognise.is_scripted, names)}
 
-    report = Report(skipped=[skipped[key] for key in order if key in skipped])
-    for key, name in order.items():
-        if key in fits:
-            module, fit = fits[key]
-            report.replaced.append(Replaced(name, _class_name(module), f"mirnet_fast.{fit.target.__name__}"))
-            become(module, fit)
+    report = Report()
+    for module, name in names.items():
+        if module in fits:
+            what = f"mirnet_fast.{fits[module].target.__name__}"
+            report.replaced.append(Replaced(name, _class_name(module), what))
+            become(module, fits[module])
+        elif module in reasons:
+            report.skipped.append(Skipped(name, _class_name(module), reasons[module]))
     return report
 
 
@@ -113,8 +109,21 @@ def _class_name(module):
     return getattr(module, "original_name", type(module).__name__)
 
 
+def _fit(kind, module, accepted, proofs):
+    """The first Fit that holds; NotReplaceable without a message for what has nothing of the kind."""
+    reason = None
+    for found in recognise.assignments(kind, module, accepted):
+        try:
+            fit = recognise.recognise(kind, module, found, accepted)
+            _prove_once(module, fit, proofs)
+            return fit
+        except NotReplaceable as error:
+            reason = reason or error
+    raise reason or NotReplaceable(recognise.what_is_missing(kind, module))
+
+
 def _prove_once(module, fit, proofs):
-    key = prove.signature(module)
+    key = fit.target, repr(fit.names), prove.signature(module)
     if key not in proofs:
         try:
             prove.prove(module, fit)

@@ -1,5 +1,6 @@
 """How one of our classes takes a foreign module's place, and how the module is changed."""
 
+import inspect
 from dataclasses import dataclass, field
 
 from ..modules._layers import ACCELERATED
@@ -16,15 +17,21 @@ class Fit:
     Attributes:
         target: our class.
         input_shapes: the cases to try, each a list of the shapes of its inputs.
+        uneven: one more case, a list as above, in which both may fail.
         attributes: what our forward reads from the module besides its parts.
+        names: {our name of a part: names.Renamed}, for parts of other names.
         composite: our forward calls its parts and touches no parameter of them.
+        given: parts of a composite that are ours or about to be; none other has to be looked at.
         as_list: the inputs are one argument, a list.
     """
 
     target: type
     input_shapes: tuple
+    uneven: list | None = None
     attributes: dict = field(default_factory=dict)
+    names: dict = field(default_factory=dict)
     composite: bool = False
+    given: tuple = ()
     as_list: bool = False
 
 
@@ -36,12 +43,25 @@ class Original:
         cls: its class.
         inner: the classes of the modules in it, which ours takes for published parts.
         attributes, absent: those that ours set, with their old values, and those that were not there.
+        names: of its Fit.
     """
 
     cls: type
     inner: tuple
     attributes: dict
     absent: tuple
+    names: dict
+
+    def attribute(self, module, name):
+        """What `module.name` is where neither the module nor our class has such a one."""
+        if name in self.names:
+            return self.names[name].of(module)
+        try:
+            value = inspect.getattr_static(self.cls, name)
+        except AttributeError:
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}") from None
+        # A method of its former class, or a property.
+        return value.__get__(module, self.cls) if hasattr(type(value), "__get__") else value
 
 
 def become(module, fit):
@@ -50,6 +70,6 @@ def become(module, fit):
     inner = tuple(dict.fromkeys(type(m) for m in module.modules() if m is not module))
     kept = {name: state[name] for name in fit.attributes if name in state}
     absent = tuple(name for name in fit.attributes if name not in state)
-    state[ACCELERATED] = Original(type(module), inner, kept, absent)
+    state[ACCELERATED] = Original(type(module), inner, kept, absent, fit.names)
     state.update(fit.attributes)
     module.__class__ = fit.target

@@ -16,21 +16,17 @@ _PADDING_MODULES = {
 }
 
 
-def parts(module, path, *names):
-    """The named parts, after a check that there is nothing else with any state."""
-    children = {name: child for name, child in module._modules.items() if child is not None}
-    for name in names:
-        if name not in children:
-            raise NotReplaceable(f"{path or 'it'} has no submodule {name}")
-    for name, child in children.items():
-        if name not in names:
-            inside = f"{path}.{name}" if path else name
-            if isinstance(child, nn.modules.dropout._DropoutNd) or type(child) is nn.RReLU:
-                raise NotReplaceable(f"{inside} is a {type(child).__name__}, which is random")
-            if list(child.children()) or list(child.parameters()) or list(child.buffers()):
-                raise NotReplaceable(f"{inside} is a part that is not published")
-    no_own_state(module, path)
-    return [children[name] for name in names]
+def nothing_but(module, path, wanted):
+    """Check that besides the `wanted` modules in it nothing has any state, and nothing is random."""
+    inside = {inner for part in wanted for inner in part.modules()}
+    for name, inner in module.named_modules(prefix=path):
+        if inner in inside:
+            continue
+        if isinstance(inner, nn.modules.dropout._DropoutNd) or type(inner) is nn.RReLU:
+            raise NotReplaceable(f"{name} is a {type(inner).__name__}, which is random")
+        if inside.isdisjoint(inner.modules()) and (inner._parameters or inner._buffers):
+            raise NotReplaceable(f"{name} is a part that is not published")
+        no_own_state(inner, name)
 
 
 def no_own_state(module, path, *allowed):
@@ -135,14 +131,21 @@ def same_bias(entries):
         raise NotReplaceable(f"some of {paths} have a bias and some have none")
 
 
+def filter_name(module):
+    """The name of a blur-pool layer's filter: the published one, or that of the only buffer."""
+    names = [name for name, buffer in module._buffers.items() if buffer is not None]
+    return "filt" if "filt" in names else names[0] if len(names) == 1 else None
+
+
 def blur_geometry(module, path=""):
     """(filt_size, pad_type, stride, pad_off, channels) of a blur-pool layer."""
     where = path or "it"
     pads = [child for child in module._modules.values() if child is not None]
-    filt = module._buffers.get("filt")
-    if filt is None:
+    name = filter_name(module)
+    if name is None:
         raise NotReplaceable(f"{where} has no buffer filt")
-    no_own_state(module, path, "filt")
+    no_own_state(module, path, name)
+    filt = module._buffers[name]
     if (
         filt.dim() != 4
         or filt.shape[1] != 1
@@ -160,12 +163,17 @@ def blur_geometry(module, path=""):
     expect(where, "filt_size", getattr(module, "filt_size", size), size)
     if len(pads) > 1:
         raise NotReplaceable(f"{where} has more than one submodule")
-    pad_type, sizes = _pad_module(pads[0], where) if pads else _pad_attributes(module, where)
+    if pads:
+        pad_type, sizes = _pad_module(pads[0], where)
+    elif hasattr(module, "pad_type") or hasattr(module, "pad_sizes"):
+        pad_type, sizes = _pad_attributes(module, where)
+    else:  # in its forward, so it shows there whether it does as published
+        pad_type, sizes = "reflect", ((size - 1) // 2, size // 2) * 2
     pad_off = sizes[0] - (size - 1) // 2
     after = size // 2 + pad_off
     if sizes != (sizes[0], after, sizes[0], after) or sizes[0] < 0:
         raise NotReplaceable(f"{where} pads by {sizes}, which no pad_off gives for {size} taps")
-    stride = getattr(module, "stride", None)
+    stride = getattr(module, "stride", 2)
     if isinstance(stride, (tuple, list)) and len(stride) == 2 and stride[0] == stride[1]:
         stride = stride[0]
     if type(stride) is not int or stride < 1:

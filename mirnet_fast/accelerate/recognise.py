@@ -12,23 +12,10 @@ from argparse import Namespace
 import torch
 from torch import nn
 
-from .. import modules as ours
 from ..modules._layers import ACCELERATED
 from .fit import NotReplaceable
-from .kinds import RECOGNISERS
-from .layers import is_hooked
-
-KINDS = (
-    "Downsample",
-    "SKFF",
-    "DAU",
-    "ResidualDownSample",
-    "ResidualUpSample",
-    "DownSample",
-    "UpSample",
-    "MSRB",
-)
-OURS = frozenset(getattr(ours, kind) for kind in KINDS)
+from .kinds import KINDS, OURS
+from .layers import is_hooked, nothing_but
 
 # Code compiled in place by Module.compile() guards on the class, so it may stay.
 _MODULE_ATTRIBUTES = frozenset(nn.Module().__dict__) | {ACCELERATED, "_compiled_call_impl"}
@@ -37,57 +24,99 @@ _OWN_METHODS |= {"__dict__", "__weakref__", "__qualname__", "__firstlineno__", "
 _COPYING = {"__deepcopy__", "__copy__", "__getattribute__"}
 
 
-def kind_of(module):
-    """(kind, None) of a candidate; (None, reason) of what only looks like one; else (None, None)."""
-    if isinstance(module, tuple(OURS)):
-        return None, None
-    if isinstance(module, torch.jit.ScriptModule):
-        kind = getattr(module, "original_name", None)
-        return (None, "scripted by TorchScript, its code is fixed") if kind in KINDS else (None, None)
-    if type(module).__name__ in KINDS:
-        return type(module).__name__, None
-    for base in type(module).__mro__[1:]:
-        if base.__name__ in KINDS:
-            return None, f"is of a class derived from {base.__name__}, which may compute something else"
-    for kind, parts in _LOOKS.items():
-        if parts <= set(module._modules) | set(module._buffers):
-            return None, f"has the parts of {kind}, but its class has another name"
-    return None, None
+def is_foreign(module):
+    """Whether the class of a module is neither ours nor torch's, so that it may become one of ours."""
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not named_kind(module):
+        return False
+    return not isinstance(module, tuple(OURS)) and type(module).__module__.partition(".")[0] != "torch"
 
 
-_LOOKS = {
-    "SKFF": {"conv_du", "fcs"},
-    "DAU": {"body", "SA", "CA", "conv1x1"},
-    "MSRB": {"blocks", "down", "up", "last_up", "selective_kernel"},
-    "Downsample": {"filt"},
-    "ResidualDownSample or ResidualUpSample": {"top", "bot"},
-}
+def is_scripted(module):
+    """Whether it is TorchScript of a class of a published name."""
+    return isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", None) in KINDS
 
 
-def recognise(kind, module, accepted):
-    """The Fit of a module of a class named `kind`.
+def named_kind(module):
+    """The kind whose name its class has, or the first of those that it derives from; None for others."""
+    return next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in KINDS), None)
+
+
+def assignments(kind, module, accepted):
+    """Every {our name of a part: their name} by which a module may be of a kind, the likeliest first.
+
+    Parts of our name are taken for what they are called; the others for what they look like. In a module
+    whose class has another name each has to look so.
+    """
+    roles, is_named = KINDS[kind].roles, named_kind(module) == kind
+    parts = {name: part for name, part in module._modules.items() if part is not None}
+
+    def others(found, missing):
+        if not missing:
+            yield found
+            return
+        role, *rest = missing
+        for name, part in parts.items():
+            if name not in roles and name not in found.values() and roles[role](part, accepted):
+                yield from others(found | {role: name}, rest)
+
+    own = [role for role in roles if role in parts]
+    if is_named or (KINDS[kind].looks(module) and all(roles[role](parts[role], accepted) for role in own)):
+        yield from others({role: role for role in own}, [role for role in roles if role not in own])
+
+
+def what_is_missing(kind, module):
+    """Why a module that looked like one of a kind has no assignment; an empty string for all others."""
+    names, own = set(KINDS[kind].roles) or {"filt"}, {*module._modules, *module._buffers}
+    if named_kind(module) == kind:
+        return f"it has no submodule {next(name for name in KINDS[kind].roles if name not in own)}"
+    # One name tells nothing, but for the filter's.
+    return "is not built as one" if names <= own and (len(names) > 1 or "filt" in names) else ""
+
+
+def recognise(kind, module, found, accepted):
+    """The Fit of a module as one of a kind.
 
     Args:
-        accepted: function that says whether an inner module is ours or about to become ours.
+        found: one of `assignments`.
+        accepted: function that says whether an inner module is of a class of ours, or about to be.
 
     Raises:
         NotReplaceable: something about the module is not as published; the message says what.
     """
     _check_class(module)
-    fit = RECOGNISERS[kind](module, accepted)
-    for path, inner in [("", module)] if fit.composite else module.named_modules():
+    parts = {role: (name, module._modules[name]) for role, name in found.items()}
+    if parts:
+        nothing_but(module, "", [part for _, part in parts.values()])
+    fit = KINDS[kind].fit(module, parts, accepted)
+    for path, inner in [("", module)] if fit.composite and not fit.given else _outside(module, fit.given):
         _check_instance(inner, path)
         # Even parts that ours does call: it may write into what a hook got, or call them in bands.
         if path and is_hooked(inner):
             raise NotReplaceable(f"{path} has hooks, which would no longer be called as before")
-    if not fit.composite:
-        tensors = [*module.parameters(), *module.buffers()]
-        if len({(t.dtype, t.device) for t in tensors}) > 1:
-            raise NotReplaceable("its parameters differ in dtype or device")
-    for name in fit.attributes:
+    tensors = [*module.parameters(), *module.buffers()]
+    if len({(t.dtype, t.device) for t in tensors}) > 1:
+        raise NotReplaceable("its parameters differ in dtype or device")
+    _check_names(module, fit)
+    return fit
+
+
+def _outside(module, given, path=""):
+    yield path, module
+    for name, part in module._modules.items():
+        if part is not None and part not in given:
+            yield from _outside(part, given, f"{path}.{name}" if path else name)
+
+
+def _check_names(module, fit):
+    for name in (*fit.attributes, *fit.names):
         if name in module._modules or name in module._parameters or name in module._buffers:
             raise NotReplaceable(f"its part {name} has the name of an attribute of ours")
-    return fit
+    for name in fit.names:
+        if name in module.__dict__:
+            raise NotReplaceable(f"its attribute {name} has the name of a part of ours")
+    for name in module._modules:
+        if hasattr(fit.target, name):
+            raise NotReplaceable(f"its part {name} has the name of an attribute of ours")
 
 
 # --- what holds for every kind -------------------------------------------------------------

@@ -33,6 +33,7 @@ _CLASSES = (*ACTIVATIONS, *_PADDINGS, nn.Conv2d, nn.ConvTranspose2d, nn.Upsample
 _CLASSES += (SpatialAttention, SpatialAttention.Gate, ChannelAttention)
 _FORWARDS = {cls: cls.forward for cls in _CLASSES}
 _OURS = set()
+_OWN = ("_parameters", "_buffers", "_modules")
 
 _binomials = {}  # {(shape, dtype, device): filter}
 _known = weakref.WeakKeyDictionary()  # {module: Snapshot}
@@ -45,6 +46,15 @@ class Part:
     def __init_subclass__(cls):
         if cls.__module__.startswith(f"{__package__}."):  # not what others derive
             _OURS.add(cls)
+
+    def __getattr__(self, name):
+        # A part of ours that accelerate() found under another name, or what only the former class has.
+        state = self.__dict__
+        if ACCELERATED in state and not any(
+            name in state[k] for k in ("_parameters", "_buffers", "_modules")
+        ):
+            return state[ACCELERATED].attribute(self, name)
+        return super().__getattr__(name)
 
 
 class Fused(Part):
@@ -221,7 +231,8 @@ class Snapshot:
         holders = {*map(id, self._holders)}
         self._rest = [d for d in self._dicts if id(d) not in holders]
         self._held, self._values = [*_values(self._holders)], [*_values(self._rest)]
-        filters = [m._buffers["filt"] for m in modules if isinstance(m, Fused) and "filt" in m._buffers]
+        filters = [getattr(m, "filt", None) for m in modules if isinstance(m, Fused)]
+        filters = [f for f in filters if isinstance(f, torch.Tensor)]
         self._filters = [f for f in filters if f.device.type == "cpu" and type(f) is torch.Tensor]
         self._wanted = [*map(_binomial_like, self._filters)]
         # To compare values elsewhere would make the CPU wait for the device.
