@@ -25,7 +25,7 @@ def strangers_code(import_path, file="lookalike.py"):
 
 
 lookalike = strangers_code("somebodys_networks")
-renamed = strangers_code("a_third_partys.restorer", "renamed.py")
+renamed = strangers_code("a_third_partys_restorer", "renamed.py")
 
 
 @pytest.fixture(autouse=True)

@@ -13,18 +13,20 @@ __all__ = ["Replaced", "Report", "Skipped", "accelerate", "revert"]
 def accelerate(model):
     """Run the MIRNet parts of a network built from somebody else's code on the fused ops.
 
-    Modules of classes named SKFF, DAU, Downsample (the blur-pool layer), ResidualDownSample,
-    ResidualUpSample, DownSample, UpSample and MSRB are recognised wherever they stand in
-    `model`, the model itself included; their code is not imported. A module is replaced if its
-    parts are exactly those published and if, on random numbers in float64, its results and
-    gradients and those of our module agree. Everything else stays as it is and is named in
-    the report with the reason.
+    A whole MIRNet becomes one mirnet_fast.MIRNet. In it, and wherever else they stand in `model`, the model
+    itself included, RRG, MSRB, SKFF, DAU, DownSample, UpSample, ResidualDownSample, ResidualUpSample and
+    Downsample (the blur-pool layer) are recognised: by what they consist of, whatever their classes and
+    parts are called. Their code is not imported. A module is replaced if its parts are exactly those
+    published and if, on random numbers in float64, its results and gradients and those of our module agree.
+    What only looks like one stays as it is and is named in the report with the reason; what fits in it is
+    replaced.
 
     A replaced module stays the same object with the same parameters, buffers, submodules, hooks
     and names; only its class changes (as torch.nn.utils.parametrize and FSDP do it). Whatever
     holds the module or its parameters - an optimiser, DDP, an EMA, a list - keeps working, and
-    wrapped (DDP, DataParallel) and compiled models may be given as they are. Hooks on a replaced
-    module keep firing; a module with hooks on the layers inside it is left.
+    wrapped (DDP, DataParallel) and compiled models may be given as they are. Methods of its former class
+    that ours lacks may be called as before. Hooks on a replaced module keep firing; a module with hooks on
+    the layers inside it is skipped.
 
     What holds at the time of the call is what counts: numbers that a foreign forward reads from
     its own attributes, and the parts inside. Put in adapters, weight_norm, pruning or hooks

@@ -1,6 +1,5 @@
 """How one of our classes takes a foreign module's place, and how the module is changed."""
 
-import inspect
 from dataclasses import dataclass, field
 
 from ..modules._layers import ACCELERATED
@@ -56,12 +55,12 @@ class Original:
         """What `module.name` is where neither the module nor our class has such a one."""
         if name in self.names:
             return self.names[name].of(module)
-        try:
-            value = inspect.getattr_static(self.cls, name)
-        except AttributeError:
-            raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}") from None
-        # A method of its former class, or a property.
-        return value.__get__(module, self.cls) if hasattr(type(value), "__get__") else value
+        for base in self.cls.__mro__:
+            if name in vars(base):
+                value = vars(base)[name]
+                # A method of its former class, or a property.
+                return value.__get__(module, self.cls) if hasattr(type(value), "__get__") else value
+        raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
 
 
 def become(module, fit):

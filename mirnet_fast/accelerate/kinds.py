@@ -240,7 +240,7 @@ def _residual_head(expand, act, tail_act):
 
 def _sampler(target, step):
     def is_body(part, accepted):
-        return type(part) is nn.Sequential and _all(part, lambda layer: accepted(layer, step))
+        return type(part) is nn.Sequential and any(accepted(layer, step) for layer in part)
 
     def fit(module, parts, accepted):
         path, body = parts["body"]
@@ -253,6 +253,10 @@ def _sampler(target, step):
 def _accepted_all(path, entries, target, accepted):
     if not entries:
         raise NotReplaceable(f"{path} holds no {target.__name__}")
+    _check_all(entries, target, accepted)
+
+
+def _check_all(entries, target, accepted):
     for path, part in entries:
         if not accepted(part, target):
             raise NotReplaceable(f"{path} is no {target.__name__} that can be replaced")
@@ -269,7 +273,7 @@ def _channels(module):
 def _is_table_of(target):
     return lambda part, accepted: (
         type(part) in (nn.ModuleDict, nn.ModuleList)
-        and all(accepted(sampler, target) for sampler in part._modules.values())
+        and (not len(part) or any(accepted(sampler, target) for sampler in part._modules.values()))
     )
 
 
@@ -282,7 +286,7 @@ _MSRB_ROLES = {
     "up": _is_table_of(ours.UpSample),
     "conv_out": _is_conv,
     "selective_kernel": lambda part, accepted: (
-        type(part) is nn.ModuleList and _all(part, lambda fusion: accepted(fusion, ours.SKFF))
+        type(part) is nn.ModuleList and any(accepted(fusion, ours.SKFF) for fusion in part)
     ),
 }
 
@@ -306,13 +310,11 @@ def _msrb(module, parts, accepted):
     for role, keys in wanted.items():
         _samplers(role, parts[role], keys, names, accepted)
     path, down = parts["down"]
-    for key, sampler in down._modules.items():
-        # Ours computes some of them once instead of twice, so they must be known to be functions.
-        if not accepted(sampler, ours.DownSample):
-            raise NotReplaceable(f"{path}.{key} is no DownSample that can be replaced")
-        for inside, inner in sampler.named_modules(prefix=f"{path}.{key}"):
-            if is_hooked(inner):
-                raise NotReplaceable(f"{inside} has hooks, which would be called once instead of twice")
+    # Ours computes some of them once instead of twice, so they must be known to be functions.
+    _check_all(_entries(parts["down"]), ours.DownSample, accepted)
+    for inside, inner in down.named_modules(prefix=path):
+        if is_hooked(inner):
+            raise NotReplaceable(f"{inside} has hooks, which would be called once instead of twice")
     attributes = {"height": height, "width": widths.pop(), "channels": channels}
     unit = 2 ** (height - 1)
     shapes = ([(2, channels[0], 2 * unit, 4 * unit)], [(1, channels[0], 3 * unit, 2 * unit)])
@@ -342,10 +344,19 @@ def _samplers(role, part, wanted, names, accepted):
         raise NotReplaceable("last_up, down and up must be torch.nn.ModuleDict")
     if set(table._modules) == wanted and type(table) is nn.ModuleDict:
         return
-    keys = {_key(role, sampler, accepted): theirs for theirs, sampler in table._modules.items()}
-    if role == path or set(keys) != wanted or len(keys) != len(table):
+    if role == path:
         raise NotReplaceable(f"{path} has the keys {sorted(table._modules)}, not {sorted(wanted)}")
+    target = ours.DownSample if role == "down" else ours.UpSample
+    _check_all(_entries(part), target, accepted)
+    keys = {_key(role, sampler, accepted): theirs for theirs, sampler in table._modules.items()}
+    if set(keys) != wanted or len(keys) != len(table):
+        raise NotReplaceable(f"{path} is for {sorted(keys)}, not {sorted(wanted)}")
     names[role] = Table(path, keys)
+
+
+def _entries(part):
+    path, table = part
+    return [(f"{path}.{key}", sampler) for key, sampler in table._modules.items()]
 
 
 def _key(role, sampler, accepted):
@@ -364,8 +375,8 @@ _SIDES, _UNEVEN = ((32, 64), (64, 32)), (7, 9)
 def _is_group(part, accepted):
     return (
         type(part) is nn.Sequential
-        and _is_conv(part[-1] if len(part) > 1 else None)
-        and all(accepted(block, ours.MSRB) for block in part[:-1])
+        and any(accepted(block, ours.MSRB) for block in part)
+        and _is_conv(part[-1])
     )
 
 
@@ -380,7 +391,7 @@ def _rrg(module, parts, accepted):
 
 
 def _is_trunk(part, accepted):
-    return type(part) is nn.Sequential and _all(part, lambda group: accepted(group, ours.RRG))
+    return type(part) is nn.Sequential and any(accepted(group, ours.RRG) for group in part)
 
 
 def _mirnet(module, parts, accepted):

@@ -68,7 +68,8 @@ def what_is_missing(kind, module):
     """Why a module that looked like one of a kind has no assignment; an empty string for all others."""
     names, own = set(KINDS[kind].roles) or {"filt"}, {*module._modules, *module._buffers}
     if named_kind(module) == kind:
-        return f"it has no submodule {next(name for name in KINDS[kind].roles if name not in own)}"
+        missing = next(name for name in KINDS[kind].roles if name not in own)
+        return f"it has no submodule {missing}, nor another that looks like it"
     # One name tells nothing, but for the filter's.
     return "is not built as one" if names <= own and (len(names) > 1 or "filt" in names) else ""
 
@@ -108,15 +109,12 @@ def _outside(module, given, path=""):
 
 
 def _check_names(module, fit):
-    for name in (*fit.attributes, *fit.names):
-        if name in module._modules or name in module._parameters or name in module._buffers:
+    for name in (*module._modules, *module._parameters, *module._buffers):
+        if name in fit.attributes or hasattr(fit.target, name):
             raise NotReplaceable(f"its part {name} has the name of an attribute of ours")
     for name in fit.names:
         if name in module.__dict__:
             raise NotReplaceable(f"its attribute {name} has the name of a part of ours")
-    for name in module._modules:
-        if hasattr(fit.target, name):
-            raise NotReplaceable(f"its part {name} has the name of an attribute of ours")
 
 
 # --- what holds for every kind -------------------------------------------------------------
