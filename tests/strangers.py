@@ -103,3 +103,25 @@ def swap(module, path, part):
 
 def conv(*args, **options):
     return nn.Conv2d(*args, **{"bias": False, **options})
+
+
+def whole(cls=renamed.Restorer, *args, **options):
+    """A small network of one or the other stranger."""
+    torch.manual_seed(0)
+    return cls(*(args or (8, 1, 1, 2)), **options).double()
+
+
+def check_same(model, twin, parameters=True):
+    """Results with and without gradients, and the gradients."""
+    with torch.no_grad():
+        for _ in range(3):  # the second forward may be recorded, the third replayed
+            assert relative(model(picture()), twin(picture())) < CLOSE
+    x, y = picture(True), picture(True)
+    for one, leaf in ((model, x), (twin, y)):
+        one.zero_grad()
+        one(leaf).square().sum().backward()
+    assert relative(x.grad, y.grad) < CLOSE
+    for (name, a), (_, b) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None), name
+        if a.grad is not None:
+            assert relative(a.grad, b.grad) < CLOSE, name

@@ -117,7 +117,7 @@ FORWARDS = {
 
 
 @pytest.mark.parametrize("case", FORWARDS)
-def test_forward_that_computes_something_else_is_left(case):
+def test_forward_that_computes_something_else_is_skipped(case):
     cls, forward, reason = FORWARDS[case]
     module = tampered(cls, forward=forward)(*((8, 2) if cls is lookalike.DownSample else (8,)))
     for parameter in module.parameters():
@@ -201,7 +201,7 @@ def test_msrb_with_a_fusion_that_does_not_fit_is_replaced_around_it():
     assert relative(block(x), expected) < CLOSE
 
 
-def test_scripted_module_is_left():
+def test_scripted_module_is_skipped():
     class Fixed(nn.Module):
         def forward(self, x):
             return x
