@@ -50,9 +50,7 @@ class Part:
     def __getattr__(self, name):
         # A part of ours that accelerate() found under another name, or what only the former class has.
         state = self.__dict__
-        if ACCELERATED in state and not any(
-            name in state[k] for k in ("_parameters", "_buffers", "_modules")
-        ):
+        if ACCELERATED in state and not any(name in state[own] for own in _OWN):
             return state[ACCELERATED].attribute(self, name)
         return super().__getattr__(name)
 
