@@ -20,6 +20,7 @@ __all__ = [
     "UpSample",
     "accelerate",
     "current_backend",
+    "engine_stats",
     "load_checkpoint",
     "load_pretrained",
     "ops",

@@ -264,10 +264,10 @@ FAULTS = [
     Fault(
         "proof",
         "accelerate() does not look at the gradients of parameters",
-        "mirnet_fast/_equivalence.py",
+        "mirnet_fast/accelerate/prove.py",
         '        compared |= {f"the gradient of {name}": p.grad for name, p in module.named_parameters()}\n',
         "",
-        "tests/test_accelerate.py",
+        "tests/test_accelerate_proofs.py",
     ),
     Fault(
         "resumed training",

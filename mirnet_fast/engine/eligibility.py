@@ -46,6 +46,13 @@ class Part:
         if cls.__module__.startswith("mirnet_fast.modules."):  # not what others derive
             _OURS[cls] = cls.forward
 
+    def __getattr__(self, name):
+        # A part of ours that accelerate() found under another name, or what only the former class has.
+        state = self.__dict__
+        if ACCELERATED in state and not any(name in state[own] for own in _STATE):
+            return state[ACCELERATED].attribute(self, name)
+        return super().__getattr__(name)
+
     def _layers(self):
         return ()
 
@@ -231,7 +238,8 @@ class Snapshot:
         self._without = [state[name] for state in states for name in _STATE if not state[name]]
         self._tensors = [value for value in self._held if isinstance(value, torch.Tensor)]
         self._forms = [*map(_form, self._tensors)]
-        filters = [m._buffers["filt"] for m in modules if isinstance(m, Part) and "filt" in m._buffers]
+        filters = [getattr(m, "filt", None) for m in modules if isinstance(m, Part)]
+        filters = [f for f in filters if isinstance(f, torch.Tensor)]
         self._filters = [f for f in filters if f.device.type == "cpu" and type(f) is torch.Tensor]
         self._wanted = [*map(_binomial_like, self._filters)]
         # To compare values elsewhere would make the CPU wait for the device.

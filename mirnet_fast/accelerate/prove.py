@@ -1,14 +1,17 @@
 """Whether a foreign module and ours compute the same: both run, in float64, on the same numbers."""
 
+import contextlib
 import copy
 from collections import OrderedDict
-from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 
-from ._recognition import Misfit, attributes_of, become
-from .backends import use_backend
+from .. import reference
+from ..backends import use_backend
+from .fit import NotReplaceable, become
+from .recognise import attributes_of
 
 TOLERANCE = 1e-9
 _SMALLEST_SCALE = 1e-3  # gradients that cancel to nothing are compared absolutely below this
@@ -36,7 +39,7 @@ def _frozen(value):
     return (type(value).__name__, repr(value) if plain else id(value))
 
 
-@contextmanager
+@contextlib.contextmanager
 def _one_thread():
     # Thousands of tiny operators: on a busy machine their threads wait for each other.
     threads = torch.get_num_threads()
@@ -53,10 +56,11 @@ def prove(module, fit):
     The module itself is not run: a copy on the CPU, in float64, with random parameters and
     without hooks is, in training mode with gradients and in evaluation mode without. Random
     parameters, because the real ones may hide a difference (a convolution initialised to zero
-    hides what follows it).
+    hides what follows it). Parts that are proved already are not run either, but a _StandIn for
+    each: those of a whole network would take seconds.
 
     Raises:
-        Misfit: they differ, or one of the two does not run.
+        NotReplaceable: they differ, or one of the two does not run.
     """
     with (
         _one_thread(),
@@ -68,28 +72,69 @@ def prove(module, fit):
         use_backend("reference"),
     ):
         generator = torch.Generator().manual_seed(0)
-        twin = _float64_copy(module, generator)
-        foreign_class = type(twin)
+        twin = _float64_copy(module, fit.given, generator)
         cases = []
         for scale, shapes in zip((1, 6), fit.input_shapes, strict=True):
-            inputs = [scale * torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+            inputs = _random_inputs(scale, shapes, generator)
             cases += [(inputs, True), (inputs, False)]
-        expected = [_run(twin, "its own forward", fit, *case) for case in cases]
+        expected = [_run(twin, twin, "its own forward", fit, *case) for case in cases]
+        if fit.uneven:
+            case = _random_inputs(1, fit.uneven, generator), False
+            # Most fail, as ours does. Those that pad what they get do not.
+            with contextlib.suppress(NotReplaceable):
+                expected.append(_run(twin, twin, "its own forward", fit, *case))
+                cases.append(case)
         try:
             become(twin, fit)
         except TypeError as error:
-            raise Misfit(f"objects of its class cannot change class: {error}") from error
-        for case, wanted in zip(cases, expected, strict=True):
-            _compare(foreign_class.__name__, _run(twin, "ours", fit, *case), wanted)
+            raise NotReplaceable(f"objects of its class cannot change class: {error}") from error
+        for forward in _our_forwards(twin, fit):
+            for case, wanted in zip(cases, expected, strict=True):
+                _compare(fit.target.__name__, _run(twin, forward, "ours", fit, *case), wanted)
 
 
-def _float64_copy(module, generator):
-    memo = {}
+def _our_forwards(twin, fit):
+    """Those to compare: the fused one, and the one that calls layers, as theirs may do something else."""
+    calling = partial(getattr(reference, fit.target.__name__).forward, twin)
+    if fit.given:
+        return [calling]  # ours looks into its parts, not only at what they compute
+    return [twin] if fit.composite else [twin, calling]
+
+
+def _random_inputs(scale, shapes, generator):
+    return [scale * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+class _StandIn(nn.Module):
+    """In place of a part that keeps its input's shape: every value of the result depends on all of them."""
+
+    def __init__(self, part, generator):
+        super().__init__()
+        # Not set as attributes: the part is no submodule, and may have a `gain` of its own.
+        self._parameters["gain"] = _random_parameter((), generator)
+        self.__dict__["_part"] = part
+
+    def forward(self, x):
+        moved = x.roll((1, 1, 2), (1, 2, 3))
+        return self.gain * x + torch.tanh(moved + x.mean((1, 2, 3), keepdim=True))
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_part"], name)  # a forward may look at its number of scales
+
+
+def _float64_copy(module, given, generator):
+    memo = {id(part): _StandIn(part, generator) for part in given}
+    inside = {inner for part in given for inner in part.modules()}
     for inner in module.modules():
         # A hook may belong to a trainer that holds the whole model.
         for name, value in inner.__dict__.items():
             if "_hooks" in name:
                 memo[id(value)] = OrderedDict()
+        if inner in inside:
+            continue
         for parameter in inner._parameters.values():
             if parameter is not None and id(parameter) not in memo:
                 memo[id(parameter)] = _random_parameter(parameter.shape, generator)
@@ -100,7 +145,7 @@ def _float64_copy(module, generator):
     try:
         return copy.deepcopy(module, memo)
     except Exception as error:
-        raise Misfit(f"it cannot be copied for the comparison: {_short(error)}") from error
+        raise NotReplaceable(f"it cannot be copied for the comparison: {_short(error)}") from error
 
 
 def _random_parameter(shape, generator):
@@ -112,14 +157,14 @@ def _random_parameter(shape, generator):
     return nn.Parameter(value)
 
 
-def _run(module, who, fit, inputs, training):
+def _run(module, forward, who, fit, inputs, training):
     torch.default_generator.manual_seed(0)  # torch.manual_seed would reseed the GPUs too
     module.train(training)
     module.zero_grad(set_to_none=True)
     leaves = [t.clone().requires_grad_(training) for t in inputs]
     try:
         with torch.set_grad_enabled(training):
-            result = module(leaves) if fit.as_list else module(*leaves)
+            result = forward(leaves) if fit.as_list else forward(*leaves)
         if not isinstance(result, torch.Tensor):
             raise TypeError(f"it returns a {type(result).__name__}")
         if training:
@@ -127,7 +172,7 @@ def _run(module, who, fit, inputs, training):
             weights = torch.linspace(0.5, 1.5, result.numel(), dtype=result.dtype)
             result.backward(weights.reshape(result.shape))
     except Exception as error:
-        raise Misfit(f"{who} fails on random inputs: {_short(error)}") from error
+        raise NotReplaceable(f"{who} fails on random inputs: {_short(error)}") from error
     compared = {"the result": result.detach()}
     if training:
         compared |= {f"the gradient of input {i}": leaf.grad for i, leaf in enumerate(leaves)}
@@ -137,20 +182,20 @@ def _run(module, who, fit, inputs, training):
     return compared
 
 
-def _compare(class_name, actual, expected):
+def _compare(kind, actual, expected):
     for name, wanted in expected.items():
         value = actual[name]
         if value is None and wanted is None:
             continue
         if value is None or wanted is None or value.shape != wanted.shape or value.dtype != wanted.dtype:
-            raise Misfit(
-                f"it computes something else than the published {class_name}: {name} is of another form"
+            raise NotReplaceable(
+                f"it computes something else than the published {kind}: {name} is of another form"
             )
         scale = max(wanted.abs().max().item(), _SMALLEST_SCALE)
         error = (value - wanted).abs().max().item() / scale
         if not error <= TOLERANCE:
-            raise Misfit(
-                f"it computes something else than the published {class_name}: on random inputs "
+            raise NotReplaceable(
+                f"it computes something else than the published {kind}: on random inputs "
                 f"{name} differs by {error:.1e} (relative)"
             )
 

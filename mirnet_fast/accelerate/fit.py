@@ -1,0 +1,74 @@
+"""How one of our classes takes a foreign module's place, and how the module is changed."""
+
+from dataclasses import dataclass, field
+
+from ..engine.eligibility import ACCELERATED
+
+
+class NotReplaceable(Exception):
+    """The module cannot be replaced; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How our class takes a module's place.
+
+    Attributes:
+        target: our class.
+        input_shapes: the cases to try, each a list of the shapes of its inputs.
+        uneven: one more case, a list as above, in which both may fail.
+        attributes: what our forward reads from the module besides its parts.
+        names: {our name of a part: names.Renamed}, for parts of other names.
+        composite: our forward calls its parts and touches no parameter of them.
+        given: parts of a composite that are ours or about to be; none other has to be looked at.
+        as_list: the inputs are one argument, a list.
+    """
+
+    target: type
+    input_shapes: tuple
+    uneven: list | None = None
+    attributes: dict = field(default_factory=dict)
+    names: dict = field(default_factory=dict)
+    composite: bool = False
+    given: tuple = ()
+    as_list: bool = False
+
+
+@dataclass
+class Original:
+    """What a module was before it became ours.
+
+    Attributes:
+        cls: its class.
+        inner: the classes of the modules in it, which ours takes for published parts.
+        attributes, absent: those that ours set, with their old values, and those that were not there.
+        names: of its Fit.
+    """
+
+    cls: type
+    inner: tuple
+    attributes: dict
+    absent: tuple
+    names: dict
+
+    def attribute(self, module, name):
+        """What `module.name` is where neither the module nor our class has such a one."""
+        if name in self.names:
+            return self.names[name].of(module)
+        for base in self.cls.__mro__:
+            if name in vars(base):
+                value = vars(base)[name]
+                # A method of its former class, or a property.
+                return value.__get__(module, self.cls) if hasattr(type(value), "__get__") else value
+        raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+
+
+def become(module, fit):
+    """Make the module one of ours; it stays the same object."""
+    state = module.__dict__
+    inner = tuple(dict.fromkeys(type(m) for m in module.modules() if m is not module))
+    kept = {name: state[name] for name in fit.attributes if name in state}
+    absent = tuple(name for name in fit.attributes if name not in state)
+    state[ACCELERATED] = Original(type(module), inner, kept, absent, fit.names)
+    state.update(fit.attributes)
+    module.__class__ = fit.target
