@@ -40,6 +40,7 @@ def test_no_room_has_an_op_that_is_not_listed(room):
     before, after = pattern.name.split("[a-z]*")
     helpers = {
         "common",
+        "convolution",
         "tap_tables",
         "isa",
         "memory",
