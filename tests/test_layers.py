@@ -62,7 +62,7 @@ def image():
 def check_same(fast, slow):
     x = image()
     with torch.no_grad():
-        for _ in range(3):  # the second forward is recorded, the third replayed
+        for _ in range(3):  # from the second on the plan is there
             torch.testing.assert_close(fast(x), slow(x), rtol=1e-9, atol=1e-12)
     results = []
     for network in (fast, slow):
@@ -168,12 +168,14 @@ def test_a_class_whose_forward_is_patched(monkeypatch):
 
 def test_the_fused_way_is_taken(monkeypatch):
     """These tests would also pass if every module called all of its layers."""
+    blocks = [
+        block(networks(kind)[0]).float() for kind in ("ours", "accelerated")
+    ]  # whose proof calls layers
     called, plain = [], nn.Conv2d.forward
     patched = lambda self, x: called.append(self) or plain(self, x)  # noqa: E731
     monkeypatch.setattr(nn.Conv2d, "forward", patched)
     monkeypatch.setitem(eligibility._FORWARDS, nn.Conv2d, patched)
-    for kind in ("ours", "accelerated"):
-        network = block(networks(kind)[0]).float()
+    for network in blocks:
         with torch.no_grad():
             network(torch.rand(1, 8, 16, 16))
         assert not called
