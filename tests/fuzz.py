@@ -218,7 +218,7 @@ def random_network(m):
 def check_network(m, what, fast, slow, x):
     mode = m.rng.choice((torch.no_grad, torch.inference_mode, torch.enable_grad))
     with mode():
-        results = [fast(x).detach().clone() for _ in range(3)]  # the third one is replayed
+        results = [fast(x).detach().clone() for _ in range(3)]  # from the second on the plan is there
     with torch.no_grad():
         residual = slow(x.double()) - x.double()
     for result in results:

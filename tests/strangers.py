@@ -114,7 +114,7 @@ def whole(cls=renamed.Restorer, *args, **options):
 def check_same(model, twin, parameters=True):
     """Results with and without gradients, and the gradients."""
     with torch.no_grad():
-        for _ in range(3):  # the second forward may be recorded, the third replayed
+        for _ in range(3):  # from the second on a plan may be there
             assert relative(model(picture()), twin(picture())) < CLOSE
     x, y = picture(True), picture(True)
     for one, leaf in ((model, x), (twin, y)):

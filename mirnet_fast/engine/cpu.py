@@ -1,6 +1,6 @@
 """Tasks as calls of the C++ kernels: the one place that calls their in-place forms.
 
-`bind` makes a list of calls without arguments of a plan's tasks, for one block of memory. What lies
+`Bound` makes a list of calls without arguments of a plan's tasks, for one block of memory. What lies
 outside the block, as an image and its result do, is looked up when a call is made.
 """
 
@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..ops import convolution
+from ..ops.convolution import slope_of
 from .graph import MAP, SUMS
 from .schedule import Window, whole
 
@@ -38,7 +39,7 @@ class Bound:
     """
 
     def __init__(self, tasks, layout, block, dtype, kept):
-        self.values, self.calls = {}, []
+        self.values, self.calls, self._views = {}, [], {}
         self._layout, self._block, self._dtype, self._kept = layout, block, dtype, kept
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
         made = set()
@@ -69,13 +70,11 @@ class Bound:
         value = window.value
         if value.outside:
             return window
-        tensor = self._block.view(
-            self._layout.offsets[value],
-            value.shape,
-            torch.float64 if value.kind == SUMS else self._dtype,
-            channels_last=value.kind == MAP,
-        )
-        return _part(tensor, window)
+        if value not in self._views:
+            dtype = torch.float64 if value.kind == SUMS else self._dtype
+            offset = self._layout.offsets[value]
+            self._views[value] = self._block.view(offset, value.shape, dtype, channels_last=value.kind == MAP)
+        return _part(self._views[value], window)
 
     def emit(self, function, *args):
         """Calls function(*args) in each run."""
@@ -232,15 +231,6 @@ def _total(bound, task):
 
 def _sum_into(out, parts):
     torch.sum(parts, 0, out=out)
-
-
-def slope_of(activation, like):
-    """The slope argument of the kernels for a PReLU, LeakyReLU or ReLU module."""
-    if isinstance(activation, nn.PReLU):
-        return activation.weight
-    if isinstance(activation, nn.LeakyReLU):
-        return like.new_full((1,), activation.negative_slope)
-    return None
 
 
 _BINDERS = {

@@ -217,6 +217,7 @@ class Snapshot:
     Attributes:
         stands: whether the layers that the module, a fused one, does not call compute what it does.
         alone: whether moreover all modules in it do so, and no hook and no code of others runs.
+        tensors: all parameters and buffers of the modules.
         plans: {what else decides: Plan or why there is none}, for `engine.plan`.
     """
 
@@ -232,12 +233,11 @@ class Snapshot:
         self._empty = [state[hooks] for state in states for hooks in _HOOKS if not state[hooks]]
         self._hooks = [state[hooks] for state in states for hooks in _HOOKS if state[hooks]]
         self._hooked = [*map(len, self._hooks)]
-        # Some, such as DistributedDataParallel, hold parts in attributes of their own kind.
         self._holders = [state[name] for state in states for name in _STATE if state[name]]
         self._held = [*_values(self._holders)]
         self._without = [state[name] for state in states for name in _STATE if not state[name]]
-        self._tensors = [value for value in self._held if isinstance(value, torch.Tensor)]
-        self._forms = [*map(_form, self._tensors)]
+        self.tensors = [value for value in self._held if isinstance(value, torch.Tensor)]
+        self._forms = [*map(_form, self.tensors)]
         filters = [getattr(m, "filt", None) for m in modules if isinstance(m, Part)]
         filters = [f for f in filters if isinstance(f, torch.Tensor)]
         self._filters = [f for f in filters if f.device.type == "cpu" and type(f) is torch.Tensor]
@@ -263,7 +263,7 @@ class Snapshot:
                 and not any(self._without)
                 and [*map(len, self._hooks)] == self._hooked
                 and _are_same(_values(self._holders), self._held)
-                and [*map(_form, self._tensors)] == self._forms
+                and [*map(_form, self.tensors)] == self._forms
                 and [read(state) for read, state in zip(self._readers, states, strict=True)]
                 == self._attributes
                 and self._filters_are_binomial() == self._binomial
@@ -271,10 +271,6 @@ class Snapshot:
             )
         except Exception:  # an attribute is gone, or objects of others can't be compared
             return False
-
-    def tensors(self):
-        """All parameters and buffers of the modules."""
-        return self._tensors
 
     def _filters_are_binomial(self):
         return all(map(torch.equal, self._filters, self._wanted))

@@ -184,7 +184,7 @@ def plan_of(module, inputs, snapshot=None):
 
 
 def _built(module, inputs, snapshot, dtype):
-    for tensor in snapshot.tensors():
+    for tensor in snapshot.tensors:
         if tensor.device.type != "cpu" or tensor.dtype != dtype:
             return f"a parameter is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
     try:

@@ -5,6 +5,8 @@ cache, and is never there as a whole. Where a large map only goes into an SKFF, 
 instead, once for the SKFF's statistics and once for its sum.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,10 +84,7 @@ class Scheduler:
 
     def __init__(self, steps, output, itemsize, is_for_kernels):
         self._itemsize = itemsize
-        self._users = {}
-        for step in steps:
-            for value in step.reads():
-                self._users.setdefault(value, []).append(step)
+        self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
         for step in steps:
             if "conv" in step.layers:
@@ -127,10 +126,7 @@ class Scheduler:
 
     def nbytes(self, value):
         """Bytes of a Value."""
-        count = 1
-        for size in value.shape:
-            count *= size
-        return count * (8 if value.kind == SUMS else self._itemsize)
+        return math.prod(value.shape) * (8 if value.kind == SUMS else self._itemsize)
 
     # Nodes
 
@@ -160,13 +156,13 @@ class Scheduler:
     def _sole_producer(self, value, *kinds):
         """The step that makes it, of these kinds and for one other step alone."""
         step = value.producer
-        alone = len(self._users[value]) == 1 and not value.outside and value is not self._output
+        alone = self._uses[value] == 1 and not value.outside and value is not self._output
         return step if alone and step is not None and step.kind in kinds else None
 
     def _bands_of(self, group):
         first, last = group[0], group[-1]
         x = first.inputs.get("x")
-        if last.kind == "residual_up_tail" and len(group) > 1:
+        if last.kind == "residual_up_tail":
             # The largest map of a band: the result's, twice x, or the transposed convolution's, four times.
             return self._bands(x, 2 if group[-2].layers["by_kernels"] else 4, beyond=1)
         if len(group) > 1 or (last.kind in ("conv1x1", "conv3x3") and not last.layers["by_kernels"]):

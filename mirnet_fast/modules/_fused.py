@@ -8,7 +8,6 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends, engine
 from ..engine.eligibility import Part, is_published, snapshot_of
-from ..ops.convolution import convolution
 
 _current = threading.local()
 
@@ -60,8 +59,3 @@ def _trust(wanted):
 def is_trusted():
     """Whether a module of ours that runs in this thread, and all in it, is as it was published."""
     return getattr(_current, "trusts", False)
-
-
-def activated(layer, activation, x):
-    """activation(layer(x)), with gradients."""
-    return activation(convolution(layer, x))

@@ -3,10 +3,9 @@
 from torch import nn
 
 from .. import ops, reference
-from ..engine.cpu import slope_of
 from ..engine.eligibility import is_activation, is_conv, is_prelu, is_sequence
-from ..ops.convolution import convolution
-from ._fused import Fused, activated
+from ..ops.convolution import convolution, slope_of
+from ._fused import Fused
 
 
 class SKFF(Fused, reference.SKFF):
@@ -68,7 +67,7 @@ class DAU(Fused, reference.DAU):
         first, activation, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du
         return ops.dau_attention(
-            convolution(second, activated(first, activation, x)),
+            convolution(second, activation(convolution(first, x))),
             x if self.SKIP else None,
             self.SA.spatial.conv.weight,
             squeeze.weight,

@@ -59,12 +59,8 @@ class MSRB(Fused, reference.MSRB):
         def resample(value, source, target):
             if source == target:
                 return value
-            table = self.down if source < target else self.up
-            return builder.apply(
-                table[f"{self.channels[source]}_{2 ** abs(target - source)}"],
-                value,
-                (x.shape[0], self.channels[target], x.shape[2] >> target, x.shape[3] >> target),
-            )
+            shape = x.shape[0], self.channels[target], x.shape[2] >> target, x.shape[3] >> target
+            return builder.apply(self._resampler(source, target), value, shape)
 
         def brought_down(j, stream, column):
             # At once, while the least else is there: it is asked for again where it is needed.

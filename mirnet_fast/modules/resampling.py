@@ -15,7 +15,7 @@ from ..engine.eligibility import (
 )
 from ..ops.convolution import convolution
 from ..reference.filters import PADDING_MODES, binomial_filter, pad_amounts
-from ._fused import Fused, activated
+from ._fused import Fused
 
 
 class Downsample(Fused, reference.Downsample):
@@ -76,7 +76,7 @@ class ResidualDownSample(Fused, reference.ResidualDownSample):
 
     def _fused(self, x):
         expand, act, conv, tail_act, _, project = self.top
-        top = convolution(conv, activated(expand, act, x))
+        top = convolution(conv, act(convolution(expand, x)))
         low = self.bot[1]
         return ops.residual_down_tail(
             top, x, tail_act.weight, project.weight, project.bias, low.weight, low.bias
@@ -125,7 +125,7 @@ class ResidualUpSample(Fused, reference.ResidualUpSample):
 
     def _fused(self, x):
         expand, act, conv, tail_act, project = self.top
-        top, low = convolution(conv, activated(expand, act, x)), self.bot[1]
+        top, low = convolution(conv, act(convolution(expand, x))), self.bot[1]
         return ops.residual_up_tail(
             top, x, tail_act.weight, project.weight, project.bias, low.weight, low.bias
         )

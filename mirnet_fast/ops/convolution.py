@@ -44,16 +44,11 @@ def is_on_cpu(x):
 
 def is_for_kernels(layer, shape, dtype):
     """Whether the kernels can run the layer on a channels_last map of this shape, and are faster."""
-    enough = layer.kernel_size == (1, 1) or shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(
-        type(layer), 0
-    )
-    return enough and fits_kernels(layer, dtype) and 0 not in shape
-
-
-def fits_kernels(layer, dtype):
-    """Whether the kernels can run the layer on maps of this dtype."""
+    enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), 0)
+    by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
     return (
-        (layer.kernel_size == (1, 1) or (layer.kernel_size == (3, 3) and backends.winograd()))
+        (layer.kernel_size == (1, 1) or by_winograd)
+        and 0 not in shape
         and dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", dtype) == "cpu"
@@ -77,6 +72,15 @@ def called_on_rows(layer, x, begin, end):
         return F.conv2d(rows, layer.weight, layer.bias, padding=(0, halo), groups=layer.groups)
     # At the border of the map the zeros around it count; around other rows they are cut off.
     return called(layer, rows)[:, :, begin - above : end - above]
+
+
+def slope_of(activation, like):
+    """The slope argument of the ops for a PReLU, LeakyReLU or ReLU module."""
+    if isinstance(activation, nn.PReLU):
+        return activation.weight
+    if isinstance(activation, nn.LeakyReLU):
+        return like.new_full((1,), activation.negative_slope)
+    return None
 
 
 def _is_only_stored(layer, x):

@@ -278,10 +278,11 @@ class MSRB(nn.Module):
 
     def resample(self, stream, source, target):
         """A stream of scale `source`, brought to the channels and resolution of scale `target`."""
-        if source == target:
-            return stream
+        return stream if source == target else self._resampler(source, target)(stream)
+
+    def _resampler(self, source, target):
         resamplers = self.down if source < target else self.up
-        return resamplers[f"{self.channels[source]}_{2 ** abs(target - source)}"](stream)
+        return resamplers[f"{self.channels[source]}_{2 ** abs(target - source)}"]
 
 
 class RRG(nn.Module):
