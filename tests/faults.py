@@ -195,7 +195,7 @@ FAULTS = [
         "mirnet_fast/engine/eligibility.py",
         "                and _are_same(_values(self._holders), self._held)\n",
         "",
-        "tests/engine/test_plan.py",
+        "tests/engine/test_staleness.py",
     ),
     Fault(
         "lifetime",

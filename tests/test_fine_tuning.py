@@ -15,7 +15,8 @@ from mirnet_fast.checkpoints import read_state_dict
 from mirnet_fast.cli import main
 from mirnet_fast.pretrained import weights_of
 from mirnet_fast.training import RecipeError, Trainer, TrainingError, read_recipe
-from mirnet_fast.training.loop import BEST, LAST, learning_rate
+from mirnet_fast.training.last import LAST
+from mirnet_fast.training.loop import BEST, learning_rate
 from mirnet_fast.training.record import LOG
 
 from .cases import exhaustive, first_of

@@ -5,18 +5,14 @@ import copy
 import math
 import multiprocessing
 import os
-import pickle
 import random
-import re
 import signal
 import threading
-import zipfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
@@ -31,13 +27,13 @@ from .ablations import ablated
 from .data import Order, Patches, Photos, collated, generator
 from .distributed import Replica, from_first, load_whole_state, mean, rank_and_world, shard, whole_state
 from .failures import TrainingError, can_be_written, failures_told, last_line
+from .last import ANEW, LAST, identity, read, recipe_in
 from .lock import LockedError, locked
-from .recipe import Recipe, differences, problems, real_paths
+from .recipe import differences, real_paths
 from .record import Record
 from .weights import completed, load_weights
 
-LAST, BEST = "last.pt", "best.safetensors"
-ANEW = "train in another folder, or remove it to start anew"
+BEST = "best.safetensors"
 DIFFERENCES_SHOWN = 3
 
 
@@ -97,7 +93,7 @@ class Trainer:
         self.record = Record(self.folder)
         self.step, self.best, self._stop = 0, -math.inf, False
         # The step of last.pt, and what that file was when this process read or wrote it.
-        self.saved, self._last = 0, _identity(self.folder / LAST)
+        self.saved, self._last = 0, identity(self.folder / LAST)
         with self._alone():
             self._begin(recipe, make)
 
@@ -107,8 +103,8 @@ class Trainer:
         if self.rank == 0:
             remove_halves(self.folder)
         if path.exists():
-            state = _read(path)
-            before = _recipe_in(state, path)
+            state = read(path)
+            before = recipe_in(state, path)
         self.recipe, self._checksum = completed(recipe, before)
         if before is not None:
             begun_with = state.get("weights")
@@ -224,7 +220,7 @@ class Trainer:
                 try:
                     with can_be_written(self.folder):
                         stack.enter_context(locked(self.folder))
-                    if self._last != _identity(self.folder / LAST):
+                    if self._last != identity(self.folder / LAST):
                         problem = f"another training has gone on in {self.folder} since; run the same again"
                 except (TrainingError, LockedError) as error:
                     problem = str(error)
@@ -365,7 +361,7 @@ class Trainer:
         kept = "; the one before is still there" if path.exists() else ""
         with can_be_written(path, kept), replaced(path) as new:
             torch.save(state, new)
-        self._last = _identity(path)
+        self._last = identity(path)
 
     def save_weights(self, path):
         """Write the weights of `judge` as safetensors, whole or not at all."""
@@ -402,52 +398,6 @@ class Trainer:
         random.setstate(state["random"][0])
         torch.set_rng_state(state["random"][1])
         self.step, self.best, self.saved = step, best, step
-
-
-def _read(path):
-    """What is in a last.pt: tensors and plain values; it may not run code.
-
-    Raises:
-        TrainingError: it is damaged, or something else, or would run code.
-    """
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()  # torch does not look at the check sums
-        if damaged:
-            raise ValueError(damaged)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"recipe", "step", "best", "network", "optimizer", "scaler", "random"} - state.keys()
-        if missing:
-            raise ValueError(f"it has no {', '.join(sorted(missing))}")
-        return state
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from error
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to switch the protection off
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        code = f"would run code ({name[1]})" if name else "is damaged"
-        raise TrainingError(f"{path} was refused, as it {code}; {ANEW}") from error
-    except Exception as error:  # a damaged file may raise anything
-        raise TrainingError(
-            f"{path} is damaged, or no training's checkpoint "
-            f"({type(error).__name__}: {last_line(error)}); {ANEW}"
-        ) from error
-
-
-def _recipe_in(state, path):
-    try:
-        return Recipe.model_validate_json(state["recipe"])
-    except ValidationError as error:
-        raise TrainingError(f"{path} is of another version: {problems(error)}; {ANEW}") from error
-
-
-def _identity(path):
-    """Changes whenever a file takes the place of the one at the path."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _left_to_the_trainer(over, worker):
