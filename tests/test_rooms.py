@@ -1,10 +1,14 @@
 """One op, one name, in every room."""
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mirnet_fast import ops, reference
+from mirnet_fast.engine import in_place
 
 ROOT = Path(__file__).parent.parent
 ROOMS = (
@@ -57,3 +61,28 @@ def test_no_room_has_an_op_that_is_not_listed(room):
     }
     own = set() if room in NOT_OF_CPU_OPS else CPU_OPS
     assert found - helpers == set(ops.OPS) | own
+
+
+def kernels_that_write():
+    """{name: schema} of the ops of the C++ library that write into their arguments."""
+    sources = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")))
+    names = re.findall(r'm\.impl\("(\w+)"', sources)
+    schemas = {name: getattr(torch.ops.mirnet_fast_cpu, name).default._schema for name in names}
+    return {name: s for name, s in schemas.items() if any(a.alias_info for a in s.arguments)}
+
+
+def test_every_kernel_that_writes_has_a_function():
+    schemas = kernels_that_write()
+    assert len(schemas) > 5
+    # Plans have it in residual_up_tail_of_conv alone.
+    del schemas["conv_transpose3x3_into"]
+    for name, schema in schemas.items():
+        function = getattr(in_place, name)
+        assert [*inspect.signature(function).parameters] == [a.name for a in schema.arguments], name
+        assert inspect.getdoc(function), name
+
+
+def test_plans_call_kernels_through_these_functions_alone():
+    folders = ("accelerate", "engine", "modules")
+    paths = [path for folder in folders for path in (ROOT / "mirnet_fast" / folder).glob("*.py")]
+    assert [p.stem for p in paths if "mirnet_fast_cpu" in p.read_text()] == ["in_place"]

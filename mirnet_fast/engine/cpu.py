@@ -1,4 +1,4 @@
-"""Tasks as calls of the C++ kernels: the one place that calls their in-place forms.
+"""Tasks as calls of the C++ kernels.
 
 `Bound` makes a list of calls without arguments of a plan's tasks, for one block of memory. What lies
 outside the block, as an image and its result do, is looked up when a call is made.
@@ -12,10 +12,9 @@ from torch.nn import functional as F
 
 from ..ops import convolution
 from ..ops.convolution import slope_of
+from . import in_place
 from .graph import MAP, SUMS
 from .schedule import Window, whole
-
-_kernels = torch.ops.mirnet_fast_cpu
 
 
 class UnexpectedResult(Exception):
@@ -122,12 +121,12 @@ def _conv(bound, task):
     weights = layer.weight, layer.bias, slope_of(activation, layer.weight)
     if task.kind == "conv1x1":
         x = bound.of(x.rows(task.row, task.writes["out"].end - task.writes["out"].begin))
-        bound.emit(_kernels.conv1x1_into.default, out, x, *weights)
+        bound.emit(in_place.conv1x1_into, out, x, *weights)
         if residual is not None:
             bound.emit(torch.Tensor.add_, out, residual)
         return
     statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
-    bound.emit(_kernels.conv3x3_into.default, out, bound.of(x), *weights, residual, *statistics, task.row)
+    bound.emit(in_place.conv3x3_into, out, bound.of(x), *weights, residual, *statistics, task.row)
 
 
 def _conv_of_torch(layer, activation, out, x, residual, row):
@@ -147,7 +146,7 @@ def _residual_down_tail(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
     sums = bound.of(task.writes.get("sums"))
     out = bound.of(task.writes["out"])
-    bound.emit(_kernels.residual_down_tail_into.default, out, *operands, *_tail(task), sums)
+    bound.emit(in_place.residual_down_tail_into, out, *operands, *_tail(task), sums)
 
 
 def _residual_up_tail(bound, task):
@@ -157,13 +156,13 @@ def _residual_up_tail(bound, task):
         bound.emit(_residual_up_tail_of_torch, layer, out, x, bottom, tail, task.row)
         return
     arguments = out, x, layer.weight, layer.bias, bottom, *tail, task.row, bound.of(task.writes["sums"])
-    bound.emit(_kernels.residual_up_tail_of_conv.default, *arguments)
+    bound.emit(in_place.residual_up_tail_of_conv, *arguments)
 
 
 def _residual_up_tail_of_torch(layer, out, x, bottom, tail, row):
     """The same where PyTorch runs the transposed convolution."""
     top = convolution.called(layer, x)[:, :, : out.shape[2]]
-    _kernels.residual_up_tail_rows.default(out, top, bottom, *tail, row)
+    in_place.residual_up_tail_rows(out, top, bottom, *tail, row)
 
 
 def _tail(task):
@@ -183,15 +182,11 @@ def _skff_select(bound, task):
     )
     branches, sums = bound.of(task.reads["branches"]), bound.of(task.reads["sums"])
     out = bound.of(task.writes["out"])
-    bound.emit(_kernels.skff_select_into.default, out, branches, *weights, sums, task.layers["pixels"])
+    bound.emit(in_place.skff_select_into, out, branches, *weights, sums, task.layers["pixels"])
 
 
 def _skff_pool(bound, task):
-    bound.emit(_pool_into, bound.of(task.writes["out"]), bound.of(task.reads["branches"]))
-
-
-def _pool_into(out, branches):
-    out.copy_(_kernels.skff_pool.default(branches))
+    bound.emit(in_place.skff_pool_into, bound.of(task.writes["out"]), bound.of(task.reads["branches"]))
 
 
 def _dau_attention(bound, task):
@@ -202,9 +197,7 @@ def _dau_attention(bound, task):
     statistics = [bound.of(task.reads[name]) for name in ("pooled", "sums")]
     statistics.append(bound.of(task.writes.get("sums")))
     out = bound.of(task.writes["out"])
-    bound.emit(
-        _kernels.dau_attention_into.default, out, *arguments, *weights, fuse.weight, fuse.bias, *statistics
-    )
+    bound.emit(in_place.dau_attention_into, out, *arguments, *weights, fuse.weight, fuse.bias, *statistics)
 
 
 def _module_call(bound, task):

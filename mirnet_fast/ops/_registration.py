@@ -68,7 +68,7 @@ def register(name, arguments, output_shape, check, residual=None):
 def register_in_place(name, arguments, check):
     """Define the inference-only `name(arguments) -> ()`, which writes into its first argument.
 
-    Networks reach it as `torch.ops.mirnet_fast_cpu.NAME` where that backend was picked.
+    `mirnet_fast.engine.in_place` describes each and calls it.
     """
     define_for_cpu(f"{name}({', '.join(arguments)}) -> ()", check)
 

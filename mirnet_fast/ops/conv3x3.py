@@ -1,13 +1,12 @@
-"""The CPU engine's 3x3 convolutions: torch.ops.mirnet_fast_cpu.conv3x3 and conv3x3_into.
+"""The CPU engine's 3x3 convolutions, by Winograd's method.
 
-`conv3x3(x, weight, bias, slope, residual)` is conv2d with zero padding 1, then a PReLU by `slope` (1 or
-C' values), then `+ residual`; `conv3x3_into` writes into `out` (which may be `residual`, not `x`) and
-gives `pooled` (N, 2, H, W), the maximum and mean over the channels, and `sums` (N, C'), float64. An `out`
-of fewer rows than x gets the convolution's rows from `first_row` on.
+`torch.ops.mirnet_fast_cpu.conv3x3(x, weight, bias, slope, residual)` is conv2d with zero padding 1, then a
+PReLU by `slope` (1 or C' values), then `+ residual`. It has gradients where neither slope nor residual is
+given; x's is such a convolution itself, the weight's is PyTorch's. For inference there is `conv3x3_into` of
+`mirnet_fast.engine.in_place`.
 
-All maps are float32 and channels_last. `conv3x3` has gradients where neither slope nor residual is given;
-x's is such a convolution itself, the weight's is PyTorch's. The error is below 3e-6 of the output's norm.
-NaN and infinity reach the outputs that PyTorch's convolution has them at, and no others.
+All maps are float32 and channels_last. The error is below 3e-6 of the output's norm. NaN and infinity reach
+the outputs that PyTorch's convolution has them at, and no others.
 """
 
 import torch

@@ -121,7 +121,5 @@ register(
     residual=1,
 )
 
-# pooled and sums are the statistics that conv3x3_into gives of r. out_sums: (N, C) float64, written with
-# the result's sums over the pixels, for skff_select_into.
 STATISTICS = ["Tensor? pooled=None", "Tensor? sums=None", "Tensor(b!)? out_sums=None"]
 register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, *STATISTICS], check_into)

@@ -68,7 +68,6 @@ register(
     check,
 )
 
-# sums: (N, D) float64, written with the result's sums over the pixels, for skff_select_into.
 register_in_place(
     "residual_down_tail_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor(b!)? sums=None"], check_into
 )

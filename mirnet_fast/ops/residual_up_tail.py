@@ -91,8 +91,7 @@ register(
     check,
 )
 
-# Of the CPU engine: top is conv_transpose3x3(x, conv_weight, conv_bias), and never there as a whole.
-# sums: (N, D) float64, written with the sums of out over its pixels, for skff_select_into.
+# Of the CPU engine, which mirnet_fast/engine/in_place.py describes.
 define_for_cpu(
     "residual_up_tail_of_conv(Tensor(a!) out, Tensor x, Tensor conv_weight, Tensor? conv_bias, "
     "Tensor bottom, Tensor slope, Tensor top_weight, Tensor? top_bias, Tensor bottom_weight, "

@@ -116,8 +116,6 @@ register(
     check,
 )
 
-# `sums`: (N, C) float64 tensors whose total is the branches' sum over `pixels` pixels: what the ops that
-# made them left, and where these are a band of rows, what skff_pool gives for the bands.
 register_in_place(
     "skff_select_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor[]? sums=None", "int pixels=0"], check_into
 )
