@@ -1,10 +1,13 @@
 """The forms of the CPU's kernels that write into maps which are there already: what a plan's tasks call.
 
-The one file that calls them. Maps are (N, C, H, W) of one dtype, any strides where nothing else is said;
-weights, biases (None where there are none) and slopes (one value, or one a channel) are of it too. Sums
-are (N, C) in float64, contiguous, and are written, not added to. An argument that does not fit is a
-RuntimeError that names the op and the argument.
+The one file that calls them; a function's arguments are those of the op of its name. Maps are (N, C, H, W)
+of one dtype, any strides where nothing else is said; weights, biases (None where there are none) and slopes
+(one value, or one a channel) are of it too. Sums are (N, C) in float64, contiguous, and are written, not
+added to. An argument that does not fit is a RuntimeError that names the op and the argument.
 """
+
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +15,18 @@ from torch import Tensor
 _kernels = torch.ops.mirnet_fast_cpu
 
 
+def _kernel(function: Callable) -> Callable:
+    """Makes the function call the op of its name."""
+    overload = getattr(_kernels, function.__name__).default
+
+    @functools.wraps(function)
+    def call(*args, **named):
+        overload(*args, **named)
+
+    return call
+
+
+@_kernel
 def conv1x1_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, slope: Tensor | None) -> None:
     """out = PReLU(conv2d(x, weight, bias)).
 
@@ -21,9 +36,9 @@ def conv1x1_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, sl
         weight: (D, C, 1, 1).
         slope: of the PReLU; None for no activation.
     """
-    _kernels.conv1x1_into.default(out, x, weight, bias, slope)
 
 
+@_kernel
 def conv3x3_into(
     out: Tensor,
     x: Tensor,
@@ -51,9 +66,9 @@ def conv3x3_into(
         sums: (N, D), gets the sums over the pixels of out.
         first_row: row of the convolution, and so of x, that row 0 of out is.
     """
-    _kernels.conv3x3_into.default(out, x, weight, bias, slope, residual, pooled, sums, first_row)
 
 
+@_kernel
 def residual_down_tail_into(
     out: Tensor,
     top: Tensor,
@@ -72,11 +87,9 @@ def residual_down_tail_into(
         top, bottom: (N, C, H, W).
         sums: (N, D), gets the sums over the pixels of out, for `skff_select_into`; or None.
     """
-    _kernels.residual_down_tail_into.default(
-        out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias, sums
-    )
 
 
+@_kernel
 def residual_up_tail_of_conv(
     out: Tensor,
     x: Tensor,
@@ -106,22 +119,9 @@ def residual_up_tail_of_conv(
         first_row: even.
         sums: (N, D), gets the sums over the pixels of out, for `skff_select_into`; or None.
     """
-    _kernels.residual_up_tail_of_conv.default(
-        out,
-        x,
-        conv_weight,
-        conv_bias,
-        bottom,
-        slope,
-        top_weight,
-        top_bias,
-        bottom_weight,
-        bottom_bias,
-        first_row,
-        sums,
-    )
 
 
+@_kernel
 def residual_up_tail_rows(
     out: Tensor,
     top: Tensor,
@@ -140,11 +140,9 @@ def residual_up_tail_rows(
         top: (N, C, h, 2W), the same rows of the large map.
         bottom: (N, B, H, W), the whole of the small one.
     """
-    _kernels.residual_up_tail_rows.default(
-        out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias, first_row
-    )
 
 
+@_kernel
 def skff_select_into(
     out: Tensor,
     branches: list[Tensor],
@@ -165,17 +163,6 @@ def skff_select_into(
             them left, and what `skff_pool_into` gave. Empty: the sums of the branches are taken here.
         pixels: H * W of the whole map, of which out and the branches may be h rows.
     """
-    _kernels.skff_select_into.default(
-        out,
-        branches,
-        reduce_weight,
-        reduce_bias,
-        slope,
-        select_weights,
-        select_biases,
-        sums,
-        pixels,
-    )
 
 
 def skff_pool_into(out: Tensor, branches: list[Tensor]) -> None:
@@ -188,6 +175,7 @@ def skff_pool_into(out: Tensor, branches: list[Tensor]) -> None:
     out.copy_(_kernels.skff_pool.default(branches))
 
 
+@_kernel
 def dau_attention_into(
     out: Tensor,
     r: Tensor,
@@ -213,18 +201,3 @@ def dau_attention_into(
         sums: (N, C), the sums over the pixels of r.
         out_sums: (N, C), gets the sums over the pixels of out, for `skff_select_into`; or None.
     """
-    _kernels.dau_attention_into.default(
-        out,
-        r,
-        x,
-        spatial_weight,
-        squeeze_weight,
-        squeeze_bias,
-        excite_weight,
-        excite_bias,
-        fuse_weight,
-        fuse_bias,
-        pooled,
-        sums,
-        out_sums,
-    )

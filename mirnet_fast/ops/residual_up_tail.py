@@ -76,17 +76,19 @@ def output_shape(top, bottom, slope, top_weight, *rest):
     return top.shape[0], top_weight.shape[0], top.shape[2], top.shape[3]
 
 
+ARGUMENTS = [
+    "Tensor top",
+    "Tensor bottom",
+    "Tensor slope",
+    "Tensor top_weight",
+    "Tensor? top_bias",
+    "Tensor bottom_weight",
+    "Tensor? bottom_bias",
+]
+
 register(
     "residual_up_tail",
-    [
-        "Tensor top",
-        "Tensor bottom",
-        "Tensor slope",
-        "Tensor top_weight",
-        "Tensor? top_bias",
-        "Tensor bottom_weight",
-        "Tensor? bottom_bias",
-    ],
+    ARGUMENTS,
     output_shape,
     check,
 )
@@ -98,18 +100,4 @@ define_for_cpu(
     "Tensor? bottom_bias, int first_row, Tensor(b!)? sums=None) -> ()",
     check_of_conv,
 )
-register_in_place(
-    "residual_up_tail_rows",
-    [
-        "Tensor(a!) out",
-        "Tensor top",
-        "Tensor bottom",
-        "Tensor slope",
-        "Tensor top_weight",
-        "Tensor? top_bias",
-        "Tensor bottom_weight",
-        "Tensor? bottom_bias",
-        "int first_row",
-    ],
-    check_rows,
-)
+register_in_place("residual_up_tail_rows", ["Tensor(a!) out", *ARGUMENTS, "int first_row"], check_rows)
