@@ -20,7 +20,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 PYTEST := $(WITH_NVCC) $(BIN)/python -m pytest $(PARALLEL)
 COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 
-.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos format build clean
+.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos docs format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
@@ -91,6 +91,10 @@ gpu: build
 # The photos that recipes name, and those for testing, from Debian's packages, into photos/.
 photos: build
 	$(BIN)/python benches/photos.py
+
+# The pictures in docs/ that are drawn from what the code does.
+docs: build
+	$(BIN)/python docs/memory_plan.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

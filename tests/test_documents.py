@@ -1,20 +1,29 @@
-"""What the README says is so: its code runs, its commands and variables exist, its numbers were measured."""
+"""What the documents say is so: code runs, links, commands and variables exist, numbers were measured."""
 
 import functools
 import json
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
 import mirnet_fast
-from mirnet_fast import reference
+from mirnet_fast import ops, reference
 from mirnet_fast.cli import main
+
+from .ops.common import needs_kernels
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+OTHERS = [ROOT / "benches" / "results" / "README.md", *(ROOT / "mirnet_fast" / "pretrained").glob("*.md")]
+DOCUMENTS = [ROOT / "README.md", *DOCS, *OTHERS]
+
+every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+every_doc = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
 # Columns of the README's tables, as the result files call them.
 COLUMNS = {
@@ -42,16 +51,51 @@ def test_code_runs(tmp_path, monkeypatch):
     assert all(type(module).__module__.startswith("mirnet_fast.reference") for module in names["model"].body)
 
 
+@every_doc
+def test_code_of_docs_runs(path):
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+        exec(block, names)
+
+
 def test_commands_exist():
     named = set(re.findall(r"^mirnet-fast (\w+)", README, re.MULTILINE))
     assert named == set(main.commands)
+
+
+@every_document
+def test_make_targets_exist(path):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE)) <= set(targets)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", path.read_text(), re.MULTILINE)) <= set(targets)
 
 
-def test_names_exist():
-    for name in re.findall(r"`mirnet_fast\.([\w.]+)", README):
+@every_document
+def test_names_exist(path):
+    for name in re.findall(r"`mirnet_fast\.([\w.]+)", path.read_text()):
         pkgutil.resolve_name(f"mirnet_fast.{name}")
+
+
+@every_document
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+@every_doc
+def test_files_exist(path):
+    # In backquotes and in commands; NAME is any op.
+    folders = "benches|csrc|docs|kernels|mirnet_fast|tests"
+    named = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", path.read_text())
+    assert named
+    files = {name.replace("NAME", op) for name in named for op in ops.OPS}
+    assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+@needs_kernels
+def test_the_picture_of_a_plan_is_the_plan():
+    script = ROOT / "docs" / "memory_plan.py"
+    # Else: make docs
+    assert runpy.run_path(str(script))["drawn"]() == script.with_suffix(".svg").read_text()
 
 
 def test_variables_exist():
