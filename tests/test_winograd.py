@@ -155,7 +155,9 @@ def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):
 
 
 def test_few_pixels_are_left_to_pytorch(monkeypatch, network, image, calls):
-    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: (0, 80), torch.nn.ConvTranspose2d: (0, 500)})
+    monkeypatch.setattr(
+        convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: (0, 80), torch.nn.ConvTranspose2d: (0, 500)}
+    )
     run(network, image[:1, :, :32, :32])
     block = network.body[0].body[0]
     # 16 x 16 and 8 x 8 pixels for the second and third stream.
