@@ -147,14 +147,16 @@ def test_statistics_of_a_last_band_with_few_pixels(monkeypatch, image):
     unit, plain = mirnet_fast.DAU(8).eval(), reference.DAU(8).double().eval()
     plain.load_state_dict(unit.state_dict())
     x = torch.randn(1, 8, 33, 12).contiguous(memory_format=torch.channels_last)
-    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: 64})
+    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: (64, 64)})
     monkeypatch.setattr(schedule, "BAND_BYTES", 8 * 8 * 12 * 4)  # eight rows
     with torch.inference_mode():
         torch.testing.assert_close(unit(x).double(), plain(x.double()), rtol=1e-5, atol=1e-5)
 
 
 def test_few_pixels_are_left_to_pytorch(monkeypatch, network, image, calls):
-    monkeypatch.setattr(convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: 80, torch.nn.ConvTranspose2d: 500})
+    monkeypatch.setattr(
+        convolution, "FEWEST_PIXELS", {torch.nn.Conv2d: (0, 80), torch.nn.ConvTranspose2d: (0, 500)}
+    )
     run(network, image[:1, :, :32, :32])
     block = network.body[0].body[0]
     # 16 x 16 and 8 x 8 pixels for the second and third stream.

@@ -25,7 +25,7 @@ def is_for_kernels(step, dtype):
     """Whether the kernels run a convolution Step, and are faster than PyTorch."""
     activation = step.layers.get("activation")
     return type(activation) in (type(None), nn.PReLU, nn.LeakyReLU) and convolution.is_for_kernels(
-        step.layers["conv"], step.inputs["x"].shape, dtype
+        step.layers["conv"], step.inputs["x"].shape, dtype, again=True
     )
 
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from .. import backends
 
-# With fewer pixels a convolution of 64 to 256 channels takes longer to bring its weights into
-# Winograd's form than oneDNN takes for all of it (two cores with AVX-512; benches/bench_conv3x3.py).
-FEWEST_PIXELS = {nn.Conv2d: 64, nn.ConvTranspose2d: 512}
+# With fewer pixels a convolution of 64 to 256 channels takes longer than oneDNN: (where it brings its weights
+# into Winograd's form first, where it has them from the run before), on two cores.
+FEWEST_PIXELS = {nn.Conv2d: (64, 4), nn.ConvTranspose2d: (512, 4)}
 
 
 def convolution(layer, x):
@@ -42,9 +42,12 @@ def is_on_cpu(x):
     )
 
 
-def is_for_kernels(layer, shape, dtype):
-    """Whether the kernels can run the layer on a channels_last map of this shape, and are faster."""
-    enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), 0)
+def is_for_kernels(layer, shape, dtype, again=False):
+    """Whether the kernels can run the layer on a channels_last map of this shape, and are faster.
+
+    again: it runs with the same weights many times.
+    """
+    enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
