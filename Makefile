@@ -44,6 +44,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/lint-imports --no-logo --no-cache
 
 # Which suite catches which planted fault.
 faults: build $(TOOLKIT)
