@@ -11,10 +11,12 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from ._files import replaced
 
@@ -34,7 +36,9 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, does not fit the model, or cannot be written."""
 
 
-def load_checkpoint(model, path, strict=True, key=None):
+def load_checkpoint(
+    model: nn.Module, path: str | Path, strict: bool = True, key: str | None = None
+) -> tuple[list[str], list[str]]:
     """Load the weights in `path` into `model`, keeping the model's dtypes and devices.
 
     Names that stand for one tensor of the model (MIRNet shares several) may all be in the file or
@@ -91,7 +95,7 @@ def load_checkpoint(model, path, strict=True, key=None):
         raise CheckpointError(f"{path} does not fit the model: {error}") from error
 
 
-def save_checkpoint(model, path):
+def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Write the state_dict of `model` to `path`, whole or not at all.
 
     `.pth` keeps all names; `.safetensors` keeps one name of each shared tensor and lists the others
@@ -118,7 +122,7 @@ def save_checkpoint(model, path):
         new.write_bytes(data)
 
 
-def read_state_dict(path, key=None):
+def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch.Tensor]:
     """{name: tensor on the CPU} of the network in a checkpoint, by the names that it has unwrapped.
 
     Args:
@@ -131,7 +135,7 @@ def read_state_dict(path, key=None):
     return _chosen(path, _read(path)[0], _TELLING, key, _plain)
 
 
-def network_arguments(path, key=None, **known):
+def network_arguments(path: str | Path, key: str | None = None, **known: Any) -> dict[str, Any]:
     """The arguments of `MIRNet(...)` that the network in a checkpoint was made with.
 
     Args:
@@ -149,7 +153,7 @@ def network_arguments(path, key=None, **known):
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def infer_config(state_dict, **known):
+def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> dict[str, Any]:
     """The arguments of `MIRNet(...)` that a state_dict was made with, from its names and shapes.
 
     Args:

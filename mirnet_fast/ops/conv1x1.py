@@ -5,11 +5,19 @@ or C' values); it writes into `out`, not `x`. All maps are float32 and channels_
 that.
 """
 
+import torch
+
 from . import _checks
 from ._registration import define_for_cpu
 
 
-def check_into(out, x, weight, bias, slope):
+def check_into(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+) -> None:
     op = "conv1x1"
     outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1, taps=1)
     _checks.like(op, "out", out, (x.shape[0], outputs, *x.shape[2:]), "x", x)
