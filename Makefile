@@ -44,6 +44,8 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(BIN)/lint-imports --no-logo --no-cache
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 # Which suite catches which planted fault.
 faults: build $(TOOLKIT)

@@ -8,25 +8,26 @@ import sys
 import sysconfig
 from pathlib import Path
 
+from setuptools import Command, Extension
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 from . import ROOT
 from .ninja_file import sources, write_ninja
-from .plan import CUDA_LIBRARY, LIBRARY
+from .plan import CUDA_LIBRARY, LIBRARY, Plan
 
 BUILD_INFO = "mirnet_fast/build.json"  # written beside the libraries
 COMPILE_COMMANDS = "build/compile_commands.json"  # where clangd looks for it
 
 
-def commands(plan):
+def commands(plan: Plan) -> dict[str, type[Command]]:
     """{name: command} of setuptools, for a plan."""
     kinds = {"bdist_wheel": Wheel, "build": Build, "build_ext": BuildExt}
     return {name: type(kind.__name__, (kind,), {"plan": plan}) for name, kind in kinds.items()}
 
 
-def jobs():
+def jobs() -> int:
     """As many compilers as there are processors, if each can have a gigabyte."""
     if os.environ.get("MAX_JOBS"):
         return int(os.environ["MAX_JOBS"])
@@ -47,7 +48,10 @@ class Build(build):
 class BuildExt(build_ext):
     """Runs ninja, and puts what it made where setuptools wants it."""
 
-    def run(self):
+    plan: Plan
+    built: dict[str, str]
+
+    def run(self) -> None:
         if self.plan.failure:
             raise SystemExit(self.plan.failure)
         for note in self.plan.notes:
@@ -66,7 +70,7 @@ class BuildExt(build_ext):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(told)
 
-    def run_ninja(self):
+    def run_ninja(self) -> None:
         folder = f"build/ninja-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
         with open(ROOT / folder / "lock", "w") as lock:
@@ -84,24 +88,26 @@ class BuildExt(build_ext):
             if subprocess.run([*ninja, "-j", str(count)], cwd=ROOT, env=environment).returncode:
                 raise SystemExit("mirnet_fast: the native parts do not compile; the errors are above")
 
-    def build_extension(self, ext):
+    def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.copy_file(str(ROOT / self.built[ext.name]), str(target))
 
-    def get_ext_filename(self, fullname):
+    def get_ext_filename(self, fullname: str) -> str:
         return fullname.replace(".", os.sep) + ".so"  # free of Python: no ABI tag
 
 
 class Wheel(bdist_wheel):
     """Named for the machine alone."""
 
-    def get_tag(self):
+    plan: Plan
+
+    def get_tag(self) -> tuple[str, str, str]:
         python, abi, machine = super().get_tag()
         # Of torch the libraries use the stable ABI, of Python nothing.
         return ("py3", "none", machine) if self.plan.extensions else (python, abi, machine)
 
-    def run(self):
+    def run(self) -> None:
         super().run()
         # Again, where they can be seen: below hundreds of lines about copied files.
         for note in self.plan.notes:

@@ -1,17 +1,18 @@
 """The steps of a plan, as ninja reads them."""
 
 import shlex
+from collections.abc import Iterable
 
 from . import ROOT
 from .flags import COMMON_FLAGS, CUDA_FLAGS, GLUE_FLAGS, ISA_FLAGS, LIBRARY_LINK_FLAGS, LOOP_FLAGS
-from .plan import CUDA_LIBRARY, CUDA_PTX_OF, LIBRARY
+from .plan import CUDA_LIBRARY, CUDA_PTX_OF, LIBRARY, Plan
 from .toolchain import cuda_of
 
 
 class NinjaFile:
     """Collects compile and link steps; paths are relative to the repository root."""
 
-    def __init__(self, folder, compiler, nvcc):
+    def __init__(self, folder: str, compiler: str, nvcc: str) -> None:
         self.folder = folder
         self.lines = [
             f"builddir = {folder}",
@@ -32,7 +33,9 @@ class NinjaFile:
             "  command = $cxx -shared $in -o $out $flags",
         ]
 
-    def step(self, rule, inputs, output, flags, uses=()):
+    def step(
+        self, rule: str, inputs: Iterable[str], output: str, flags: str, uses: Iterable[str] = ()
+    ) -> str:
         """`uses`: files that are no inputs of the command and yet make it stale."""
 
         def listed(paths):
@@ -42,19 +45,21 @@ class NinjaFile:
         self.lines.append(f"  flags = {flags.replace('$', '$$')}")
         return output
 
-    def compile(self, source, flags, suffix="", rule="compile", folder=None):
+    def compile(
+        self, source: str, flags: str, suffix: str = "", rule: str = "compile", folder: str | None = None
+    ) -> str:
         return self.step(rule, [source], f"{folder or self.folder}/{source}{suffix}.o", flags)
 
-    def link_library(self, name, objects, flags, uses=()):
+    def link_library(self, name: str, objects: Iterable[str], flags: str, uses: Iterable[str] = ()) -> str:
         flags = f"{LIBRARY_LINK_FLAGS} {flags}"
         return self.step("link", objects, f"{self.folder}/{name}.so", flags, ["csrc/exports.map", *uses])
 
 
-def sources(pattern):
+def sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
 
 
-def write_cuda(plan, file, torch_headers, torch_libraries):
+def write_cuda(plan: Plan, file: NinjaFile, torch_headers: str, torch_libraries: str) -> str:
     """The steps for the CUDA kernels; returns the file they become."""
     codes = [name.split("_") for name in plan.architectures]
     ptx = {("sm", number): of for number, of in CUDA_PTX_OF.items()}
@@ -79,7 +84,7 @@ def write_cuda(plan, file, torch_headers, torch_libraries):
     return file.link_library("libmirnet_fast_cuda", objects, libraries, uses)
 
 
-def write_ninja(plan, folder):
+def write_ninja(plan: Plan, folder: str) -> dict[str, str]:
     """The steps for every extension of the plan; returns {extension name: file it becomes}."""
     torch = plan.torch[1]
     with_cuda = CUDA_LIBRARY in plan.extensions

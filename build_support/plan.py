@@ -2,9 +2,20 @@
 
 import os
 import re
+from collections.abc import Collection
+from typing import Any
 
 from .flags import ISA_FLAGS, LOOP_FLAGS
-from .toolchain import Missing, compiler_version, cuda_of, find_compiler, find_ninja, find_nvcc, find_torch
+from .toolchain import (
+    Missing,
+    Nvcc,
+    compiler_version,
+    cuda_of,
+    find_compiler,
+    find_ninja,
+    find_nvcc,
+    find_torch,
+)
 
 CHOICES = ("auto", "none", "cpu", "cuda")
 LIBRARY, CUDA_LIBRARY = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast.libmirnet_fast_cuda"
@@ -19,7 +30,7 @@ class Wrong(Exception):
     """An environment variable asks for what there is not; the message names it."""
 
 
-def cuda_architectures(wanted, knows):
+def cuda_architectures(wanted: str, knows: Collection[str]) -> tuple[list[str], str | None]:
     """(what nvcc is to make: sm_N is machine code, compute_N what drivers compile; a note or None).
 
     `wanted` is TORCH_CUDA_ARCH_LIST, like "8.0;9.0a;12.0+PTX"; `knows` what nvcc knows.
@@ -34,7 +45,7 @@ def cuda_architectures(wanted, knows):
     result, old = [], []
     for entry in wanted.replace(";", " ").split():
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
-        number = match and match.group(1) + match.group(2)
+        number = match.group(1) + match.group(2) if match else ""
         if not match or number not in knows:
             known = " ".join(f"{name[:-1]}.{name[-1]}" for name in sorted(knows, key=int))
             raise Wrong(
@@ -49,7 +60,8 @@ def cuda_architectures(wanted, knows):
             result.append(f"compute_{number}{match.group(3)}")
     if not result:
         raise Wrong(f"TORCH_CUDA_ARCH_LIST={wanted!r}: the CUDA kernels need 8.0 or newer")
-    return list(dict.fromkeys(result)), old and f"not for {', '.join(old)}: the kernels need 8.0 or newer"
+    note = f"not for {', '.join(old)}: the kernels need 8.0 or newer" if old else None
+    return list(dict.fromkeys(result)), note
 
 
 class Plan:
@@ -60,7 +72,17 @@ class Plan:
     in `failure`.
     """
 
-    def __init__(self, choice):
+    extensions: list[str]
+    notes: list[str]
+    left_out: dict[str, str]
+    failure: str | None
+    compiler: tuple[str, str]
+    torch: tuple[str, str]
+    ninja: list[str]
+    nvcc: Nvcc
+    architectures: list[str]
+
+    def __init__(self, choice: str) -> None:
         if choice not in CHOICES:
             raise SystemExit(f"MIRNET_FAST_BUILD must be one of {', '.join(CHOICES)}; got {choice!r}")
         self.choice, self.extensions, self.notes, self.failure = choice, [], [], None
@@ -84,7 +106,7 @@ class Plan:
         if choice != "auto" and lacking:
             self.failure = f"MIRNET_FAST_BUILD={choice} cannot be met: {'; '.join(lacking)}"
 
-    def plan_cuda(self):
+    def plan_cuda(self) -> list[str]:
         """What the CUDA kernels lack: a list of sentences."""
         if self.choice == "cpu" or (self.choice == "auto" and not cuda_of(self.torch[1])):
             return []
@@ -107,10 +129,10 @@ class Plan:
         return []
 
     @property
-    def isas(self):
+    def isas(self) -> list[str]:
         return list(ISA_FLAGS) if self.compiler[1] == "x86_64" else ["base"]
 
-    def told(self):
+    def told(self) -> dict[str, Any]:
         """What mirnet_fast/_native.py reads of the build, as JSON takes it."""
         info = {"build": self.choice, "left_out": self.left_out}
         if LIBRARY in self.extensions:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 TORCH_MINIMUM = (2, 10)  # the first with the stable ABI in full; flags.STABLE_ABI names it again
@@ -19,7 +20,7 @@ class Missing(Exception):
     """Something that the build needs is not here; the message says what."""
 
 
-def find_compiler():
+def find_compiler() -> tuple[str, str]:
     """(command, machine it compiles for)."""
     if platform.system() != "Linux":
         raise Missing(f"the C++ kernels are built on Linux only, this is {platform.system()}")
@@ -36,7 +37,7 @@ def find_compiler():
     raise Missing("no C++ compiler (g++ or clang++)")
 
 
-def compiler_version(command):
+def compiler_version(command: str) -> str:
     """Like "GCC 12.2.0"."""
     question = '#ifdef __clang__\n"Clang " __clang_version__\n#else\n"GCC " __VERSION__\n#endif\n'
     preprocess = [*shlex.split(command), "-E", "-P", "-x", "c++", "-"]
@@ -44,7 +45,7 @@ def compiler_version(command):
     return "".join(shlex.split(answer.stdout)).strip()
 
 
-def find_torch():
+def find_torch() -> tuple[str, str]:
     """(version, folder) of the torch that the installed package will run with."""
     # pip's isolated build hides the environment through PYTHONPATH; asking the interpreter anew
     # without it shows what is really installed. Nothing is imported: find_spec is enough.
@@ -68,7 +69,7 @@ def find_torch():
     raise Missing(f"no torch in the environment of {sys.executable} ({hint})")
 
 
-def find_ninja():
+def find_ninja() -> list[str]:
     # The package first: ninja rebuilds everything when its version changes between builds.
     if importlib.util.find_spec("ninja"):
         return [sys.executable, "-m", "ninja"]
@@ -77,7 +78,7 @@ def find_ninja():
     raise Missing("no ninja")
 
 
-def cuda_of(torch):
+def cuda_of(torch: str) -> str | None:
     """The CUDA version that a torch in this folder was built with, or None. Nothing is imported."""
     found = re.search(r"^cuda\b[^=]*= *'([\d.]+)'", Path(torch, "version.py").read_text(), re.MULTILINE)
     return found and found.group(1)
@@ -86,7 +87,7 @@ def cuda_of(torch):
 Nvcc = collections.namedtuple("Nvcc", "command version libraries knows")
 
 
-def find_nvcc(compiler, torch):
+def find_nvcc(compiler: str, torch: str) -> Nvcc:
     """An Nvcc: its command, version, the folder of the CUDA runtime, the architectures it knows."""
     home = os.environ.get("CUDA_HOME")
     if home and not Path(home, "bin/nvcc").exists():
@@ -107,7 +108,7 @@ def find_nvcc(compiler, torch):
     raise Missing("; ".join(unfit) or nowhere)
 
 
-def ask_nvcc(command):
+def ask_nvcc(command: Sequence[str]) -> Nvcc:
     def run(*arguments, **options):
         return subprocess.run([*command, *arguments], capture_output=True, text=True, check=True, **options)
 
@@ -115,13 +116,13 @@ def ask_nvcc(command):
     run("-x", "cu", "-E", "-", input="#include <cuda_bf16.h>\n#include <cuda_fp16.h>\n")
     # Its own idea of where it lies: what is on the PATH may be a script that calls it.
     told = run("--dryrun", "-x", "cu", "-c", "/dev/null").stderr
-    home = Path(re.search(r"^#\$ TOP=(.*)$", told, re.MULTILINE).group(1).strip()).resolve()
+    home = Path(re.findall(r"^#\$ TOP=(.*)$", told, re.MULTILINE)[0].strip()).resolve()
     runtimes = [*home.glob("lib*/libcudart_static.a"), *home.glob("targets/*/lib/libcudart_static.a")]
     if not runtimes:
         raise OSError(f"no libcudart_static.a below {home}")
     return Nvcc(
         command=shlex.join(command),
-        version=re.search(r"\bV([\d.]+)", run("--version").stdout).group(1),
+        version=re.findall(r"\bV([\d.]+)", run("--version").stdout)[0],
         libraries=str(runtimes[0].parent),
         knows=set(re.findall(r"sm_(\d+)", run("--list-gpu-code").stdout)),
     )

@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from ..reference.filters import BINOMIAL, pad_amounts
+from mirnet_fast.reference.filters import BINOMIAL, pad_amounts
 
 
 def blur_taps(size, filt_size, pad_type, stride, pad_off):

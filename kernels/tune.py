@@ -14,11 +14,13 @@ from pathlib import Path
 import torch
 import triton
 
-from .._files import replaced
+from mirnet_fast._files import replaced
+
 from . import _configs
 
 CHANNELS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+OPS = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "tune")
 GAIN = 0.97  # of the time so far: less is noise
 
 
@@ -124,8 +126,6 @@ def tune(ops, dtypes=DTYPES, channels=CHANNELS):
 
 
 def main():
-    from ..ops import OPS
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("ops", nargs="*", default=OPS, metavar="OP", help=f"of {', '.join(OPS)}; all if none")
     parser.add_argument("--table", type=Path, help="file to write instead of the user's cache")

@@ -4,13 +4,14 @@ import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Generator
 from pathlib import Path
 
 _PREFIX = ".new-"
 
 
 @contextlib.contextmanager
-def replaced(path):
+def replaced(path: str | Path) -> Generator[Path]:
     """A new path beside `path` to write a file at; at the end the file takes the place of `path`.
 
     Before that it is safe on the disk, so that a full disk, a limit or an end of the process leaves what
@@ -46,7 +47,7 @@ def replaced(path):
     _sync_folder(path.parent)
 
 
-def remove_halves(folder):
+def remove_halves(folder: str | Path) -> None:
     """Remove what `replaced` left in a folder where a process was killed; none may be in it now."""
     for path in Path(folder).glob(f"{_PREFIX}{'[0-9a-f]' * 8}*"):
         if path.is_file():

@@ -14,6 +14,7 @@ import os
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,17 +29,17 @@ _BUILD_INFO = Path(__file__).with_name("build.json")  # of setup.py
 _built = json.loads(_BUILD_INFO.read_text()) if _BUILD_INFO.exists() else {}
 
 
-def cpu_library_error():
+def cpu_library_error() -> str | None:
     """None if the C++ kernels for the CPU are loaded, else one sentence with the reason."""
     return _cpu_library_error
 
 
-def cuda_library_error():
+def cuda_library_error() -> str | None:
     """None if the CUDA kernels are loaded, else one sentence with the reason."""
     return _cuda_library_error
 
 
-def unwanted_pure_install():
+def unwanted_pure_install() -> str | None:
     """None, or why all runs in plain PyTorch though nobody asked for that by MIRNET_FAST_BUILD=none."""
     if _loaded() or _built.get("build") == "none":
         return None
@@ -52,7 +53,7 @@ def _loaded():
     return CPU_LIBRARY.exists() and cpu_library_exception is None
 
 
-def cuda_code_for(capability):
+def cuda_code_for(capability: tuple[int, int]) -> bool:
     """Whether the CUDA kernels were compiled for a GPU of this (major, minor) compute capability.
 
     True also where build_info() does not tell.
@@ -63,7 +64,7 @@ def cuda_code_for(capability):
 
 def _runs_on(name, capability):
     """Whether code named like sm_86, sm_90a or compute_120 runs on a GPU of this compute capability."""
-    kind, number, suffix = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name).groups()
+    [(kind, number, suffix)] = re.findall(r"^(sm|compute)_(\d+)([af]?)$", name)
     made_for = divmod(int(number), 10)
     if suffix == "a":
         return capability == made_for
@@ -71,7 +72,7 @@ def _runs_on(name, capability):
     return capability >= made_for and (same_major or (kind == "compute" and not suffix))
 
 
-def build_info():
+def build_info() -> dict[str, Any]:
     """How the compiled parts were built and what they run with, as a dict.
 
     Always there: `compiled` (whether the C++ kernels are loaded), `torch` (the version that runs

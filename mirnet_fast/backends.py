@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import threading
+from collections.abc import Generator
 from pathlib import Path
 
 import torch
@@ -36,17 +37,17 @@ _DTYPES = {
     "cpu": (torch.float32, torch.bfloat16, torch.float64),
 }
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_UNAVAILABLE = {}
+_UNAVAILABLE: dict[str, str] = {}
 if importlib.util.find_spec("triton") is None:
     _UNAVAILABLE["triton"] = "Triton is not installed; try: pip install 'mirnet-fast[triton]'"
 elif not torch.cuda.is_available() and not _INTERPRETED:
     _UNAVAILABLE["triton"] = "torch finds no GPU (TRITON_INTERPRET=1 runs the kernels without, slowly)"
-if _native.cuda_library_error() is not None:
-    _UNAVAILABLE["cuda"] = _native.cuda_library_error()
+if (_error := _native.cuda_library_error()) is not None:
+    _UNAVAILABLE["cuda"] = _error
 elif not torch.cuda.is_available():
     _UNAVAILABLE["cuda"] = "torch finds no GPU"
-if _native.cpu_library_error() is not None:
-    _UNAVAILABLE["cpu"] = _native.cpu_library_error()
+if (_error := _native.cpu_library_error()) is not None:
+    _UNAVAILABLE["cpu"] = _error
 
 _running = threading.local()  # what a forward in this thread began with
 # Nothing in the environment stops the import: `problems` names what cannot be used, and ops raise it.
@@ -67,7 +68,7 @@ def _why_not(name):
     return None
 
 
-def problems():
+def problems() -> list[str]:
     """Sentences about environment variables whose values cannot be used; no op runs while there are any.
 
     `use_backend` and `use_winograd` take the place of what their variables say.
@@ -84,7 +85,7 @@ def problems():
     return found
 
 
-def check_environment():
+def check_environment() -> None:
     """
     Raises:
         BackendError: there are `problems`.
@@ -107,18 +108,18 @@ class use_backend:
             An op whose device or dtype the backend has no kernel for raises it when called.
     """
 
-    def __init__(self, name):
+    def __init__(self, name: str | None) -> None:
         global _forced
         reason = None if name is None else _why_not(name)
         if reason is not None:
             causes = {"cpu": _native.cpu_library_exception, "cuda": _native.cuda_library_exception}
-            raise BackendError(f"use_backend: {reason}") from causes.get(name)
+            raise BackendError(f"use_backend: {reason}") from causes.get(str(name))
         self._previous, _forced = _forced, name
 
-    def __enter__(self):
+    def __enter__(self) -> "use_backend":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         global _forced
         _forced = self._previous
 
@@ -131,20 +132,20 @@ class use_winograd:
     multiplications a quarter.
     """
 
-    def __init__(self, wanted):
+    def __init__(self, wanted: bool) -> None:
         global _winograd
         self._previous, _winograd = _winograd, bool(wanted)
 
-    def __enter__(self):
+    def __enter__(self) -> "use_winograd":
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         global _winograd
         _winograd = self._previous
 
 
 @contextlib.contextmanager
-def settings_kept():
+def settings_kept() -> Generator[None]:
     """Inside, this thread's forwards see the settings as they are now, whatever other threads choose.
 
     A forward that changed its mind would combine what belongs to one way with what belongs to another.
@@ -163,12 +164,12 @@ def _settings():
     return getattr(_running, "settings", None) or (_forced, _winograd)
 
 
-def winograd():
+def winograd() -> bool:
     """Whether `use_winograd` lets them run so."""
-    return _settings()[1]
+    return bool(_settings()[1])
 
 
-def is_transformed():
+def is_transformed() -> bool:
     """Whether a transform of torch.func (jvp, vmap, grad, ...) or forward-mode differentiation is active.
 
     The kernels have no rules for these; PyTorch's operators, the reference's, do.
@@ -177,19 +178,19 @@ def is_transformed():
 
 
 @functools.cache
-def cpu_computes(dtype):
+def cpu_computes(dtype: torch.dtype) -> bool:
     """Whether this CPU has arithmetic in a float dtype; one that it lacks is only stored in."""
     return (
         dtype != torch.bfloat16 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     )
 
 
-def current_backend():
+def current_backend() -> str | None:
     """The backend chosen by the user, or None where the choice is automatic."""
     return _settings()[0]
 
 
-def explain(op, device_type, dtype):
+def explain(op: str, device_type: str, dtype: torch.dtype) -> list[tuple[str, str | None]]:
     """[(backend, reason it does not run or None)] in order of preference; the first None runs."""
     order = _order(op, device_type, dtype)
     reasons = {backend: _obstacle(backend, device_type, dtype) for backend in order}
@@ -217,7 +218,7 @@ def _once_for_a_gpu(function):
         return kept(torch.cuda.current_device(), *args)
 
     # As torch.compiler.assume_constant_result does, which would import all of torch._dynamo.
-    answer._dynamo_marked_constant = True
+    answer._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
     return answer
 
 
@@ -265,7 +266,7 @@ def _obstacle(backend, device_type, dtype):
     return None
 
 
-def pick(op, device_type, dtype):
+def pick(op: str, device_type: str, dtype: torch.dtype) -> str:
     """The backend that runs `op`.
 
     Raises:
@@ -273,7 +274,7 @@ def pick(op, device_type, dtype):
             environment variable has a wrong value.
     """
     check_environment()
-    forced = current_backend()
+    forced, reason = current_backend(), None
     for backend in _order(op, device_type, dtype) if forced is None else (forced,):
         reason = _obstacle(backend, device_type, dtype)
         if reason is None:

@@ -2,10 +2,13 @@
 
 import copy
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from . import measure, reference
 from .modules import MIRNet
@@ -26,11 +29,16 @@ class StageError:
     mirnet_fast: float
 
     @property
-    def agrees(self):
+    def agrees(self) -> bool:
         return self.mirnet_fast <= FACTOR * self.reference + FLOOR
 
 
-def build(config, load, device="cpu", seed=0):
+def build(
+    config: Mapping[str, Any],
+    load: Callable[[nn.Module], object] | None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> dict[str, nn.Module]:
     """{name: network in eval mode}, all with the same weights.
 
     Args:
@@ -46,7 +54,9 @@ def build(config, load, device="cpu", seed=0):
     return {name: network.eval().to(device) for name, network in networks.items()}
 
 
-def stage_errors(networks, image):
+def stage_errors(
+    networks: Mapping[str, nn.Module], image: torch.Tensor
+) -> tuple[list[StageError], dict[str, torch.Tensor]]:
     """([StageError], {name: output}) of networks made by `build`, in float32.
 
     Stages are conv_in, each recursive residual group, conv_out, and the output of the network,
@@ -64,7 +74,7 @@ def stage_errors(networks, image):
     return errors, {name: stages["output"] for name, stages in results.items()}
 
 
-def times(networks, image, rounds):
+def times(networks: Mapping[str, nn.Module], image: torch.Tensor, rounds: int) -> dict[str, float]:
     """{name: median seconds} of `rounds` interleaved forward passes."""
     with torch.inference_mode():
         seconds = measure.interleave(
@@ -75,12 +85,14 @@ def times(networks, image, rounds):
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def memory(config, shape, device="cpu"):
+def memory(
+    config: Mapping[str, Any], shape: Sequence[int], device: torch.device | str = "cpu"
+) -> dict[str, int | None]:
     """{name: bytes of one forward pass above the network and its input}, each in a fresh process.
 
     None where the process was killed.
     """
-    peaks = {}
+    peaks: dict[str, int | None] = {}
     for name in NETWORKS:
         arguments = (name, config, tuple(shape), str(device), torch.get_num_threads())
         try:

@@ -6,6 +6,7 @@ network is not.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ class Result:
     score: evaluation.Score
 
 
-def add_noise(clean, sigma, seed, in_file=True):
+def add_noise(clean: np.ndarray, sigma: float, seed: int, in_file: bool = True) -> np.ndarray:
     """The photo with white Gaussian noise of standard deviation sigma / 255.
 
     in_file: clip it to 0 and 1 and round it to 8 bits, as a file holds it.
@@ -35,7 +36,7 @@ def add_noise(clean, sigma, seed, in_file=True):
     return evaluation.as_file(noisy).astype(np.float32) if in_file else noisy
 
 
-def as_a_camera(clean, iso, seed):
+def as_a_camera(clean: np.ndarray, iso: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(noisy, clean): what a camera at this ISO makes of the scene, and would make of it without noise.
 
     A sensor's noise before demosaicing, gamma and JPEG of quality 92; see training/degradations.py.
@@ -46,10 +47,11 @@ def as_a_camera(clean, iso, seed):
     from .training.degradations import Jpeg, Raw, spoilt
 
     steps = Raw(kind="raw", iso=(iso, iso)), Jpeg(kind="jpeg", quality=(92, 92))
-    return tuple(spoilt(clean, steps, np.random.default_rng(seed), noise) for noise in (True, False))
+    noisy, without = (spoilt(clean, steps, np.random.default_rng(seed), noise) for noise in (True, False))
+    return noisy, without
 
 
-def methods():
+def methods() -> dict[str, Callable[[np.ndarray, float], np.ndarray] | None]:
     """{name: function of a noisy photo and sigma}; None for BM3D where its package is not installed."""
     network = load_pretrained()
 
@@ -69,7 +71,7 @@ def methods():
     return {"mirnet_fast": mirnet_fast, "non-local means": non_local_means, "BM3D": bm3d}
 
 
-def non_local_means(noisy, sigma):
+def non_local_means(noisy: np.ndarray, sigma: float) -> np.ndarray:
     """scikit-image's, told the standard deviation of the noise, sigma / 255."""
     deviation = sigma / 255
     return skimage.restoration.denoise_nl_means(
@@ -77,7 +79,7 @@ def non_local_means(noisy, sigma):
     )
 
 
-def compare(clean, noisy, sigma):
+def compare(clean: np.ndarray, noisy: np.ndarray, sigma: float) -> dict[str, Result]:
     """{method: Result}, "noisy" first, without those that are not installed."""
     results = {"noisy": Result(noisy, 0.0, evaluation.score("noisy", noisy, clean))}
     for name, method in methods().items():

@@ -2,7 +2,9 @@
 
 import csv
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import skimage.color
@@ -22,23 +24,23 @@ class Score:
     lpips: float | None = None
 
 
-def as_file(image):
+def as_file(image: np.ndarray) -> np.ndarray:
     """The image as a file of 8 bits a channel holds it: float64 (H, W, 3) from 0 to 1, in steps of 1/255."""
     return np.round(255 * np.clip(np.asarray(image, np.float64), 0, 1)) / 255
 
 
-def luma(rgb):
+def luma(rgb: np.ndarray) -> np.ndarray:
     """Y of ITU-R BT.601 in studio range, (H, W) from 16/255 to 235/255, which super-resolution counts."""
     return skimage.color.rgb2ycbcr(rgb)[:, :, 0] / 255
 
 
-def psnr(restored, target):
+def psnr(restored: np.ndarray, target: np.ndarray) -> float:
     """10 log10(1 / mean squared error) in dB, of images from 0 to 1; infinite if they are equal."""
     error = np.mean((np.asarray(restored, np.float64) - target) ** 2)
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
-def ssim(restored, target):
+def ssim(restored: np.ndarray, target: np.ndarray) -> float:
     """Mean structural similarity, Gaussian window of sigma 1.5 cut at 11 pixels (Wang et al., IEEE TIP 2004).
 
     Of colour images the mean of the channels'.
@@ -68,7 +70,7 @@ def _lpips(device):
     return lpips.LPIPS(net="alex", verbose=False).to(device).eval()
 
 
-def lpips_distance(restored, target, device="cpu"):
+def lpips_distance(restored: np.ndarray, target: np.ndarray, device: torch.device | str = "cpu") -> float:
     """Learned perceptual distance of two (H, W, 3) images from 0 to 1 (Zhang et al., CVPR 2018).
 
     Raises:
@@ -82,7 +84,15 @@ def lpips_distance(restored, target, device="cpu"):
         return float(_lpips(str(device))(*(t.to(device) for t in pair)))
 
 
-def score(name, restored, target, channels="rgb", border=0, with_lpips=False, device="cpu"):
+def score(
+    name: str,
+    restored: np.ndarray,
+    target: np.ndarray,
+    channels: str = "rgb",
+    border: int = 0,
+    with_lpips: bool = False,
+    device: torch.device | str = "cpu",
+) -> Score:
     """The Score of a restored photo, (H, W, 3) from 0 to 1, both as 8 bits hold them.
 
     Args:
@@ -112,18 +122,18 @@ def score(name, restored, target, channels="rgb", border=0, with_lpips=False, de
         raise ValueError(f"{name}: {error}") from error
 
 
-def mean(scores):
+def mean(scores: Sequence[Score]) -> Score:
     """The Score of all photos together, each counting the same."""
-    distances = [s.lpips for s in scores]
+    distances = [s.lpips for s in scores if s.lpips is not None]
     return Score(
         "mean",
         float(np.mean([s.psnr for s in scores])),
         float(np.mean([s.ssim for s in scores])),
-        None if None in distances else float(np.mean(distances)),
+        float(np.mean(distances)) if len(distances) == len(scores) else None,
     )
 
 
-def write_csv(path, scores):
+def write_csv(path: str | Path, scores: Sequence[Score]) -> None:
     """One row a photo, and their mean; the file is written whole or not at all.
 
     Raises:

@@ -75,7 +75,7 @@ class Photo:
     dtype: type = np.uint8
 
 
-def read_photo(path):
+def read_photo(path: str | Path) -> Photo:
     """The Photo in `path`: 8 or 16 bits, grey or colour, with or without transparency.
 
     The file is a BMP, JPEG, PNG, TIFF or WebP, whatever its name. The orientation that a camera wrote into
@@ -132,6 +132,7 @@ def _pixels(path, data):
     tiff = reader is TiffImagePlugin.TiffImageFile
     sixteen = _check_tiff(path, data) if tiff else False
     image = reader(io.BytesIO(data))
+    # pyrefly: ignore[missing-attribute]
     if reader is JpegImagePlugin.JpegImageFile and data.find(_JPEG_END, image.fp.tell()) < 0:
         raise ImageError(f"{path} is damaged: the end of the image is not there")
     if reader is PngImagePlugin.PngImageFile:
@@ -142,8 +143,9 @@ def _pixels(path, data):
             )
         sixteen = depth == 16
         reader(io.BytesIO(data)).verify()  # the checksums, at which decoding doesn't look
-    if not tiff and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"{path} is an animation of {image.n_frames} frames; only single images are read")
+    frames = getattr(image, "n_frames", 1)
+    if not tiff and frames > 1:
+        raise ImageError(f"{path} is an animation of {frames} frames; only single images are read")
     if sixteen:
         pixels = _decoded_by_opencv(path, data, image)
         if not tiff and data[_PNG_TYPE] in _PNG_GREY and pixels.shape[2] == 4:
@@ -237,7 +239,7 @@ def _upright(pixels, orientation):
     return pixels[::rows, ::columns]
 
 
-def write_photo(path, photo):
+def write_photo(path: str | Path, photo: Photo) -> None:
     """Write `photo` as the kind of image it is, values below 0 and above 1 clamped.
 
     The file is written whole or not at all; a symbolic link is replaced, not the file that it points to.
@@ -293,10 +295,10 @@ def _encoded(path, pixels):
         raise ImageError(f"{path} was not written: {error}") from error
     if not encoded:
         raise ImageError(f"{path} was not written: OpenCV cannot encode {pixels.shape} pixels as this format")
-    return data
+    return data.data
 
 
-def check_format(path, photo):
+def check_format(path: str | Path, photo: Photo) -> None:
     """Check that the format of `path` can hold `photo`.
 
     Raises:
@@ -314,7 +316,7 @@ def check_format(path, photo):
         raise ImageError(f"{path}: {suffix} cannot hold transparency; use .png or .tiff")
 
 
-def hidden(path):
+def hidden(path: str | Path) -> bool:
     """Whether a name in a relative path begins with a dot.
 
     So do the `._x.jpg` that macOS puts beside x.jpg, and Jupyter's folders of copies.
@@ -322,7 +324,7 @@ def hidden(path):
     return any(part.startswith(".") for part in Path(path).parts)
 
 
-def photos_below(folder):
+def photos_below(folder: str | Path) -> list[Path]:
     """The image files of a folder and all below it, sorted, but hidden ones.
 
     Raises:
@@ -341,7 +343,7 @@ def photos_below(folder):
     return found
 
 
-def matching_photos(inputs, targets):
+def matching_photos(inputs: str | Path, targets: str | Path) -> list[tuple[Path, Path]]:
     """[(input, target)] of the image files that two folders hold under the same names.
 
     Raises:

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Sized
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from . import noise
 LARGEST = 8
 
 
-def restore(model, image, multiple=None, strength=1.0):
+def restore(
+    model: nn.Module, image: torch.Tensor, multiple: int | None = None, strength: float | str = 1.0
+) -> torch.Tensor:
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
     The values are not clamped. Modules are in eval mode meanwhile and get their own mode back.
@@ -79,7 +82,7 @@ def restore(model, image, multiple=None, strength=1.0):
     return image.detach().to(result).lerp(result, weight.to(result))
 
 
-def restore_by_ensemble(model, image, multiple=None):
+def restore_by_ensemble(model: nn.Module, image: torch.Tensor, multiple: int | None = None) -> torch.Tensor:
     """The mean of what `restore` makes of the image in its eight orientations, each turned back.
 
     Arguments, result and errors are those of `restore` at strength 1. Source: Timofte et al., "Seven ways to
@@ -92,10 +95,10 @@ def restore_by_ensemble(model, image, multiple=None):
             seen = image.rot90(turns, (2, 3))
             restored = restore(model, seen.flip(3) if mirrored else seen, multiple)
             total = total + (restored.flip(3) if mirrored else restored).rot90(-turns, (2, 3))
-    return total / 8
+    return total / 8  # pyrefly: ignore[bad-return]
 
 
-def pad_by_reflection(image, multiple):
+def pad_by_reflection(image: torch.Tensor, multiple: int) -> torch.Tensor:
     """(N, C, H, W) padded at the bottom and right, to the next multiples.
 
     Unlike torch's reflect padding this one goes back and forth, so the padding may be larger than
@@ -109,7 +112,7 @@ def pad_by_reflection(image, multiple):
     return image
 
 
-def size_multiple(model):
+def size_multiple(model: nn.Module) -> int:
     """2**(height - 1), what H and W have to be multiples of, of a model that is or holds a MIRNet.
 
     Of a model that holds MSRBs and changes the resolution nowhere else; the largest height counts.
@@ -152,7 +155,7 @@ def _blocks_and_others(model):
 def _is_block(module):
     # By the height alone it might be an SKFF, whose height is its number of branches.
     height, blocks = getattr(module, "height", None), getattr(module, "blocks", None)
-    return isinstance(height, int) and hasattr(blocks, "__len__") and len(blocks) == height
+    return isinstance(height, int) and isinstance(blocks, Sized) and len(blocks) == height
 
 
 def _resamples(module):
@@ -192,7 +195,7 @@ def _check(model, image):
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
 
 
-def _weight(image, strength):
+def _weight(image: torch.Tensor, strength: float | str) -> torch.Tensor | None:
     """What `restore` mixes with, a number or (N, 1, 1, 1); None for 1: 0 times infinity shall not be made."""
     if isinstance(strength, str):
         if strength != "auto":

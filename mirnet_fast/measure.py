@@ -9,15 +9,22 @@ import resource
 import statistics
 import subprocess
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import _native
 
 
-def interleave(variants, rounds, warmup=1, synchronize=None):
+def interleave(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup: int = 1,
+    synchronize: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
     """Time several callables round by round, so that a noisy machine is noisy for all of them.
 
     Args:
@@ -46,7 +53,9 @@ def interleave(variants, rounds, warmup=1, synchronize=None):
     return times
 
 
-def gpu_times(variants, rounds, warmup=1):
+def gpu_times(
+    variants: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1
+) -> dict[str, list[float]]:
     """As `interleave`, but the time that the GPU itself takes, without that of launching from Python.
 
     The GPU is kept waiting until the call has been launched; then its own clock is read around it.
@@ -75,7 +84,9 @@ def gpu_times(variants, rounds, warmup=1):
     return times
 
 
-def copy_bandwidth(nbytes, device="cpu", dtype=torch.float32, rounds=7):
+def copy_bandwidth(
+    nbytes: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 7
+) -> float:
     """Bytes per second of `copy_` between two tensors of `nbytes` each, reads and writes counted.
 
     The median of `rounds`. Take tensors much larger than the caches.
@@ -87,7 +98,9 @@ def copy_bandwidth(nbytes, device="cpu", dtype=torch.float32, rounds=7):
     return 2 * source.nbytes / statistics.median(times["copy"])
 
 
-def peak_memory(make, *args, device="cpu"):
+def peak_memory(
+    make: Callable[..., Callable[[], object]], *args: Any, device: torch.device | str = "cpu"
+) -> int:
     """Most bytes that one call takes above what was held before it, in a fresh process.
 
     Args:
@@ -104,7 +117,7 @@ def peak_memory(make, *args, device="cpu"):
         return pool.submit(_peak_memory_here, make, args, torch.device(device).type).result()
 
 
-def machine():
+def machine() -> dict[str, str | int | None]:
     """The machine, the versions and the commit, as {str: str, int or None}."""
     return {
         "cpu": _cpu_model(),
@@ -136,7 +149,7 @@ def _peak_memory_here(make, args, device_type):
         # Without that the peak of `make` is the level above which it counts.
         before = _max_rss()
     call()
-    return _max_rss() - before
+    return _max_rss() - before  # pyrefly: ignore[unsupported-operation]
 
 
 def _max_rss():

@@ -14,7 +14,7 @@ SHARE = 0.05  # of the blocks are in the photo's flattest parts
 CLIPPED = 1 / 8  # of a block's pixels: more would hide its noise
 
 
-def estimate(image):
+def estimate(image: torch.Tensor) -> torch.Tensor:
     """The standard deviation of the noise of each photo, in the units of its values.
 
     What a photo's flattest parts vary, from pixel to pixel or from 2 x 2 pixels to the next: of the two the
@@ -56,7 +56,7 @@ def estimate(image):
     return flattest.where(~flattest.isnan(), variance.quantile(SHARE, -1).mean(1)).sqrt()
 
 
-def strength(sigma):
+def strength(sigma: torch.Tensor) -> torch.Tensor:
     """How much of a denoiser's change to make, from 0 to 1, for a tensor of what `estimate` gives.
 
     Rises smoothly from 0 at NONE to 1 at FULL.

@@ -87,6 +87,17 @@ def test_a_source_distribution_has_all_that_its_build_needs(tmp_path):
     assert told == {str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/cpu/**/*.cpp")}
 
 
+def test_what_is_no_code_goes_along(tmp_path):
+    result = python("setup.py", "-q", "build_py", "--build-lib", tmp_path, MIRNET_FAST_BUILD="none")
+    assert result.returncode == 0, result.stderr
+    missing = [
+        path
+        for path in ("py.typed", "pretrained/denoise_small.safetensors", "pretrained/denoise_small.md")
+        if not (tmp_path / "mirnet_fast" / path).is_file()
+    ]
+    assert missing == []
+
+
 def test_none_builds_nothing_and_removes_what_an_earlier_build_left(tmp_path):
     leftovers = [tmp_path / "mirnet_fast" / f"libmirnet_fast_{kind}.so" for kind in ("cpu", "cuda")]
     leftovers[0].parent.mkdir()

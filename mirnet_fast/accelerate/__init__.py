@@ -10,7 +10,7 @@ from .report import Replaced, Report, Skipped
 __all__ = ["Replaced", "Report", "Skipped", "accelerate", "revert"]
 
 
-def accelerate(model):
+def accelerate(model: nn.Module) -> Report:
     """Run the MIRNet parts of a network built from somebody else's code on the fused ops.
 
     A whole MIRNet becomes one mirnet_fast.MIRNet. In it, and wherever else they stand in `model`, the model
@@ -39,7 +39,7 @@ def accelerate(model):
         model: any torch.nn.Module, on any device, in any floating dtype, training or not.
 
     Returns:
-        Report: what was replaced, and what was skipped and why.
+        What was replaced, and what was skipped and why.
 
     Raises:
         TypeError: `model` is no torch.nn.Module.
@@ -75,7 +75,7 @@ def accelerate(model):
     return report
 
 
-def revert(model):
+def revert(model: nn.Module) -> list[str]:
     """Undo accelerate(): every replaced module gets its own class and attributes back.
 
     Parameters and buffers stay the ones in use, so what was trained meanwhile is kept.
@@ -84,7 +84,7 @@ def revert(model):
         model: an accelerated model, or a deep or unpickled copy of one.
 
     Returns:
-        list of str: the names of the modules that were changed back.
+        The names of the modules that were changed back.
 
     Raises:
         TypeError: `model` is no torch.nn.Module.

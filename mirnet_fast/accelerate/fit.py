@@ -1,8 +1,15 @@
 """How one of our classes takes a foreign module's place, and how the module is changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
 
 from ..engine.eligibility import ACCELERATED
+from .names import Renamed
+
+Shapes = Sequence[tuple[int, ...]]  # of the inputs of a module
 
 
 class NotReplaceable(Exception):
@@ -18,19 +25,19 @@ class Fit:
         input_shapes: the cases to try, each a list of the shapes of its inputs.
         uneven: one more case, a list as above, in which both may fail.
         attributes: what our forward reads from the module besides its parts.
-        names: {our name of a part: names.Renamed}, for parts of other names.
+        names: {our name of a part: Renamed}, for parts of other names.
         composite: our forward calls its parts and touches no parameter of them.
         given: parts of a composite that are ours or about to be; none other has to be looked at.
         as_list: the inputs are one argument, a list.
     """
 
-    target: type
-    input_shapes: tuple
-    uneven: list | None = None
-    attributes: dict = field(default_factory=dict)
-    names: dict = field(default_factory=dict)
+    target: type[nn.Module]
+    input_shapes: tuple[Shapes, ...]
+    uneven: Shapes | None = None
+    attributes: dict[str, Any] = field(default_factory=dict)
+    names: dict[str, Renamed] = field(default_factory=dict)
     composite: bool = False
-    given: tuple = ()
+    given: tuple[nn.Module, ...] = ()
     as_list: bool = False
 
 
@@ -45,13 +52,13 @@ class Original:
         names: of its Fit.
     """
 
-    cls: type
-    inner: tuple
-    attributes: dict
-    absent: tuple
-    names: dict
+    cls: type[nn.Module]
+    inner: tuple[type[nn.Module], ...]
+    attributes: dict[str, Any]
+    absent: tuple[str, ...]
+    names: dict[str, Renamed]
 
-    def attribute(self, module, name):
+    def attribute(self, module: nn.Module, name: str) -> Any:
         """What `module.name` is where neither the module nor our class has such a one."""
         if name in self.names:
             return self.names[name].of(module)
@@ -63,7 +70,7 @@ class Original:
         raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
 
 
-def become(module, fit):
+def become(module: nn.Module, fit: Fit) -> None:
     """Make the module one of ours; it stays the same object."""
     state = module.__dict__
     inner = tuple(dict.fromkeys(type(m) for m in module.modules() if m is not module))

@@ -1,6 +1,6 @@
 """What each kind of module consists of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,6 +10,7 @@ from ..engine.eligibility import ACTIVATIONS
 from ..reference.filters import BINOMIAL
 from .fit import Fit, NotReplaceable
 from .layers import (
+    Entry,
     blur_geometry,
     doubling_conv,
     expect,
@@ -24,6 +25,9 @@ from .layers import (
 )
 from .names import Inside, Renamed, Table
 
+# Whether a module is of a class of ours, or about to be.
+Accepted = Callable[[nn.Module, type[nn.Module]], bool]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -34,13 +38,11 @@ class Kind:
         fit: function(module, {our name: (their name, part)}, accepted), which returns the Fit or raises
             NotReplaceable.
         looks: function(module), whether it looks so where there are no parts to know it by.
-
-    accepted: function(module, class of ours), whether the module is of it, or about to be.
     """
 
-    roles: dict
-    fit: Callable
-    looks: Callable = lambda module: True
+    roles: Mapping[str, Callable[[nn.Module, Accepted], object]]
+    fit: Callable[[nn.Module, dict[str, Entry], Accepted], Fit]
+    looks: Callable[[nn.Module], bool] = lambda module: True
 
 
 def _all(parts, wanted):
@@ -103,8 +105,8 @@ _SKFF_ROLES = {
 def _skff(module, parts, accepted):
     (path, conv_du), (heads_path, heads) = parts["conv_du"], parts["fcs"]
     reduce, activation = sequence(conv_du, path, 2)
-    channels = plain_conv(reduce, 1).in_channels
-    squeezed = reduce[1].out_channels
+    conv = plain_conv(reduce, 1)
+    channels, squeezed = conv.in_channels, conv.out_channels
     prelu(activation, squeezed, nn.LeakyReLU, nn.ReLU)
     if type(heads) is not nn.ModuleList or not len(heads):
         raise NotReplaceable(f"{heads_path} is not a torch.nn.ModuleList with at least one part")
@@ -383,10 +385,10 @@ def _is_group(part, accepted):
 def _rrg(module, parts, accepted):
     path, body = parts["body"]
     entries = sequence(body, path, None)
-    blocks, conv = entries[:-1], entries[-1:]
+    blocks = entries[:-1]
     _accepted_all(path, blocks, ours.MSRB, accepted)
-    channels = plain_conv(*conv, None).in_channels
-    plain_conv(*conv, None, channels, channels)
+    channels = plain_conv(entries[-1], None).in_channels
+    plain_conv(entries[-1], None, channels, channels)
     return _network_fit(ours.RRG, channels, blocks, parts)
 
 

@@ -1,11 +1,17 @@
 """Whether the layers of a foreign module are torch.nn's own, and of the published numbers."""
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from ..reference.filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter
 from .fit import NotReplaceable
+
+Entry = tuple[str, nn.Module]  # where a layer lies, and the layer
+Layer = TypeVar("Layer", bound=nn.Module)
 
 _RUN_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PADDING_MODULES = {
@@ -16,7 +22,7 @@ _PADDING_MODULES = {
 }
 
 
-def nothing_but(module, path, wanted):
+def nothing_but(module: nn.Module, path: str, wanted: Iterable[nn.Module]) -> None:
     """Check that besides the `wanted` modules in it nothing has any state, and nothing is random."""
     inside = {inner for part in wanted for inner in part.modules()}
     for name, inner in module.named_modules(prefix=path):
@@ -29,13 +35,13 @@ def nothing_but(module, path, wanted):
         no_own_state(inner, name)
 
 
-def no_own_state(module, path, *allowed):
+def no_own_state(module: nn.Module, path: str, *allowed: str) -> None:
     for name, value in [*module._parameters.items(), *module._buffers.items()]:
         if value is not None and name not in allowed:
             raise NotReplaceable(f"{path or 'it'} holds {name}, which is not published")
 
 
-def sequence(module, path, length):
+def sequence(module: nn.Module, path: str, length: int | None) -> list[Entry]:
     if type(module) is not nn.Sequential:
         raise NotReplaceable(f"{path} is a {type(module).__name__}, not a torch.nn.Sequential")
     if length is not None and len(module) != length:
@@ -44,26 +50,32 @@ def sequence(module, path, length):
     return [(f"{path}.{name}", child) for name, child in module._modules.items()]
 
 
-def is_a(entry, *classes):
+def is_a(entry: Entry, *classes: type[Layer]) -> Layer:
     path, module = entry
     if parametrize.is_parametrized(module):
         raise NotReplaceable(f"{path} is parametrised (torch.nn.utils.parametrize)")
     if type(module) not in classes:
         wanted = " or ".join(c.__name__ for c in classes)
         raise NotReplaceable(f"{path} is a {type(module).__name__}, not a {wanted} of torch.nn")
-    return module
+    return module  # pyrefly: ignore[bad-return]
 
 
-def plain_conv(entry, kernel, in_channels=None, out_channels=None, bias=None):
+def plain_conv(
+    entry: Entry,
+    kernel: int | None,
+    in_channels: int | None = None,
+    out_channels: int | None = None,
+    bias: bool | None = None,
+) -> nn.Conv2d:
     """A stride-1 torch.nn.Conv2d that keeps height and width; kernel None is any odd square."""
-    path, module = entry
-    is_a(entry, nn.Conv2d)
+    path, module = entry[0], is_a(entry, nn.Conv2d)
     _plain_weight(entry)
     size = module.kernel_size[0]
     if kernel is not None or size % 2 == 0:
         expect(path, "kernel_size", module.kernel_size, (kernel or "odd",) * 2)
     expect(path, "kernel_size", module.kernel_size, (size, size))
-    padding = {"same": (size // 2,) * 2, "valid": (0, 0)}.get(module.padding, module.padding)
+    named = {"same": (size // 2,) * 2, "valid": (0, 0)}
+    padding = named[module.padding] if isinstance(module.padding, str) else module.padding
     expect(path, "padding", padding, (size // 2,) * 2)
     expect(path, "padding_mode", module.padding_mode, "zeros")
     _conv_geometry(path, module, 1, in_channels, out_channels)
@@ -72,9 +84,8 @@ def plain_conv(entry, kernel, in_channels=None, out_channels=None, bias=None):
     return module
 
 
-def doubling_conv(entry, channels):
-    path, module = entry
-    is_a(entry, nn.ConvTranspose2d)
+def doubling_conv(entry: Entry, channels: int) -> nn.ConvTranspose2d:
+    path, module = entry[0], is_a(entry, nn.ConvTranspose2d)
     _plain_weight(entry)
     expect(path, "kernel_size", module.kernel_size, (3, 3))
     expect(path, "padding", module.padding, (1, 1))
@@ -104,12 +115,12 @@ def _plain_weight(entry):
         raise NotReplaceable(f"{path} holds more than a weight and a bias")
 
 
-def expect(path, what, value, wanted):
+def expect(path: str, what: str, value: object, wanted: object) -> None:
     if value != wanted:
         raise NotReplaceable(f"{path} has {what} {value}, not {wanted}")
 
 
-def prelu(entry, channels, *others):
+def prelu(entry: Entry, channels: int, *others: type[nn.Module]) -> nn.Module:
     path, module = entry
     is_a(entry, nn.PReLU, *others)
     if isinstance(module, nn.PReLU):
@@ -125,19 +136,19 @@ def _plain_slope(entry):
         raise NotReplaceable(f"{path} computes its slope")
 
 
-def same_bias(entries):
+def same_bias(entries: Iterable[Entry]) -> None:
     if len({module.bias is not None for _, module in entries}) > 1:
         paths = ", ".join(path for path, _ in entries)
         raise NotReplaceable(f"some of {paths} have a bias and some have none")
 
 
-def filter_name(module):
+def filter_name(module: nn.Module) -> str | None:
     """The name of a blur-pool layer's filter: the published one, or that of the only buffer."""
     names = [name for name, buffer in module._buffers.items() if buffer is not None]
     return "filt" if "filt" in names else names[0] if len(names) == 1 else None
 
 
-def blur_geometry(module, path=""):
+def blur_geometry(module: nn.Module, path: str = "") -> tuple[int, str, int, int, int]:
     """(filt_size, pad_type, stride, pad_off, channels) of a blur-pool layer."""
     where = path or "it"
     pads = [child for child in module._modules.values() if child is not None]
@@ -145,7 +156,7 @@ def blur_geometry(module, path=""):
     if name is None:
         raise NotReplaceable(f"{where} has no buffer filt")
     no_own_state(module, path, name)
-    filt = module._buffers[name]
+    filt = module.get_buffer(name)
     if (
         filt.dim() != 4
         or filt.shape[1] != 1
@@ -200,5 +211,5 @@ def _pad_attributes(module, where):
     return PADDING_ALIASES.get(pad_type, pad_type), tuple(sizes)
 
 
-def is_hooked(module):
+def is_hooked(module: nn.Module) -> bool:
     return any(getattr(module, hooks) for hooks in _RUN_HOOKS)

@@ -6,6 +6,7 @@ put another one in a part's place. `Part.__getattr__` asks, where a name of ours
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ class Renamed:
 
     part: str
 
-    def of(self, module):
+    def of(self, module: nn.Module) -> Any:
         # Not getattr, which would find an attribute of our class first.
         return nn.Module.__getattr__(module, self.part)
 
@@ -29,9 +30,9 @@ class Table(Renamed):
         keys: {our key: their key}.
     """
 
-    keys: dict
+    keys: dict[str, str]
 
-    def of(self, module):
+    def of(self, module: nn.Module) -> dict[str, nn.Module]:
         table = super().of(module)._modules
         return {ours: table[theirs] for ours, theirs in self.keys.items()}
 
@@ -44,9 +45,9 @@ class Inside(Renamed):
         names: {our path in it: their path in it}.
     """
 
-    names: dict
+    names: dict[str, str]
 
-    def of(self, module):
+    def of(self, module: nn.Module) -> Any:
         return _View(super().of(module), self.names)
 
 

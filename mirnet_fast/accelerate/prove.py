@@ -3,21 +3,23 @@
 import contextlib
 import copy
 from collections import OrderedDict
+from collections.abc import Hashable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
 from .. import reference
 from ..backends import use_backend
-from .fit import NotReplaceable, become
+from .fit import Fit, NotReplaceable, become
 from .recognise import attributes_of
 
 TOLERANCE = 1e-9
 _SMALLEST_SCALE = 1e-3  # gradients that cancel to nothing are compared absolutely below this
 
 
-def signature(module):
+def signature(module: nn.Module) -> Hashable:
     """A key that two modules share only if the proof for one holds for the other."""
     seen, entries = {}, []
     for name, inner in module.named_modules(remove_duplicate=False):
@@ -50,7 +52,7 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-def prove(module, fit):
+def prove(module: nn.Module, fit: Fit) -> None:
     """Compare results and gradients of a foreign module and of ours on random numbers.
 
     The module itself is not run: a copy on the CPU, in float64, with random parameters and
@@ -108,17 +110,17 @@ def _random_inputs(scale, shapes, generator):
 class _StandIn(nn.Module):
     """In place of a part that keeps its input's shape: every value of the result depends on all of them."""
 
-    def __init__(self, part, generator):
+    def __init__(self, part: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
         # Not set as attributes: the part is no submodule, and may have a `gain` of its own.
         self._parameters["gain"] = _random_parameter((), generator)
         self.__dict__["_part"] = part
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         moved = x.roll((1, 1, 2), (1, 2, 3))
         return self.gain * x + torch.tanh(moved + x.mean((1, 2, 3), keepdim=True))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -126,7 +128,7 @@ class _StandIn(nn.Module):
 
 
 def _float64_copy(module, given, generator):
-    memo = {id(part): _StandIn(part, generator) for part in given}
+    memo: dict[int, Any] = {id(part): _StandIn(part, generator) for part in given}
     inside = {inner for part in given for inner in part.modules()}
     for inner in module.modules():
         # A hook may belong to a trainer that holds the whole model.

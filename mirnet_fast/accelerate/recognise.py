@@ -8,13 +8,15 @@ import enum
 import inspect
 import types
 from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..engine.eligibility import ACCELERATED
-from .fit import NotReplaceable
-from .kinds import KINDS, OURS
+from .fit import Fit, NotReplaceable
+from .kinds import KINDS, OURS, Accepted
 from .layers import is_hooked, nothing_but
 
 # Code compiled in place by Module.compile() guards on the class, so it may stay.
@@ -24,24 +26,24 @@ _OWN_METHODS |= {"__dict__", "__weakref__", "__qualname__", "__firstlineno__", "
 _COPYING = {"__deepcopy__", "__copy__", "__getattribute__"}
 
 
-def is_foreign(module):
+def is_foreign(module: nn.Module) -> bool:
     """Whether the class of a module is neither ours nor torch's, so that it may become one of ours."""
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)) and not named_kind(module):
         return False
     return not isinstance(module, tuple(OURS)) and type(module).__module__.partition(".")[0] != "torch"
 
 
-def is_scripted(module):
+def is_scripted(module: nn.Module) -> bool:
     """Whether it is TorchScript of a class of a published name."""
     return isinstance(module, torch.jit.ScriptModule) and getattr(module, "original_name", None) in KINDS
 
 
-def named_kind(module):
+def named_kind(module: nn.Module) -> str | None:
     """The kind whose name its class has, or the first of those that it derives from; None for others."""
     return next((cls.__name__ for cls in type(module).__mro__ if cls.__name__ in KINDS), None)
 
 
-def assignments(kind, module, accepted):
+def assignments(kind: str, module: nn.Module, accepted: Accepted) -> Iterator[dict[str, str]]:
     """Every {our name of a part: their name} by which a module may be of a kind, the likeliest first.
 
     Parts of our name are taken for what they are called; the others for what they look like. In a module
@@ -64,7 +66,7 @@ def assignments(kind, module, accepted):
         yield from others({role: role for role in own}, [role for role in roles if role not in own])
 
 
-def what_is_missing(kind, module):
+def what_is_missing(kind: str, module: nn.Module) -> str:
     """Why a module that looked like one of a kind has no assignment; an empty string for all others."""
     names, own = set(KINDS[kind].roles) or {"filt"}, {*module._modules, *module._buffers}
     if named_kind(module) == kind:
@@ -74,18 +76,17 @@ def what_is_missing(kind, module):
     return "is not built as one" if names <= own and (len(names) > 1 or "filt" in names) else ""
 
 
-def recognise(kind, module, found, accepted):
+def recognise(kind: str, module: nn.Module, found: Mapping[str, str], accepted: Accepted) -> Fit:
     """The Fit of a module as one of a kind.
 
     Args:
         found: one of `assignments`.
-        accepted: function that says whether an inner module is of a class of ours, or about to be.
 
     Raises:
         NotReplaceable: something about the module is not as published; the message says what.
     """
     _check_class(module)
-    parts = {role: (name, module._modules[name]) for role, name in found.items()}
+    parts = {role: (name, module.get_submodule(name)) for role, name in found.items()}
     if parts:
         nothing_but(module, "", [part for _, part in parts.values()])
     fit = KINDS[kind].fit(module, parts, accepted)
@@ -153,7 +154,7 @@ def _check_instance(module, path):
             raise NotReplaceable(f"{prefix}{name} is {value.dtype}, not floating point")
 
 
-def attributes_of(module):
+def attributes_of(module: nn.Module) -> dict[str, Any]:
     """What the object holds besides the state of every torch.nn.Module."""
     return {name: value for name, value in module.__dict__.items() if name not in _MODULE_ATTRIBUTES}
 

@@ -28,7 +28,7 @@ class Report:
     replaced: list[Replaced] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def __str__(self):
+    def __str__(self) -> str:
         if not self.replaced and not self.skipped:
             return "mirnet_fast: nothing to replace was found"
         modules = "module" if len(self.replaced) == 1 else "modules"

@@ -6,8 +6,10 @@ once everything fits.
 
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from .._files import replaced
 from .arguments import infer_config
@@ -28,7 +30,9 @@ __all__ = [
 _TELLING = {"conv_in.weight", "body.0.body.0.blocks.0.0.body.1.weight"}
 
 
-def load_checkpoint(model, path, strict=True, key=None):
+def load_checkpoint(
+    model: nn.Module, path: str | Path, strict: bool = True, key: str | None = None
+) -> tuple[list[str], list[str]]:
     """Load the weights in `path` into `model`, keeping the model's dtypes and devices.
 
     Names that stand for one tensor of the model (MIRNet shares several) may all be in the file or
@@ -85,7 +89,7 @@ def load_checkpoint(model, path, strict=True, key=None):
         raise CheckpointError(f"{path} does not fit the model: {error}") from error
 
 
-def save_checkpoint(model, path):
+def save_checkpoint(model: nn.Module, path: str | Path) -> None:
     """Write the state_dict of `model` to `path`, whole or not at all.
 
     `.pth` keeps all names; `.safetensors` keeps one name of each shared tensor and lists the others
@@ -112,7 +116,7 @@ def save_checkpoint(model, path):
         new.write_bytes(data)
 
 
-def read_state_dict(path, key=None):
+def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch.Tensor]:
     """{name: tensor on the CPU} of the network in a checkpoint, by the names that it has unwrapped.
 
     Args:
@@ -125,7 +129,7 @@ def read_state_dict(path, key=None):
     return chosen(path, read(path)[0], _TELLING, key, plain)
 
 
-def network_arguments(path, key=None, **known):
+def network_arguments(path: str | Path, key: str | None = None, **known: Any) -> dict[str, Any]:
     """The arguments of `MIRNet(...)` that the network in a checkpoint was made with.
 
     Args:

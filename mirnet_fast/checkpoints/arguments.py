@@ -1,13 +1,17 @@
 """The arguments of a MIRNet, from the names and shapes of its weights."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 
 from .errors import CheckpointError
 
 _DAU_SLOPE = re.compile(r"body\.\d+\.body\.\d+\.blocks\.\d+\.0\.body\.1\.weight")
 
 
-def infer_config(state_dict, **known):
+def infer_config(state_dict: Mapping[str, torch.Tensor], **known: Any) -> dict[str, Any]:
     """The arguments of `MIRNet(...)` that a state_dict was made with, from its names and shapes.
 
     Args:

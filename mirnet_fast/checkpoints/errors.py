@@ -1,5 +1,7 @@
 """What is told of a checkpoint that does not do."""
 
+from collections.abc import Sequence
+
 NAMES_SHOWN = 10
 
 
@@ -7,7 +9,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be read, does not fit the model, or cannot be written."""
 
 
-def listing(kind, names):
+def listing(kind: str, names: Sequence[object]) -> list[str]:
     """[] or [one line]: how many, and the first of them."""
     if not names:
         return []

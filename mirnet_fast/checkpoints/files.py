@@ -5,10 +5,12 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
 
 from .arguments import infer_config
 from .errors import CheckpointError
@@ -18,7 +20,7 @@ ARGUMENTS = "mirnet_fast.network"  # the key of our metadata in safetensors
 WIDEST = 99  # columns; a file could ask for any number, as they share their weights
 
 
-def read(path):
+def read(path: str | Path) -> tuple[Any, dict[str, Any]]:
     """(what is in the file, the arguments of MIRNet that it tells of or {})."""
     path = Path(path)
     try:
@@ -63,7 +65,7 @@ def _arguments_in(path, metadata):
     return told
 
 
-def safetensors_of(model):
+def safetensors_of(model: nn.Module) -> bytes:
     """The bytes of a safetensors file of the model's state_dict."""
     names, kept, metadata = {}, {}, {}
     state = model.state_dict(keep_vars=True)

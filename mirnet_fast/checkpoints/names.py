@@ -1,7 +1,9 @@
 """The names in a file: which network is meant, under which prefix, and which of them are one tensor."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +14,13 @@ WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 COUNTER = "n_averaged"  # what torch's AveragedModel keeps beside the weights
 
 
-def chosen(path, content, names, key, rename):
+def chosen(
+    path: str | Path,
+    content: Mapping[str, Any],
+    names: Collection[str],
+    key: str | None,
+    rename: Callable[[str], str],
+) -> dict[str, torch.Tensor]:
     """{name: tensor} of the one network in a file that has names among `names`.
 
     Args:
@@ -97,7 +105,7 @@ def _renamed(tensors, rename):
     return renamed, problems
 
 
-def plain(name):
+def plain(name: str) -> str:
     """The name that a tensor has in a module that nothing wraps, in no part."""
     *modules, last = name.split(".")
     return ".".join([*(module for module in modules if module not in WRAPPERS), last])
@@ -115,7 +123,7 @@ def _same(a, b):
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=0, atol=0, equal_nan=True)
 
 
-def fill_shared_names(targets, state):
+def fill_shared_names(targets: Mapping[str, torch.Tensor], state: dict[str, torch.Tensor]) -> list[str]:
     """Give every name of a shared tensor the value that the file has under one of them.
 
     Returns a list of problems: tensors whose names have different values in the file.

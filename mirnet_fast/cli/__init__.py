@@ -11,7 +11,7 @@ from . import compare, demo, doctor, evaluate, patches, restore, train
 
 @click.group()
 @click.version_option(package_name="mirnet-fast")
-def main():
+def main() -> None:
     """MIRNet image restoration on fused kernels."""
 
 

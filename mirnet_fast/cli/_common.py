@@ -1,8 +1,15 @@
 """What the commands share: their options, their failures and what they print."""
 
 import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    import torch
 
 SHAPE_OPTIONS = {
     "--n-feat": ("n_feat", "Channels at full resolution."),
@@ -19,7 +26,7 @@ class Command(click.Command):
     Its --help is answered before.
     """
 
-    def invoke(self, ctx):
+    def invoke(self, ctx: click.Context) -> Any:
         from .. import backends
 
         try:
@@ -34,7 +41,7 @@ class Device(click.ParamType):
 
     name = "device"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> "torch.device":
         import torch
 
         try:
@@ -52,7 +59,7 @@ def _default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_option(command):
+def device_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--device",
         type=Device(),
@@ -61,7 +68,7 @@ def device_option(command):
     )(command)
 
 
-def network_options(command):
+def network_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options for the arguments of MIRNet, without which a checkpoint decides, and for its part to take."""
     command = click.option("--key", help="Which one, where WEIGHTS holds several: params_ema, net_g.")(
         command
@@ -71,7 +78,7 @@ def network_options(command):
     return command
 
 
-def network_config(weights, options):
+def network_config(weights: str | Path | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of MIRNet: the checkpoint's, or without one those of the options that were given."""
     from ..checkpoints import CheckpointError, network_arguments
 
@@ -90,7 +97,7 @@ def network_config(weights, options):
     return config
 
 
-def training_package():
+def training_package() -> ModuleType:
     try:
         from .. import training
     except ImportError as error:
@@ -98,7 +105,7 @@ def training_package():
     return training
 
 
-def sample_photo():
+def sample_photo() -> "torch.Tensor":
     import skimage.data
     import torch
 
@@ -106,6 +113,6 @@ def sample_photo():
     return pixels.permute(2, 0, 1)[None].float() / 255
 
 
-def print_table(rows, template="  {:<22}{}"):
+def print_table(rows: Iterable[Iterable[object]], template: str = "  {:<22}{}") -> None:
     for row in rows:
         click.echo(template.format(*map(str, row)).rstrip())

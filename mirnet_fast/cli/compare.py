@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._common import Command, device_option, network_config, network_options, print_table, sample_photo
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Size(click.ParamType):
@@ -13,7 +17,7 @@ class Size(click.ParamType):
 
     name = "pixels"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value in ("full", "0"):
             return None
         try:
@@ -35,7 +39,17 @@ class Size(click.ParamType):
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
 @device_option
 @network_options
-def compare(image, weights, size, rounds, out, threads, seed, device, **options):
+def compare(
+    image: str | None,
+    weights: str | None,
+    size: int | None,
+    rounds: int,
+    out: Path,
+    threads: int | None,
+    seed: int,
+    device: "torch.device",
+    **options: Any,
+) -> None:
     """Run the reference and mirnet_fast on one photo with the same weights.
 
     Prints the error of both against the reference in float64, after each part of the network, the
@@ -57,7 +71,9 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
         rgb = sample_photo() if image is None else read_photo(image).rgb
         networks = comparison.build(
             config,
-            weights and (lambda network: load_checkpoint(network, weights, key=options["key"])),
+            None
+            if weights is None
+            else lambda network: load_checkpoint(network, weights, key=options["key"]),
             device,
             seed,
         )
@@ -111,7 +127,8 @@ def compare(image, weights, size, rounds, out, threads, seed, device, **options)
     click.echo(f"\n{paths[-1]}: the absolute difference times {factor:.3g}")
 
     agree = all(error.agrees for error in errors)
-    ratio = None if None in peaks.values() else peaks["mirnet_fast"] / max(peaks["reference"], 1)
+    ours, plain = peaks["mirnet_fast"], peaks["reference"]
+    ratio = None if ours is None or plain is None else ours / max(plain, 1)
     click.echo(
         f"{'agree' if agree else 'DO NOT AGREE'} "
         f"(error {errors[-1].mirnet_fast:.1e}, the reference's own {errors[-1].reference:.1e}); "

@@ -15,7 +15,7 @@ from ._common import Command, print_table, sample_photo
 @click.option("--iso", type=click.FloatRange(1, 1e6), help="A camera's noise of this ISO instead, and JPEG.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="demo", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the noise.")
-def demo(image, sigma, iso, out, seed):
+def demo(image: str | None, sigma: float, iso: float | None, out: Path, seed: int) -> None:
     """Add noise to a clean photo and take it out again, with the denoiser that comes with the package.
 
     The noisy photo is what a file of 8 bits holds. Prints PSNR and SSIM of the restored one, of

@@ -8,7 +8,7 @@ from ._common import print_table
 
 
 @click.command()
-def doctor():
+def doctor() -> None:
     """Print versions, devices, how the kernels were built, and what runs for each op and why."""
     import numpy as np
     import torch

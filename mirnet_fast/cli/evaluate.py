@@ -2,10 +2,14 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._common import Command, device_option, network_config, network_options
+
+if TYPE_CHECKING:
+    import torch
 
 # Names of the benchmarks: (channels, border in pixels that is not counted, None for the scale).
 BENCHMARKS = {
@@ -32,8 +36,18 @@ BENCHMARKS = {
 @device_option
 @network_options
 def evaluate(
-    inputs, targets, weights, benchmark, channels, border, ensemble, lpips, table, device, **options
-):
+    inputs: Path,
+    targets: Path,
+    weights: str | None,
+    benchmark: str | None,
+    channels: str | None,
+    border: int | None,
+    ensemble: bool,
+    lpips: bool,
+    table: Path | None,
+    device: "torch.device",
+    **options: Any,
+) -> None:
     """PSNR and SSIM of the photos in INPUTS, restored, against those of the same names in TARGETS.
 
     Both are judged as files of 8 bits a channel hold them. The exit status is 1 if a photo could not be
@@ -72,8 +86,9 @@ def evaluate(
                 restored = read_photo(given).rgb
                 if model is not None:
                     restored = run(model, restored.to(device)).cpu()
-                images = (t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb))
-                scores.append(evaluation.score(str(given), *images, channels, border or 0, lpips, device))
+                pair = [t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb)]
+                counted = channels, border or 0, lpips, device
+                scores.append(evaluation.score(str(given), pair[0], pair[1], *counted))
             except (ValueError, OSError, RuntimeError, MemoryError) as error:  # ImageError is a ValueError
                 message = str(error) if str(given) in str(error) else f"{given}: {error}"
                 tqdm.write(f"error: {message}", file=sys.stderr)

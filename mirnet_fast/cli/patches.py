@@ -13,7 +13,7 @@ from ._common import Command, training_package
 @click.option("--size", type=click.IntRange(1), default=512, show_default=True, help="Side of a window.")
 @click.option("--stride", type=click.IntRange(1), help="From one window to the next; SIZE if not given.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; one a core if not given.")
-def patches(recipe, folder, size, stride, workers):
+def patches(recipe: Path, folder: Path, size: int, stride: int | None, workers: int | None) -> None:
     """Cut the pairs that RECIPE trains on into windows, written to FOLDER/input and FOLDER/target.
 
     For photos of many megapixels, such as those of SIDD: a recipe with `train: {kind: pairs, input:

@@ -4,10 +4,14 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._common import Command, device_option, network_config, network_options
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Strength(click.ParamType):
@@ -15,7 +19,7 @@ class Strength(click.ParamType):
 
     name = "0..1|auto"
 
-    def convert(self, value, param, ctx):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
         if value == "auto":
             return value
         try:
@@ -40,7 +44,15 @@ class Strength(click.ParamType):
 )
 @device_option
 @network_options
-def restore(inputs, output, task, weights, strength, device, **options):
+def restore(
+    inputs: tuple[str, ...],
+    output: str,
+    task: str | None,
+    weights: str | Path | None,
+    strength: float | str | None,
+    device: "torch.device",
+    **options: Any,
+) -> None:
     """Restore images of any size, 8 or 16 bit, grey or colour, with or without transparency.
 
     OUT is a file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder
@@ -75,10 +87,10 @@ def restore(inputs, output, task, weights, strength, device, **options):
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
-    names_folder, output = output.endswith(os.sep), Path(output)
-    into_folder = len(inputs) > 1 or names_folder or output.is_dir() or not output.suffix
+    place = Path(output)
+    into_folder = len(inputs) > 1 or output.endswith(os.sep) or place.is_dir() or not place.suffix
     try:
-        (output if into_folder else output.parent).mkdir(parents=True, exist_ok=True)
+        (place if into_folder else place.parent).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(str(error)) from error
 
@@ -86,7 +98,7 @@ def restore(inputs, output, task, weights, strength, device, **options):
     written, failed, stopped = set(), 0, False
     try:
         for path in tqdm(inputs, unit="image", disable=None):
-            target = output / Path(path).name if into_folder else output
+            target = place / Path(path).name if into_folder else place
             try:
                 there = _identity(target)
                 if there in given:
@@ -106,7 +118,7 @@ def restore(inputs, output, task, weights, strength, device, **options):
                 tqdm.write(f"error: {message}", file=sys.stderr)
     except KeyboardInterrupt:
         stopped = True
-    click.echo(f"{'stopped; ' * stopped}restored {len(written)} of {len(inputs)} images to {output}")
+    click.echo(f"{'stopped; ' * stopped}restored {len(written)} of {len(inputs)} images to {place}")
     if stopped or failed:
         sys.exit(130 if stopped else 1)
 

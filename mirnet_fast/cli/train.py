@@ -4,10 +4,14 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ._common import Command, device_option, training_package
+
+if TYPE_CHECKING:
+    import torch
 
 
 def _print_schema(context, parameter, wanted):
@@ -29,7 +33,7 @@ def _print_schema(context, parameter, wanted):
     help="Print the JSON schema of a recipe and exit.",
 )
 @device_option
-def train(recipe, out, threads, device):
+def train(recipe: Path, out: Path | None, threads: int | None, device: "torch.device") -> None:
     """Train the network of RECIPE, a YAML file, in the folder OUT.
 
     OUT gets last.pt, with which the same command goes on after an interruption, best.safetensors, the

@@ -4,7 +4,9 @@
 outside the block, as an image and its result do, is looked up when a call is made.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,15 +15,18 @@ from torch.nn import functional as F
 from ..ops import convolution
 from ..ops.convolution import slope_of
 from . import in_place
-from .graph import MAP, SUMS
-from .schedule import Window, whole
+from .graph import MAP, SUMS, Step, Value
+from .schedule import Task, Window, whole
+
+if TYPE_CHECKING:
+    from .memory import Block, Layout
 
 
 class UnexpectedResult(Exception):
     """A module that is called results in something else than the plan has a place for."""
 
 
-def is_for_kernels(step, dtype):
+def is_for_kernels(step: Step, dtype: torch.dtype) -> bool:
     """Whether the kernels run a convolution Step, and are faster than PyTorch."""
     activation = step.layers.get("activation")
     return type(activation) in (type(None), nn.PReLU, nn.LeakyReLU) and convolution.is_for_kernels(
@@ -37,7 +42,12 @@ class Bound:
         calls: functions without arguments, in order.
     """
 
-    def __init__(self, tasks, layout, block, dtype, kept):
+    values: dict[Value, torch.Tensor]
+    calls: list[Callable[[], object]]
+
+    def __init__(
+        self, tasks: Sequence[Task], layout: "Layout", block: "Block", dtype: torch.dtype, kept: Value
+    ) -> None:
         self.values, self.calls, self._views = {}, [], {}
         self._layout, self._block, self._dtype, self._kept = layout, block, dtype, kept
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
@@ -51,16 +61,16 @@ class Bound:
             gone = {window.value for window in task.windows() if window.value.outside} - {kept}
             self.calls += [partial(self.values.pop, value) for value in gone if last[value] == i]
 
-    def run(self):
+    def run(self) -> None:
         """Makes the calls; `values` must hold the inputs."""
         for call in self.calls:
             call()
 
-    def of_result(self):
+    def of_result(self) -> torch.Tensor:
         """The tensor of the value that is kept."""
         return self.values[self._kept] if self._kept.outside else self.of(whole(self._kept))
 
-    def of(self, window):
+    def of(self, window: Window | tuple[Window, ...] | None) -> Any:
         """The tensor of a Window, or what `emit` looks up for it; lists of them for tuples."""
         if isinstance(window, tuple):
             return [self.of(each) for each in window]
@@ -75,12 +85,12 @@ class Bound:
             self._views[value] = self._block.view(offset, value.shape, dtype, channels_last=value.kind == MAP)
         return _part(self._views[value], window)
 
-    def emit(self, function, *args):
+    def emit(self, function: Callable[..., object], *args: object) -> None:
         """Calls function(*args) in each run."""
         late = any(isinstance(b, Window) for a in args for b in (a if isinstance(a, list) else [a]))
         self.calls.append(partial(self._call, function, args) if late else partial(function, *args))
 
-    def call_module(self, module, x, out):
+    def call_module(self, module: nn.Module, x: Window | list[Window], out: Value) -> None:
         """values[out] = module(x)."""
         result = module(self._found(x))
         if (

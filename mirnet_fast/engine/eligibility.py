@@ -12,6 +12,8 @@ takes for granted, whether it is so). Both are asked again only after something 
 import itertools
 import operator
 import weakref
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,6 +23,9 @@ from .. import backends
 from ..ops.convolution import is_on_cpu
 from ..reference.filters import binomial_filter
 from ..reference.modules import ChannelAttention, SpatialAttention
+
+if TYPE_CHECKING:
+    from .plan import Plan
 
 ACCELERATED = "_mirnet_fast_original"  # the attribute of a module that accelerate() made ours
 
@@ -39,33 +44,33 @@ _binomials = {}  # {(shape, dtype, device): filter}
 _known = weakref.WeakKeyDictionary()  # {module: Snapshot}
 
 
-class Part:
+class Part(nn.Module):
     """Of every module of this package; stands before the reference's class that it derives from."""
 
-    def __init_subclass__(cls):
+    def __init_subclass__(cls) -> None:
         if cls.__module__.startswith("mirnet_fast.modules."):  # not what others derive
             _OURS[cls] = cls.forward
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # A part of ours that accelerate() found under another name, or what only the former class has.
         state = self.__dict__
         if ACCELERATED in state and not any(name in state[own] for own in _STATE):
             return state[ACCELERATED].attribute(self, name)
         return super().__getattr__(name)
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return ()
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         return ()
 
 
-def is_published(module):
+def is_published(module: Part) -> bool:
     """Whether the layers that a fused module does not call compute what it does; torch.compile follows it."""
     return unpublished(module) is None
 
 
-def unpublished(module):
+def unpublished(module: Part) -> str | None:
     """None, or what about a fused module's layers is not as it takes for granted."""
     original = module.__dict__.get(ACCELERATED)
     classes = _CLASSES if original is None else (*_CLASSES, *original.inner)
@@ -83,7 +88,7 @@ def unpublished(module):
     return None
 
 
-def is_unhooked(layer):
+def is_unhooked(layer: nn.Module) -> bool:
     """Whether nothing but the class of a layer decides what a call of it does, with its own tensors."""
     return (
         "forward" not in layer.__dict__
@@ -92,27 +97,27 @@ def is_unhooked(layer):
     )
 
 
-def is_plain_tensor(value):
+def is_plain_tensor(value: torch.Tensor | None) -> bool:
     """Whether it is a dense tensor of no class with code of its own, or None."""
     return value is None or (
         type(value) in (nn.Parameter, torch.Tensor, FakeTensor) and value.layout is torch.strided
     )
 
 
-def is_sequence(layer, length):
+def is_sequence(layer: object, length: int) -> bool:
     return type(layer) is nn.Sequential and len(layer) == length
 
 
-def is_activation(layer):
+def is_activation(layer: object) -> bool:
     """Whether it is one that goes value by value."""
     return is_prelu(layer) if type(layer) is nn.PReLU else type(layer) in ACTIVATIONS
 
 
-def is_prelu(layer):
+def is_prelu(layer: object) -> bool:
     return type(layer) is nn.PReLU and has_parameters(layer, "weight")
 
 
-def is_conv(layer, size=None):
+def is_conv(layer: object, size: int | None = None) -> bool:
     """Whether it is a convolution that keeps height and width, with a kernel of this size if one is given."""
     return (
         type(layer) is nn.Conv2d
@@ -125,7 +130,7 @@ def is_conv(layer, size=None):
     )
 
 
-def is_doubling_conv(layer):
+def is_doubling_conv(layer: object) -> bool:
     """Whether it is the transposed convolution of a ResidualUpSample."""
     return (
         type(layer) is nn.ConvTranspose2d
@@ -138,12 +143,12 @@ def is_doubling_conv(layer):
     )
 
 
-def has_parameters(layer, *names):
+def has_parameters(layer: nn.Module, *names: str) -> bool:
     """Whether the layer's parameters are these, none of them computed; all but the first may be None."""
     return tuple(layer._parameters) == names and layer._parameters[names[0]] is not None
 
 
-def is_binomial(filt):
+def is_binomial(filt: torch.Tensor) -> bool:
     """Whether a blur's filter (channels, 1, k, k) has the values that the op applies."""
     if filt.is_meta or isinstance(filt, FakeTensor):
         return True  # it has no values
@@ -151,7 +156,7 @@ def is_binomial(filt):
 
 
 # As torch.compiler.assume_constant_result does, which would import all of torch._dynamo.
-is_binomial._dynamo_marked_constant = True
+is_binomial._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
 
 
 def _binomial_like(filt):
@@ -161,7 +166,7 @@ def _binomial_like(filt):
     return _binomials[key]
 
 
-def unplannable(x):
+def unplannable(x: torch.Tensor) -> str | None:
     """None, or why no plan is made for a forward of x now."""
     if torch.is_grad_enabled():
         return "gradients are wanted"
@@ -180,12 +185,12 @@ def unplannable(x):
     return None
 
 
-def lowers(module):
+def lowers(module: nn.Module) -> bool:
     """Whether a module's `lower` stands for a call of it."""
     return unlowered(module) is None
 
 
-def unlowered(module):
+def unlowered(module: nn.Module) -> str | None:
     """None, or why a module in a network has to be called."""
     cls = type(module)
     ours = next((base for base in cls.__mro__ if base in _OURS), None)
@@ -200,10 +205,10 @@ def unlowered(module):
         return f"is of a class derived from {ours.__name__} with code of its own"
     if not is_unhooked(module):
         return "has hooks, a forward of its own or computed parameters"
-    return unpublished(module)
+    return unpublished(module)  # pyrefly: ignore[bad-argument-type]
 
 
-def snapshot_of(module):
+def snapshot_of(module: Part) -> "Snapshot":
     """The Snapshot of a module as it is now."""
     known = _known.get(module)
     if known is None or not known.is_of(module):
@@ -221,7 +226,12 @@ class Snapshot:
         plans: {what else decides: Plan or why there is none}, for `engine.plan`.
     """
 
-    def __init__(self, module):
+    stands: bool
+    alone: bool
+    tensors: list[torch.Tensor]
+    plans: dict[Any, "Plan | str"]
+
+    def __init__(self, module: Part) -> None:
         modules = [*module.modules()]
         # Not the module itself: it has to be able to go.
         self._others, self._types = modules[1:], [*map(type, modules)]
@@ -253,7 +263,7 @@ class Snapshot:
         self.plans = {}
         self._remember(states)
 
-    def is_of(self, module):
+    def is_of(self, module: Part) -> bool:
         """Whether nothing in the module was replaced since; the values of parameters may be others."""
         states = [vars(module), *map(vars, self._others)]
         try:

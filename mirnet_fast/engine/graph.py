@@ -4,9 +4,12 @@ The modules' `lower(builder, x)` writes it down as the paper's figure has it. A 
 graph already is not added again: what a figure shows twice is computed once. Nothing here knows a device.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 MAP, POOLED, SUMS = "map", "pooled", "sums"
 
@@ -14,6 +17,8 @@ MAP, POOLED, SUMS = "map", "pooled", "sums"
 SUMMED = ("residual_down_tail", "residual_up_tail", "dau_attention")
 # The input that a step may overwrite with its output: a pixel is read before it is written.
 OVERWRITTEN = {"dau_attention": "r", "skff_select": "branches", "conv3x3": "residual"}
+
+_KINDS: dict[tuple[int, ...], str] = {(1, 1): "conv1x1", (3, 3): "conv3x3"}  # of convolutions
 
 
 class Value:
@@ -27,14 +32,21 @@ class Value:
         outside: whether others than the steps of the plan come to it, so that its memory is not the plan's.
     """
 
-    def __init__(self, shape, kind=MAP, producer=None, outside=False):
+    shape: tuple[int, ...]
+    kind: str
+    producer: "Step | None"
+    outside: bool
+
+    def __init__(
+        self, shape: Sequence[int], kind: str = MAP, producer: "Step | None" = None, outside: bool = False
+    ) -> None:
         self.shape, self.kind, self.producer, self.outside = tuple(shape), kind, producer, outside
 
     @property
-    def height(self):
+    def height(self) -> int:
         return self.shape[2]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"{self.kind}{self.shape}"
 
 
@@ -50,15 +62,15 @@ class Step:
     """
 
     kind: str
-    inputs: dict
-    layers: dict
-    outputs: dict = field(default_factory=dict)
+    inputs: dict[str, Any]
+    layers: dict[str, Any]
+    outputs: dict[str, Value] = field(default_factory=dict)
 
     @property
-    def out(self):
+    def out(self) -> Value:
         return self.outputs["out"]
 
-    def reads(self):
+    def reads(self) -> Iterator[Value]:
         """Every Value among the inputs, as often as it stands there."""
         for value in self.inputs.values():
             yield from value if isinstance(value, tuple) else (value,) if value is not None else ()
@@ -67,33 +79,38 @@ class Step:
 class Builder:
     """Collects the steps of one graph for inputs of one shape each."""
 
-    def __init__(self, lowers):
+    def __init__(self, lowers: Callable[[nn.Module], bool]) -> None:
         """lowers: function of a module that says whether its `lower` stands for calling it."""
         self.steps, self._known, self._lowers = [], {}, lowers
 
-    def input(self, shape, channels_last):
+    def input(self, shape: Sequence[int], channels_last: bool) -> tuple[Value, Value]:
         """(a map of the caller's, the same brought to channels_last if it is not)."""
         given = Value(shape, outside=True)
         return given, given if channels_last else self._add("channels_last", {"x": given}, {}, shape)
 
-    def apply(self, module, x, shape=None):
+    def apply(
+        self, module: nn.Module, x: Value | tuple[Value, ...], shape: Sequence[int] | None = None
+    ) -> Value:
         """module(x): its own steps where these stand for it, else a call of it.
 
         shape: what a call has to result in; x's if not given.
         """
         if self._lowers(module):
-            return module.lower(self, x)
-        for value in x if isinstance(x, tuple) else (x,):
+            return module.lower(self, x)  # pyrefly: ignore[not-callable]
+        values = x if isinstance(x, tuple) else (x,)
+        for value in values:
             # It is the module's to keep and to change: what asks for the same later gets its own.
             value.outside = True
             self._known = {key: known for key, known in self._known.items() if known is not value}
-        out = self._new("call", {"x": x}, {"module": module}, shape or x.shape)
+        out = self._new("call", {"x": x}, {"module": module}, shape or values[0].shape)
         out.outside = True
         return out
 
-    def conv(self, layer, x, activation=None, residual=None):
+    def conv(
+        self, layer: nn.Conv2d, x: Value, activation: nn.Module | None = None, residual: Value | None = None
+    ) -> Value:
         """activation(layer(x)) + residual, of a convolution that keeps height and width."""
-        kind = {(1, 1): "conv1x1", (3, 3): "conv3x3"}.get(layer.kernel_size, "convolution")
+        kind = _KINDS.get(layer.kernel_size, "convolution")
         channels, *rest = layer.weight.shape
         _expect("the weight of a convolution", rest, [x.shape[1], *layer.kernel_size])
         shape = (x.shape[0], channels, *x.shape[2:])
@@ -104,33 +121,33 @@ class Builder:
         shape = torch.broadcast_shapes(shape, residual.shape)
         return self._add("add", {"x": y, "residual": residual}, {}, shape)
 
-    def conv_transpose3x3(self, layer, x):
+    def conv_transpose3x3(self, layer: nn.ConvTranspose2d, x: Value) -> Value:
         """layer(x) of a transposed convolution that doubles the resolution."""
         n, channels, height, width = x.shape
         _expect("the weight of a convolution", layer.weight.shape[::2], [channels, 3])
         shape = (n, layer.weight.shape[1], 2 * height, 2 * width)
         return self._add("conv_transpose3x3", {"x": x}, {"conv": layer}, shape)
 
-    def residual_down_tail(self, top, bottom, **layers):
+    def residual_down_tail(self, top: Value, bottom: Value, **layers: Any) -> Value:
         """`ops.residual_down_tail`."""
         n, _, height, width = bottom.shape
         _expect("the size of the large map", top.shape[2:], [height, width])
         shape = (n, layers["top_conv"].weight.shape[0], (height + 1) // 2, (width + 1) // 2)
         return self._add("residual_down_tail", {"top": top, "bottom": bottom}, layers, shape)
 
-    def residual_up_tail(self, top, bottom, **layers):
+    def residual_up_tail(self, top: Value, bottom: Value, **layers: Any) -> Value:
         """`ops.residual_up_tail`."""
         _expect("the size of the large map", top.shape[2:], [2 * size for size in bottom.shape[2:]])
         shape = (top.shape[0], layers["top_conv"].weight.shape[0], *top.shape[2:])
         return self._add("residual_up_tail", {"top": top, "bottom": bottom}, layers, shape)
 
-    def skff_select(self, branches, **layers):
+    def skff_select(self, branches: tuple[Value, ...], **layers: Any) -> Value:
         """`ops.skff_select`."""
         for branch in branches:
             _expect("the shape of a branch", branch.shape, branches[0].shape)
         return self._add("skff_select", {"branches": branches, "sums": ()}, layers, branches[0].shape)
 
-    def dau_attention(self, r, x, **layers):
+    def dau_attention(self, r: Value, x: Value | None, **layers: Any) -> Value:
         """`ops.dau_attention`."""
         return self._add("dau_attention", {"r": r, "x": x, "pooled": None, "sums": None}, layers, r.shape)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 _kernels = torch.ops.mirnet_fast_cpu
 
 
-def _kernel(function: Callable) -> Callable:
+def _kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Makes the function call the op of its name."""
     overload = getattr(_kernels, function.__name__).default
 

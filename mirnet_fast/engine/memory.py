@@ -10,12 +10,19 @@ import mmap
 import os
 import threading
 import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy
 import torch
 
 from ..ops.packed_weights import release_packed_weights
-from .graph import OVERWRITTEN
+from .graph import OVERWRITTEN, Value
+
+if TYPE_CHECKING:
+    from .cpu import Bound
+    from .plan import Plan
+    from .schedule import Task
 
 PAGE = 4096
 KEPT_BYTES = 2**30
@@ -41,7 +48,11 @@ class Layout:
         live: for each task the bytes that are in use while it runs.
     """
 
-    def __init__(self, tasks, nbytes):
+    offsets: dict[Value, int]
+    nbytes: int
+    live: numpy.ndarray
+
+    def __init__(self, tasks: "Sequence[Task]", nbytes: Callable[[Value], int]) -> None:
         first, last, written = {}, {}, {}
         for i, task in enumerate(tasks):
             for window in task.windows():
@@ -69,7 +80,7 @@ class Layout:
         self.live = changes.cumsum()[:-1]
         self._first, self._last = first, last
 
-    def is_at_peak(self, value):
+    def is_at_peak(self, value: Value) -> bool:
         """Whether a Value is there when nearly the most memory is in use."""
         return self.live[self._first[value] : self._last[value] + 1].max() > 0.95 * self.live.max()
 
@@ -124,7 +135,9 @@ class Block:
         OSError, ValueError: the system does not give the address space.
     """
 
-    def __init__(self, nbytes):
+    bound: "weakref.WeakKeyDictionary[Plan, Bound]"
+
+    def __init__(self, nbytes: int) -> None:
         self._memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
@@ -134,10 +147,12 @@ class Block:
         self.touched = 0  # bytes at its begin that take memory
         self.bound = weakref.WeakKeyDictionary()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self._memory)
 
-    def view(self, offset, shape, dtype, channels_last):
+    def view(
+        self, offset: int, shape: Sequence[int], dtype: torch.dtype, channels_last: bool
+    ) -> torch.Tensor:
         """The uninitialised tensor of this shape that begins at byte `offset`."""
         part = self._whole[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype)
         if not channels_last:
@@ -145,14 +160,14 @@ class Block:
         n, c, h, w = shape
         return part.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    def trim(self, nbytes):
+    def trim(self, nbytes: int) -> None:
         """Give the memory beyond `nbytes` (of whole pages) back to the system."""
         if self.touched > nbytes and hasattr(mmap, "MADV_DONTNEED"):
             self._memory.madvise(mmap.MADV_DONTNEED, nbytes, len(self) - nbytes)
             self.touched = nbytes
 
 
-def take_block(plan):
+def take_block(plan: "Plan") -> Block:
     """A Block for one run of a plan; `give_back` ends that.
 
     Raises:
@@ -172,7 +187,7 @@ def take_block(plan):
         raise MemoryError(f"mirnet_fast: no {plan.peak_bytes} bytes of address space: {error}") from error
 
 
-def give_back(block, plan):
+def give_back(block: Block, plan: "Plan") -> None:
     """Keep a Block for the next run, as far as KEPT_BYTES allow it."""
     block.touched = max(block.touched, plan.peak_bytes)
     with _keeping:
@@ -180,13 +195,13 @@ def give_back(block, plan):
         _kept.append(block)
 
 
-def kept_bytes():
+def kept_bytes() -> int:
     """The memory that blocks take that no run uses."""
     with _keeping:
         return sum(block.touched for block in _kept)
 
 
-def release_workspace():
+def release_workspace() -> None:
     """Give back the memory that forwards without gradients on the CPU keep for the next one.
 
     That is at most 1 GiB in all for maps, of any number of networks and threads, and what

@@ -7,6 +7,7 @@ as nothing of the module was replaced; values that change in place are seen, as 
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +15,9 @@ import torch
 from .. import backends
 from . import cpu, eligibility, memory
 from .graph import Builder
-from .schedule import Scheduler
+from .schedule import Scheduler, Task
 
+Inputs = torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...]
 MOST = 8  # plans of one module: shapes, layouts, dtypes and settings
 
 
@@ -38,7 +40,10 @@ class Plan:
         Unplannable: the module's forward is not made of what the kernels know.
     """
 
-    def __init__(self, module, inputs):
+    tasks: list[Task]
+    peak_bytes: int
+
+    def __init__(self, module: eligibility.Part, inputs: Inputs) -> None:
         many = isinstance(inputs, (list, tuple))
         first = inputs[0] if many else inputs
         self._dtype, self._channels_last = first.dtype, _is_channels_last(first)
@@ -82,7 +87,7 @@ class Plan:
                 return tasks, layout
             tasks, layout = others, better
 
-    def run(self, inputs):
+    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """The result for inputs of the form that it was made for; safe in several threads at a time.
 
         Raises:
@@ -138,7 +143,7 @@ class EngineStats:
 _stats, _counting = EngineStats(), threading.Lock()
 
 
-def engine_stats():
+def engine_stats() -> EngineStats:
     """EngineStats of this process."""
     with _counting:
         return EngineStats(_stats.built, _stats.runs, _stats.dropped, memory.kept_bytes())
@@ -149,7 +154,9 @@ def _count(name):
         setattr(_stats, name, getattr(_stats, name) + 1)
 
 
-def plan_of(module, inputs, snapshot=None):
+def plan_of(
+    module: eligibility.Part, inputs: Inputs, snapshot: eligibility.Snapshot | None = None
+) -> Plan | str:
     """The Plan for module(inputs) as things are now, or the reason why there is none, a str.
 
     Args:
@@ -201,7 +208,7 @@ def _refuse(snapshot, plan, reason):
             snapshot.plans[key] = reason
 
 
-def run(module, inputs, snapshot):
+def run(module: eligibility.Part, inputs: Inputs, snapshot: eligibility.Snapshot) -> torch.Tensor | None:
     """module(inputs) by a plan; None where there is none, or no memory for one."""
     plan = plan_of(module, inputs, snapshot)
     if isinstance(plan, str):

@@ -7,10 +7,11 @@ instead, once for the SKFF's statistics and once for its sum.
 
 import math
 from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .graph import POOLED, SUMMED, SUMS, Value
+from .graph import POOLED, SUMMED, SUMS, Step, Value
 
 BAND_BYTES = 2**24  # what one convolution hands to the next stays in the last-level cache
 LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
@@ -25,12 +26,12 @@ class Window:
     begin: int
     end: int
 
-    def rows(self, begin, count):
+    def rows(self, begin: int, count: int) -> "Window":
         """The `count` rows of it from its row `begin` on."""
         return Window(self.value, self.begin + begin, self.begin + begin + count)
 
 
-def whole(value):
+def whole(value: Value) -> Window:
     """All of a Value, as a Window."""
     return Window(value, 0, value.shape[0 if value.kind == SUMS else 2])
 
@@ -47,12 +48,12 @@ class Task:
     """
 
     kind: str
-    layers: dict
-    reads: dict
-    writes: dict
+    layers: dict[str, Any]
+    reads: Mapping[str, Any]
+    writes: Mapping[str, Any]
     row: int = 0
 
-    def windows(self):
+    def windows(self) -> Iterator[Window]:
         """Every Window that it reads or writes."""
         for window in (*self.reads.values(), *self.writes.values()):
             if isinstance(window, Window):
@@ -64,11 +65,11 @@ class Task:
 class Node(NamedTuple):
     """Steps that run together, band by band: what they hand on is not there as a whole."""
 
-    steps: tuple
-    bands: tuple
+    steps: tuple[Step, ...]
+    bands: tuple[tuple[int, int], ...]
 
     @property
-    def last(self):
+    def last(self) -> Step:
         return self.steps[-1]
 
 
@@ -77,12 +78,13 @@ class Scheduler:
 
     Args:
         steps: in the order in which they run.
-        output: Value.
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
     """
 
-    def __init__(self, steps, output, itemsize, is_for_kernels):
+    def __init__(
+        self, steps: Sequence[Step], output: Value, itemsize: int, is_for_kernels: Callable[[Step], bool]
+    ) -> None:
         self._itemsize = itemsize
         self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
@@ -94,7 +96,7 @@ class Scheduler:
         for node in self.nodes:
             self._ask_for_statistics(node)
 
-    def tasks(self, late=frozenset()):
+    def tasks(self, late: Collection[Step] = frozenset()) -> list[Task]:
         """The list of Tasks; the SKFFs (Steps) in `late` get their late branches twice."""
         made_late = {value for skff in late for value in self.late_branches(skff)}
         tasks, waiting = [], {}
@@ -107,11 +109,11 @@ class Scheduler:
                 tasks += self._run(node)
         return tasks
 
-    def skffs(self):
+    def skffs(self) -> list[Step]:
         """The SKFFs (Steps) in their order."""
         return [node.last for node in self.nodes if node.last.kind == "skff_select"]
 
-    def late_branches(self, skff):
+    def late_branches(self, skff: Step) -> list[Value]:
         """The branches of an SKFF (Step) that need not be there as a whole.
 
         The first two always are: over one of them goes the result.
@@ -124,7 +126,7 @@ class Scheduler:
             and self.nbytes(value) > LATE_BYTES
         ]
 
-    def nbytes(self, value):
+    def nbytes(self, value: Value) -> int:
         """Bytes of a Value."""
         return math.prod(value.shape) * (8 if value.kind == SUMS else self._itemsize)
 
@@ -226,7 +228,7 @@ class Scheduler:
             return [t for i in bands for t in _band(node, i, between, step.out, step.outputs)]
         if len(node.bands) > 1:
             return [self._rows_of(step, *band) for band in node.bands]
-        reads = {name: _whole(value) for name, value in step.inputs.items()}
+        reads: dict[str, Any] = {name: _whole(value) for name, value in step.inputs.items()}
         writes = {name: whole(value) for name, value in step.outputs.items()}
         if step.kind == "skff_select":
             reads["sums"] = _parts(step.inputs["sums"])
@@ -246,11 +248,11 @@ class Scheduler:
     def _select_with_late_branches(self, step, waiting):
         late = [waiting[value] for value in step.inputs["branches"] if value in waiting]
         there = [value for value in step.inputs["branches"] if value not in waiting]
-        bands, sums, tasks = late[0].bands, _parts(step.inputs["sums"]), []
+        bands, sums, tasks = late[0].bands, [*_parts(step.inputs["sums"])], []
         leave_sums = bool(sums)
         if not leave_sums:
             tasks.append(_pool([whole(value) for value in there]))
-            sums = [tasks[-1].writes["out"]]
+            sums.append(tasks[-1].writes["out"])
         for i, (begin, end) in enumerate(bands):
             for node in late:
                 made, outputs = _band_buffer(node), node.last.outputs if leave_sums else {}

@@ -19,7 +19,7 @@ class Fused(Part):
     down for `mirnet_fast.engine`.
     """
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         first = x[0] if isinstance(x, (list, tuple)) and x else x
         if (
             not isinstance(first, torch.Tensor)  # but what torch.fx traces with
@@ -56,6 +56,6 @@ def _trust(wanted):
         _current.trusts = before
 
 
-def is_trusted():
+def is_trusted() -> bool:
     """Whether a module of ours that runs in this thread, and all in it, is as it was published."""
     return getattr(_current, "trusts", False)

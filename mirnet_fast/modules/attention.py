@@ -1,9 +1,12 @@
 """SKFF and DAU on the fused ops."""
 
+from collections.abc import Iterable
+
 from torch import nn
 
 from .. import ops, reference
 from ..engine.eligibility import is_activation, is_conv, is_prelu, is_sequence
+from ..engine.graph import Builder, Value
 from ..ops.convolution import convolution, slope_of
 from ._fused import Fused
 
@@ -14,10 +17,10 @@ class SKFF(Fused, reference.SKFF):
     [(N, C, H, W)] * height -> (N, C, H, W).
     """
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.conv_du, *self.conv_du, *self.fcs
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         yield "conv_du", is_sequence(self.conv_du, 2) and is_conv(self.conv_du[0], 1)
         activation = self.conv_du[1]
         yield "conv_du.1", is_prelu(activation) or type(activation) in (nn.LeakyReLU, nn.ReLU)
@@ -36,7 +39,7 @@ class SKFF(Fused, reference.SKFF):
             [] if biases[0] is None else biases,
         )
 
-    def lower(self, builder, branches):
+    def lower(self, builder: Builder, branches: tuple[Value, ...]) -> Value:
         """The same as steps of a graph."""
         reduce, activation = self.conv_du
         return builder.skff_select(branches, reduce=reduce, activation=activation, fcs=tuple(self.fcs))
@@ -48,10 +51,10 @@ class DAU(Fused, reference.DAU):
     (N, C, H, W) -> (N, C, H, W).
     """
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.body, *self.body, *self.SA.modules(), *self.CA.modules(), self.conv1x1
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         yield "body", is_sequence(self.body, 3)
         first, activation, second = self.body
         yield "body", is_conv(first) and is_activation(activation) and is_conv(second)
@@ -78,7 +81,7 @@ class DAU(Fused, reference.DAU):
             self.conv1x1.bias,
         )
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         first, activation, second = self.body
         squeeze, _, excite, _ = self.CA.conv_du

@@ -1,10 +1,13 @@
 """MSRB, RRG and MIRNet of the fused parts."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from .. import reference
 from ..engine.eligibility import is_conv
+from ..engine.graph import Builder, Value
 from ..ops.convolution import convolution
 from ._fused import Fused
 from .attention import DAU, SKFF
@@ -20,12 +23,12 @@ class MSRB(Fused, reference.MSRB):
 
     DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         # Not the samplers' parts, which are called; but a hook would see some once instead of twice.
         samplers = [part for table in (self.down, self.up, self.last_up) for part in table.values()]
         return self.conv_out, *[inner for part in samplers for inner in (part, part.body, *part.body)]
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         yield "conv_out", is_conv(self.conv_out)
 
     def _fused(self, x):
@@ -53,7 +56,7 @@ class MSRB(Fused, reference.MSRB):
         # A network that only borrows this block may go on with view().
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph: what is asked for twice is there once."""
 
         def resample(value, source, target):
@@ -91,10 +94,10 @@ class RRG(Fused, reference.RRG):
 
     MSRB = MSRB
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.body, self.body[-1]
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         yield "body", type(self.body) is nn.Sequential
         yield "the last part of body", is_conv(self.body[-1])
 
@@ -106,7 +109,7 @@ class RRG(Fused, reference.RRG):
         y = convolution(conv, y)
         return y + x if self.SKIP else y
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         *blocks, conv = self.body
         y = x
@@ -127,10 +130,10 @@ class MIRNet(Fused, reference.MIRNet):
 
     RRG = RRG
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.conv_in, self.body, self.conv_out
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         yield "conv_in", is_conv(self.conv_in)
         yield "body", type(self.body) is nn.Sequential
         yield "conv_out", is_conv(self.conv_out)
@@ -141,7 +144,7 @@ class MIRNet(Fused, reference.MIRNet):
         y = convolution(self.conv_out, self.body(convolution(self.conv_in, inside))) + inside
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         self._check_size(x)
         y = builder.conv(self.conv_in, x)

@@ -1,5 +1,7 @@
 """Blur-pool and the residual resamplers on the fused ops."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from ..engine.eligibility import (
     is_plain_tensor,
     is_prelu,
 )
+from ..engine.graph import Builder, Value
 from ..ops.convolution import convolution
 from ..reference.filters import PADDING_MODES, binomial_filter, pad_amounts
 from ._fused import Fused
@@ -25,10 +28,10 @@ class Downsample(Fused, reference.Downsample):
     loading a state_dict with one is refused.
     """
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return tuple(self.children())  # the padding of a module that accelerate() took over
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         filt, (before, after) = self.filt, pad_amounts(self.filt_size, self.pad_off)
         yield "the shape of filt", filt.shape == (self.channels, 1, self.filt_size, self.filt_size)
         yield "filt", is_plain_tensor(filt) and is_binomial(filt)
@@ -62,10 +65,10 @@ class ResidualDownSample(Fused, reference.ResidualDownSample):
 
     Blur = Downsample
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.top, *self.top, self.bot, *self.bot
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         expand, act, conv, tail_act, blur, project = self.top
         low_blur, low_project = self.bot
         yield "top or bot", type(self.top) is type(self.bot) is nn.Sequential
@@ -82,7 +85,7 @@ class ResidualDownSample(Fused, reference.ResidualDownSample):
             top, x, tail_act.weight, project.weight, project.bias, low.weight, low.bias
         )
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         expand, act, conv, tail_act, _, project = self.top
         top = builder.conv(conv, builder.conv(expand, x, act))
@@ -105,10 +108,10 @@ class ResidualUpSample(Fused, reference.ResidualUpSample):
     (N, C, H, W) -> (N, C // 2, 2H, 2W).
     """
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return self.top, *self.top, self.bot, *self.bot
 
-    def _published(self):
+    def _published(self) -> Iterable[tuple[str, bool]]:
         expand, act, conv, tail_act, project = self.top
         enlarge, low_project = self.bot
         yield "top or bot", type(self.top) is type(self.bot) is nn.Sequential
@@ -130,7 +133,7 @@ class ResidualUpSample(Fused, reference.ResidualUpSample):
             top, x, tail_act.weight, project.weight, project.bias, low.weight, low.bias
         )
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         expand, act, conv, tail_act, project = self.top
         top = builder.conv_transpose3x3(conv, builder.conv(expand, x, act))
@@ -144,10 +147,10 @@ class DownSample(Part, reference.DownSample):
 
     Step = ResidualDownSample
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return (self.body,)
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         for step in self.body:
             n, channels, height, width = x.shape
@@ -160,10 +163,10 @@ class UpSample(Part, reference.UpSample):
 
     Step = ResidualUpSample
 
-    def _layers(self):
+    def _layers(self) -> Iterable[nn.Module]:
         return (self.body,)
 
-    def lower(self, builder, x):
+    def lower(self, builder: Builder, x: Value) -> Value:
         """The same as steps of a graph."""
         for step in self.body:
             n, channels, height, width = x.shape

@@ -7,6 +7,7 @@ else is saved. The schema stands here once; C++ only adds kernels to it.
 """
 
 import importlib
+from typing import Any
 
 import torch
 
@@ -122,18 +123,18 @@ def call(name, *args):
     return _overloads[name, backend](*args)
 
 
-def autocast(*values):
+def autocast(*values: Any) -> tuple[Any, ...]:
     """The values, their tensors cast as autocast would cast a convolution's inputs."""
     kind = values[0].device.type
     return cast(torch.get_autocast_dtype(kind), *values) if autocasts(kind) else values
 
 
-def autocasts(device_type):
+def autocasts(device_type: str) -> bool:
     """Whether autocast is on there; of the meta device PyTorch must not be asked."""
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
-def cast(dtype, *values):
+def cast(dtype: torch.dtype, *values: Any) -> tuple[Any, ...]:
     """The values, their tensors and lists of tensors in this dtype; float64 is left as it is."""
 
     def one(value):

@@ -1,11 +1,17 @@
 """blur_pool: anti-aliased down-sampling by a binomial filter."""
 
+from collections.abc import Sequence
+
+import torch
+
 from ..reference.filters import PADDING_MODES, pad_amounts
 from . import _checks
 from ._registration import autocast, call, register
 
 
-def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
+def blur_pool(
+    x: torch.Tensor, filt_size: int = 3, pad_type: str = "reflect", stride: int = 2, pad_off: int = 0
+) -> torch.Tensor:
     """Pad, filter every channel with a binomial filter, keep every stride-th value.
 
     Args:
@@ -29,7 +35,7 @@ def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
     return call("blur_pool", x, filt_size, pad_type, stride, pad_off)
 
 
-def check(x, filt_size, pad_type, stride, pad_off):
+def check(x: torch.Tensor, filt_size: int, pad_type: str, stride: int, pad_off: int) -> None:
     op = "blur_pool"
     _checks.feature_map(op, "x", x)
     _checks.integer(op, "filt_size", filt_size, 1, 7)
@@ -45,7 +51,7 @@ def check(x, filt_size, pad_type, stride, pad_off):
             raise ValueError(f"{op}: {side} = {size} is smaller than the filter of {filt_size} taps")
 
 
-def output_shape(x, filt_size, pad_type, stride, pad_off):
+def output_shape(x: torch.Tensor, filt_size: int, pad_type: str, stride: int, pad_off: int) -> Sequence[int]:
     before, after = pad_amounts(filt_size, pad_off)
     height, width = ((size + before + after - filt_size) // stride + 1 for size in x.shape[2:])
     return x.shape[0], x.shape[1], height, width

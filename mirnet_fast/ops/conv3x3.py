@@ -22,13 +22,29 @@ def _output(x, weight, bias, slope, residual):
     return torch.empty(n, weight.shape[0], h, w, device=x.device, memory_format=torch.channels_last)
 
 
-def check(x, weight, bias, slope, residual):
+def check(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+) -> None:
     op = "conv3x3"
     outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1)
     _check_residual(op, residual, (x.shape[0], outputs, *x.shape[2:]), x)
 
 
-def check_into(out, x, weight, bias, slope, residual, pooled, sums, first_row):
+def check_into(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    pooled: torch.Tensor | None,
+    sums: torch.Tensor | None,
+    first_row: int,
+) -> None:
     op = "conv3x3"
     outputs = _checks.convolution(op, x, weight, bias, slope, inputs=1)
     _checks.feature_map(op, "out", out)

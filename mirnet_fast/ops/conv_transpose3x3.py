@@ -20,11 +20,20 @@ def _output(x, weight, bias, slope):
     return torch.empty(size, device=x.device, memory_format=torch.channels_last)
 
 
-def check(x, weight, bias, slope):
+def check(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, slope: torch.Tensor | None
+) -> None:
     _checks.convolution("conv_transpose3x3", x, weight, bias, slope, inputs=0)
 
 
-def check_into(out, x, weight, bias, slope, first_row):
+def check_into(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    first_row: int,
+) -> None:
     op = "conv_transpose3x3"
     outputs = _checks.convolution(op, x, weight, bias, slope, inputs=0)
     _checks.feature_map(op, "out", out)

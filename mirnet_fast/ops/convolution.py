@@ -4,6 +4,8 @@ On the CPU, in float32, 3x3 convolutions run by Winograd's method. Elsewhere, an
 torch.nn's own, in float32 where this CPU only stores what it is given.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -15,7 +17,7 @@ from .. import backends
 FEWEST_PIXELS = {nn.Conv2d: (64, 4), nn.ConvTranspose2d: (512, 4)}
 
 
-def convolution(layer, x):
+def convolution(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:
     """layer(x), with gradients.
 
     Args:
@@ -31,7 +33,7 @@ def convolution(layer, x):
     return torch.ops.mirnet_fast_cpu.conv3x3(x, layer.weight, layer.bias, None, None)
 
 
-def is_on_cpu(x):
+def is_on_cpu(x: torch.Tensor) -> bool:
     """Whether kernels of the CPU may run on x where a layer is called: nothing traces or transforms."""
     return (
         type(x) is torch.Tensor
@@ -42,7 +44,9 @@ def is_on_cpu(x):
     )
 
 
-def is_for_kernels(layer, shape, dtype, again=False):
+def is_for_kernels(
+    layer: nn.Conv2d | nn.ConvTranspose2d, shape: Sequence[int], dtype: torch.dtype, again: bool = False
+) -> bool:
     """Whether the kernels can run the layer on a channels_last map of this shape, and are faster.
 
     again: it runs with the same weights many times.
@@ -58,7 +62,7 @@ def is_for_kernels(layer, shape, dtype, again=False):
     )
 
 
-def called(layer, x):
+def called(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:
     """layer(x), in float32 where this CPU does not compute in x's dtype."""
     if not _is_only_stored(layer, x):
         return layer(x)
@@ -66,7 +70,7 @@ def called(layer, x):
     return torch.func.functional_call(layer, parameters, (x.float(),)).to(x.dtype)
 
 
-def called_on_rows(layer, x, begin, end):
+def called_on_rows(layer: nn.Conv2d, x: torch.Tensor, begin: int, end: int) -> torch.Tensor:
     """Rows [begin, end) of layer(x), of a convolution that keeps height and width."""
     halo = layer.kernel_size[0] // 2
     above, below = max(begin - halo, 0), min(end + halo, x.shape[2])
@@ -77,7 +81,7 @@ def called_on_rows(layer, x, begin, end):
     return called(layer, rows)[:, :, begin - above : end - above]
 
 
-def slope_of(activation, like):
+def slope_of(activation: nn.Module | None, like: torch.Tensor) -> torch.Tensor | None:
     """The slope argument of the ops for a PReLU, LeakyReLU or ReLU module."""
     if isinstance(activation, nn.PReLU):
         return activation.weight

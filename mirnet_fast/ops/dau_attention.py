@@ -1,20 +1,25 @@
 """dau_attention: everything in the dual attention unit after its second 3x3 convolution."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from . import _checks
 from ._registration import autocast, autocasts, call, register, register_in_place
 
 
 def dau_attention(
-    r,
-    x,
-    spatial_weight,
-    squeeze_weight,
-    squeeze_bias,
-    excite_weight,
-    excite_bias,
-    fuse_weight,
-    fuse_bias,
-):
+    r: torch.Tensor,
+    x: torch.Tensor | None,
+    spatial_weight: torch.Tensor,
+    squeeze_weight: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite_weight: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    fuse_weight: torch.Tensor,
+    fuse_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """Spatial gate and channel gate on r, both fused by a 1x1 convolution, plus x.
 
     Args:
@@ -57,16 +62,16 @@ def dau_attention(
 
 
 def check(
-    r,
-    x,
-    spatial_weight,
-    squeeze_weight,
-    squeeze_bias,
-    excite_weight,
-    excite_bias,
-    fuse_weight,
-    fuse_bias,
-):
+    r: torch.Tensor,
+    x: torch.Tensor | None,
+    spatial_weight: torch.Tensor,
+    squeeze_weight: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite_weight: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    fuse_weight: torch.Tensor,
+    fuse_bias: torch.Tensor | None,
+) -> None:
     op = "dau_attention"
     _checks.feature_map(op, "r", r)
     _checks.optional_like(op, "x", x, r.shape, "r", r)
@@ -88,7 +93,7 @@ def check(
     _checks.optional_like(op, "fuse_bias", fuse_bias, (channels,), "r", r)
 
 
-def check_into(out, r, x, *rest):
+def check_into(out: torch.Tensor, r: torch.Tensor, x: torch.Tensor | None, *rest: Any) -> None:
     op, (*weights, pooled, sums, out_sums) = "dau_attention", rest
     check(r, x, *weights)
     _checks.like(op, "out", out, r.shape, "r", r)
@@ -97,7 +102,7 @@ def check_into(out, r, x, *rest):
         _checks.sums(op, "out_sums", out_sums, r.shape[:2], "r", r)
 
 
-def output_shape(r, *rest):
+def output_shape(r: torch.Tensor, *rest: Any) -> Sequence[int]:
     return r.shape
 
 

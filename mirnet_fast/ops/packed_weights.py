@@ -9,7 +9,7 @@ define_for_cpu("packed_weights_bytes() -> int", None, lambda: 0)
 define_for_cpu("release_packed_weights() -> ()", None)
 
 
-def packed_weights_bytes():
+def packed_weights_bytes() -> int:
     """Memory in bytes that packed weights take in this process.
 
     Inference on the CPU keeps the weights of 3x3 convolutions of small maps in the form that they are
@@ -21,7 +21,7 @@ def packed_weights_bytes():
     return torch.ops.mirnet_fast_cpu.packed_weights_bytes() if _native.cpu_library_error() is None else 0
 
 
-def release_packed_weights():
+def release_packed_weights() -> None:
     """Give that memory back. Safe at any time: a convolution that is running keeps what it uses."""
     if _native.cpu_library_error() is None:
         torch.ops.mirnet_fast_cpu.release_packed_weights()

@@ -1,10 +1,23 @@
 """residual_down_tail: PReLU, blur-pool of both halves, both 1x1 convolutions and their sum."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from . import _checks
 from ._registration import autocast, call, register, register_in_place
 
 
-def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+def residual_down_tail(
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    top_bias: torch.Tensor | None,
+    bottom_weight: torch.Tensor,
+    bottom_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """conv1x1(blur_pool(PReLU(top))) + conv1x1(blur_pool(bottom)), the filter 3 taps, reflected.
 
     Args:
@@ -28,7 +41,7 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
     return call(op, *args)
 
 
-def check(top, bottom, *weights):
+def check(top: torch.Tensor, bottom: torch.Tensor, *weights: Any) -> None:
     op = "residual_down_tail"
     _checks.feature_map(op, "top", top)
     if top.shape[2] < 2 or top.shape[3] < 2:
@@ -37,7 +50,14 @@ def check(top, bottom, *weights):
     _checks.tail(op, top.shape[1], top.shape[1], "top", top, *weights)
 
 
-def check_into(out, top, bottom, slope, top_weight, *rest):
+def check_into(
+    out: torch.Tensor,
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    *rest: Any,
+) -> None:
     op, (*weights, sums) = "residual_down_tail", rest
     check(top, bottom, slope, top_weight, *weights)
     shape = output_shape(top, bottom, slope, top_weight)
@@ -46,7 +66,9 @@ def check_into(out, top, bottom, slope, top_weight, *rest):
         _checks.sums(op, "sums", sums, shape[:2], "top", top)
 
 
-def output_shape(top, bottom, slope, top_weight, *rest):
+def output_shape(
+    top: torch.Tensor, bottom: torch.Tensor, slope: torch.Tensor, top_weight: torch.Tensor, *rest: Any
+) -> Sequence[int]:
     n, _, height, width = top.shape
     return n, top_weight.shape[0], (height + 1) // 2, (width + 1) // 2
 

@@ -1,10 +1,23 @@
 """residual_up_tail: PReLU and 1x1 convolution of the large map, plus the bilinear branch."""
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
 from . import _checks
 from ._registration import autocast, call, define_for_cpu, register, register_in_place
 
 
-def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+def residual_up_tail(
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    top_bias: torch.Tensor | None,
+    bottom_weight: torch.Tensor,
+    bottom_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """conv1x1(PReLU(top)) + conv1x1(bilinear x2 of bottom).
 
     The kernels project `bottom` before they enlarge it: both steps are linear and the bilinear
@@ -31,7 +44,7 @@ def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bo
     return call(op, *args)
 
 
-def check(top, bottom, *weights):
+def check(top: torch.Tensor, bottom: torch.Tensor, *weights: Any) -> None:
     op = "residual_up_tail"
     _checks.feature_map(op, "top", top)
     _checks.feature_map(op, "bottom", bottom)
@@ -40,14 +53,30 @@ def check(top, bottom, *weights):
     _checks.tail(op, top.shape[1], bottom.shape[1], "top", top, *weights)
 
 
-def check_rows(out, top, bottom, slope, top_weight, *rest):
+def check_rows(
+    out: torch.Tensor,
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    *rest: Any,
+) -> None:
     op, (*weights, first_row) = "residual_up_tail", rest
     _check_out(op, out, top, bottom, slope, top_weight, *weights, first_row)
     _checks.like(op, "top", top, (bottom.shape[0], None, *out.shape[2:]), "bottom", bottom)
     _checks.tail(op, top.shape[1], bottom.shape[1], "top", top, slope, top_weight, *weights)
 
 
-def check_of_conv(out, x, conv_weight, conv_bias, bottom, slope, top_weight, *rest):
+def check_of_conv(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    conv_weight: torch.Tensor,
+    conv_bias: torch.Tensor | None,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    *rest: Any,
+) -> None:
     op, (*weights, first_row, sums) = "residual_up_tail", rest
     channels = _checks.convolution(op, x, conv_weight, conv_bias, None, inputs=0, prefix="conv_")
     _check_out(op, out, x, bottom, slope, top_weight, *weights, first_row)
@@ -72,7 +101,9 @@ def _check_out(op, out, first, bottom, slope, top_weight, *rest):
     _checks.rows(op, rest[-1], out.shape[2], 2 * height)
 
 
-def output_shape(top, bottom, slope, top_weight, *rest):
+def output_shape(
+    top: torch.Tensor, bottom: torch.Tensor, slope: torch.Tensor, top_weight: torch.Tensor, *rest: Any
+) -> Sequence[int]:
     return top.shape[0], top_weight.shape[0], top.shape[2], top.shape[3]
 
 

@@ -1,6 +1,8 @@
 """skff_select: selective kernel feature fusion of B branches."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -8,7 +10,14 @@ from . import _checks
 from ._registration import autocasts, call, cast, define_for_cpu, register, register_in_place
 
 
-def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases=()):
+def skff_select(
+    branches: Sequence[torch.Tensor],
+    reduce_weight: torch.Tensor,
+    reduce_bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    select_weights: Sequence[torch.Tensor],
+    select_biases: Sequence[torch.Tensor] = (),
+) -> torch.Tensor:
     """Pooled statistics of the summed branches -> logits -> softmax over branches -> weighted sum.
 
     Args:
@@ -48,7 +57,7 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
     return call(op, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases)
 
 
-def check_branches(branches):
+def check_branches(branches: Sequence[torch.Tensor]) -> None:
     op = "skff_select"
     if not branches:
         raise ValueError(f"{op}: branches must hold at least one tensor; got none")
@@ -58,7 +67,14 @@ def check_branches(branches):
         _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first)
 
 
-def check(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases):
+def check(
+    branches: Sequence[torch.Tensor],
+    reduce_weight: torch.Tensor,
+    reduce_bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    select_weights: Sequence[torch.Tensor],
+    select_biases: Sequence[torch.Tensor],
+) -> None:
     op = "skff_select"
     check_branches(branches)
     first = branches[0]
@@ -85,7 +101,7 @@ def check(branches, reduce_weight, reduce_bias, slope, select_weights, select_bi
         _checks.like(op, f"select_biases[{i}]", bias, (channels,), "branches[0]", first)
 
 
-def check_into(out, branches, *rest):
+def check_into(out: torch.Tensor, branches: Sequence[torch.Tensor], *rest: Any) -> None:
     op, (*weights, sums, pixels) = "skff_select", rest
     check(branches, *weights)
     first = branches[0]
@@ -96,7 +112,7 @@ def check_into(out, branches, *rest):
         _checks.integer(op, "pixels", pixels, 1)
 
 
-def output_shape(branches, *weights):
+def output_shape(branches: Sequence[torch.Tensor], *weights: Any) -> Sequence[int]:
     return branches[0].shape
 
 

@@ -10,18 +10,18 @@ TASKS = {"denoise": "denoise_small", "enhance": "enhance", "sharpen": "sharpen"}
 DEFAULT = "denoise"
 
 
-def shipped():
+def shipped() -> dict[str, Path]:
     """{name: file with the weights} of the networks that come with the package."""
     return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
 
-def tasks():
+def tasks() -> dict[str, Path]:
     """{task: file with the weights of the network for it}, of the tasks whose network is here."""
     files = shipped()
     return {task: files[name] for task, name in TASKS.items() if name in files}
 
 
-def weights_of(name=DEFAULT):
+def weights_of(name: str = DEFAULT) -> Path:
     """The file with the weights of a network that comes with the package.
 
     Args:
@@ -39,7 +39,7 @@ def weights_of(name=DEFAULT):
     return found[name]
 
 
-def load_pretrained(name=DEFAULT):
+def load_pretrained(name: str = DEFAULT) -> MIRNet:
     """A MIRNet in eval mode, float32, on the CPU, that comes with the package.
 
     Args:

@@ -16,7 +16,9 @@ BINOMIAL = {
 }
 
 
-def binomial_filter(filt_size, dtype=None, device=None):
+def binomial_filter(
+    filt_size: int, dtype: torch.dtype | None = None, device: torch.device | None = None
+) -> torch.Tensor:
     """The (filt_size, filt_size) binomial filter, its values summing to 1.
 
     Every value is exact in float16 and bfloat16: a small integer over a power of two.
@@ -26,6 +28,6 @@ def binomial_filter(filt_size, dtype=None, device=None):
     return square / 4 ** (filt_size - 1)
 
 
-def pad_amounts(filt_size, pad_off=0):
+def pad_amounts(filt_size: int, pad_off: int = 0) -> tuple[int, int]:
     """(before, after): the padding of one axis."""
     return (filt_size - 1) // 2 + pad_off, filt_size // 2 + pad_off

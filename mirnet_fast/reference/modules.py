@@ -15,21 +15,21 @@ from torch import nn
 from .filters import BINOMIAL, PADDING_ALIASES, PADDING_MODES, binomial_filter, pad_amounts
 
 
-def check_count(owner, least=1, **given):
+def check_count(owner: str, least: int = 1, **given: object) -> None:
     """Raise ValueError where an argument of a constructor is no integer of at least `least`."""
     for name, value in given.items():
         if not isinstance(value, Integral) or value < least:
             raise ValueError(f"{owner}: {name} must be an integer of at least {least}; got {value!r}")
 
 
-def check_odd(owner, **given):
+def check_odd(owner: str, **given: object) -> None:
     """Raise ValueError where an argument of a constructor is no odd integer of at least 1."""
     for name, value in given.items():
         if not isinstance(value, Integral) or value < 1 or value % 2 == 0:
             raise ValueError(f"{owner}: {name} must be an odd integer of at least 1; got {value!r}")
 
 
-def conv(in_channels, out_channels, kernel_size, bias=False):
+def conv(in_channels: int, out_channels: int, kernel_size: int, bias: bool = False) -> nn.Conv2d:
     """A convolution that keeps height and width, as those of an odd size do."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=bias)
 
@@ -37,14 +37,14 @@ def conv(in_channels, out_channels, kernel_size, bias=False):
 class SKFF(nn.Module):
     """Selective kernel feature fusion of `height` branches (section 3.1, equations 1 and 2)."""
 
-    def __init__(self, in_channels, height=3, reduction=8, bias=False):
+    def __init__(self, in_channels: int, height: int = 3, reduction: int = 8, bias: bool = False) -> None:
         super().__init__()
         check_count("SKFF", in_channels=in_channels, height=height, reduction=reduction)
         squeezed = max(in_channels // reduction, 4)
         self.conv_du = nn.Sequential(nn.Conv2d(in_channels, squeezed, 1, bias=bias), nn.PReLU())
         self.fcs = nn.ModuleList(nn.Conv2d(squeezed, in_channels, 1, bias=bias) for _ in range(height))
 
-    def forward(self, branches):
+    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
         """[(N, C, H, W)] * height -> (N, C, H, W)."""
         stacked = torch.stack(list(branches), dim=1)
         pooled = stacked.sum(dim=1).mean(dim=(2, 3), keepdim=True)
@@ -57,19 +57,19 @@ class SpatialAttention(nn.Module):
     """One gate a pixel, from the channels' maximum and mean (section 3.2)."""
 
     class Gate(nn.Module):
-        def __init__(self, kernel_size):
+        def __init__(self, kernel_size: int) -> None:
             super().__init__()
             self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
-        def forward(self, pooled):
+        def forward(self, pooled: torch.Tensor) -> torch.Tensor:
             return torch.sigmoid(self.conv(pooled))
 
-    def __init__(self, kernel_size=5):
+    def __init__(self, kernel_size: int = 5) -> None:
         super().__init__()
         check_odd("SpatialAttention", kernel_size=kernel_size)
         self.spatial = self.Gate(kernel_size)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         pooled = torch.cat([x.max(dim=1, keepdim=True).values, x.mean(dim=1, keepdim=True)], dim=1)
         return x * self.spatial(pooled)
 
@@ -77,7 +77,7 @@ class SpatialAttention(nn.Module):
 class ChannelAttention(nn.Module):
     """One gate a channel, from its global mean (section 3.2)."""
 
-    def __init__(self, channels, reduction=8, bias=False):
+    def __init__(self, channels: int, reduction: int = 8, bias: bool = False) -> None:
         super().__init__()
         self.conv_du = nn.Sequential(
             nn.Conv2d(channels, channels // reduction, 1, bias=bias),
@@ -86,7 +86,7 @@ class ChannelAttention(nn.Module):
             nn.Sigmoid(),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.conv_du(x.mean(dim=(2, 3), keepdim=True))
 
 
@@ -95,7 +95,16 @@ class DAU(nn.Module):
 
     SKIP = True
 
-    def __init__(self, n_feat, kernel_size=3, reduction=8, bias=False, bn=False, act=None, res_scale=1):
+    def __init__(
+        self,
+        n_feat: int,
+        kernel_size: int = 3,
+        reduction: int = 8,
+        bias: bool = False,
+        bn: bool = False,
+        act: nn.Module | None = None,
+        res_scale: float = 1,
+    ) -> None:
         super().__init__()
         if bn or res_scale != 1:
             raise ValueError(f"DAU: only bn=False and res_scale=1 are published, got {bn=}, {res_scale=}")
@@ -109,7 +118,7 @@ class DAU(nn.Module):
         self.CA = ChannelAttention(n_feat, reduction, bias)
         self.conv1x1 = nn.Conv2d(2 * n_feat, n_feat, 1, bias=bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         r = self.body(x)
         fused = self.conv1x1(torch.cat([self.SA(r), self.CA(r)], dim=1))
@@ -119,7 +128,14 @@ class DAU(nn.Module):
 class Downsample(nn.Module):
     """Blur-pool: anti-aliased down-sampling (Zhang, ICML 2019)."""
 
-    def __init__(self, pad_type="reflect", filt_size=3, stride=2, channels=None, pad_off=0):
+    def __init__(
+        self,
+        pad_type: str = "reflect",
+        filt_size: int = 3,
+        stride: int = 2,
+        channels: int | None = None,
+        pad_off: int = 0,
+    ) -> None:
         super().__init__()
         pad_type = PADDING_ALIASES.get(pad_type, pad_type)
         if pad_type not in PADDING_MODES:
@@ -134,7 +150,7 @@ class Downsample(nn.Module):
         self.pad_sizes = (before, after, before, after)
         self.register_buffer("filt", binomial_filter(filt_size).repeat(channels, 1, 1, 1))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, ceil(H / stride), ceil(W / stride)) for pad_off = 0."""
         padded = nn.functional.pad(x, self.pad_sizes, mode=PADDING_MODES[self.pad_type])
         return nn.functional.conv2d(padded, self.filt, stride=self.stride, groups=x.shape[1])
@@ -145,7 +161,7 @@ class ResidualDownSample(nn.Module):
 
     Blur = Downsample
 
-    def __init__(self, in_channels, bias=False):
+    def __init__(self, in_channels: int, bias: bool = False) -> None:
         super().__init__()
         self.top = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 1, bias=bias),
@@ -160,14 +176,14 @@ class ResidualDownSample(nn.Module):
             nn.Conv2d(in_channels, 2 * in_channels, 1, bias=bias),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.top(x) + self.bot(x)
 
 
 class ResidualUpSample(nn.Module):
     """C channels to C/2 at double the resolution (section 3.3, figure 5b)."""
 
-    def __init__(self, in_channels, bias=False):
+    def __init__(self, in_channels: int, bias: bool = False) -> None:
         super().__init__()
         self.top = nn.Sequential(
             nn.Conv2d(in_channels, in_channels, 1, bias=bias),
@@ -181,11 +197,11 @@ class ResidualUpSample(nn.Module):
             nn.Conv2d(in_channels, in_channels // 2, 1, bias=bias),
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.top(x) + self.bot(x)
 
 
-def octaves(scale_factor):
+def octaves(scale_factor: int) -> int:
     """log2 of a power of two."""
     if not isinstance(scale_factor, Integral) or scale_factor < 2 or scale_factor & (scale_factor - 1):
         raise ValueError(f"scale_factor must be a power of two, at least 2; got {scale_factor!r}")
@@ -197,13 +213,13 @@ class DownSample(nn.Module):
 
     Step = ResidualDownSample
 
-    def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
+    def __init__(self, in_channels: int, scale_factor: int, stride: int = 2, kernel_size: int = 3) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(self.Step(in_channels * stride**step) for step in range(octaves(scale_factor)))
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x)
 
 
@@ -212,13 +228,13 @@ class UpSample(nn.Module):
 
     Step = ResidualUpSample
 
-    def __init__(self, in_channels, scale_factor, stride=2, kernel_size=3):
+    def __init__(self, in_channels: int, scale_factor: int, stride: int = 2, kernel_size: int = 3) -> None:
         super().__init__()
         self.body = nn.Sequential(
             *(self.Step(in_channels // stride**step) for step in range(octaves(scale_factor)))
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x)
 
 
@@ -232,7 +248,9 @@ class MSRB(nn.Module):
     DAU, SKFF, DownSample, UpSample = DAU, SKFF, DownSample, UpSample
     SKIP = True
 
-    def __init__(self, n_feat, height, width, stride, bias, act=None):
+    def __init__(
+        self, n_feat: int, height: int, width: int, stride: int, bias: bool, act: nn.Module | None = None
+    ) -> None:
         super().__init__()
         check_count("MSRB", n_feat=n_feat, height=height, width=width, stride=stride)
         self.height, self.width = height, width
@@ -261,7 +279,7 @@ class MSRB(nn.Module):
         self.conv_out = conv(n_feat, n_feat, 3, bias)
         self.selective_kernel = nn.ModuleList(self.SKFF(channels, height) for channels in self.channels)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W); H and W are multiples of 2**(height - 1)."""
         streams = [self.blocks[0][0](x)]
         for j in range(1, self.height):
@@ -276,11 +294,11 @@ class MSRB(nn.Module):
         y = self.conv_out(self.selective_kernel[0](full))
         return x + y if self.SKIP else y
 
-    def resample(self, stream, source, target):
+    def resample(self, stream: torch.Tensor, source: int, target: int) -> torch.Tensor:
         """A stream of scale `source`, brought to the channels and resolution of scale `target`."""
         return stream if source == target else self._resampler(source, target)(stream)
 
-    def _resampler(self, source, target):
+    def _resampler(self, source: int, target: int) -> nn.Module:
         resamplers = self.down if source < target else self.up
         return resamplers[f"{self.channels[source]}_{2 ** abs(target - source)}"]
 
@@ -291,14 +309,23 @@ class RRG(nn.Module):
     MSRB = MSRB
     SKIP = True
 
-    def __init__(self, n_feat, n_MSRB, height, width, stride, bias=False, act=None):
+    def __init__(
+        self,
+        n_feat: int,
+        n_MSRB: int,
+        height: int,
+        width: int,
+        stride: int,
+        bias: bool = False,
+        act: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         check_count("RRG", 0, n_MSRB=n_MSRB)
         act = nn.PReLU() if act is None else act
         blocks = [self.MSRB(n_feat, height, width, stride, bias, act) for _ in range(n_MSRB)]
         self.body = nn.Sequential(*blocks, conv(n_feat, n_feat, 3, bias))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.body(x) + x if self.SKIP else self.body(x)
 
 
@@ -313,17 +340,17 @@ class MIRNet(nn.Module):
 
     def __init__(
         self,
-        in_channels=3,
-        out_channels=3,
-        n_feat=64,
-        kernel_size=3,
-        stride=2,
-        n_RRG=3,
-        n_MSRB=2,
-        height=3,
-        width=2,
-        bias=False,
-    ):
+        in_channels: int = 3,
+        out_channels: int = 3,
+        n_feat: int = 64,
+        kernel_size: int = 3,
+        stride: int = 2,
+        n_RRG: int = 3,
+        n_MSRB: int = 2,
+        height: int = 3,
+        width: int = 2,
+        bias: bool = False,
+    ) -> None:
         super().__init__()
         check_count("MIRNet", in_channels=in_channels, out_channels=out_channels, n_feat=n_feat)
         check_odd("MIRNet", kernel_size=kernel_size)
@@ -336,5 +363,5 @@ class MIRNet(nn.Module):
         )
         self.conv_out = conv(n_feat, out_channels, kernel_size, bias)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv_out(self.body(self.conv_in(x))) + x

@@ -5,13 +5,17 @@ They are written for reading and keep the published order of operators; the rewr
 make the kernels fast are not in here.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from .filters import PADDING_MODES, binomial_filter, pad_amounts
 
 
-def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
+def blur_pool(
+    x: torch.Tensor, filt_size: int = 3, pad_type: str = "reflect", stride: int = 2, pad_off: int = 0
+) -> torch.Tensor:
     """Anti-aliased down-sampling: pad, then a depthwise binomial filter with a stride.
 
     Args:
@@ -34,7 +38,14 @@ def blur_pool(x, filt_size=3, pad_type="reflect", stride=2, pad_off=0):
     return F.conv2d(padded, filt, stride=stride, groups=channels)
 
 
-def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases):
+def skff_select(
+    branches: Sequence[torch.Tensor],
+    reduce_weight: torch.Tensor,
+    reduce_bias: torch.Tensor | None,
+    slope: torch.Tensor | None,
+    select_weights: Sequence[torch.Tensor],
+    select_biases: Sequence[torch.Tensor],
+) -> torch.Tensor:
     """Selective kernel feature fusion of B branches.
 
     Args:
@@ -60,8 +71,16 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
 
 
 def dau_attention(
-    r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias
-):
+    r: torch.Tensor,
+    x: torch.Tensor | None,
+    spatial_weight: torch.Tensor,
+    squeeze_weight: torch.Tensor,
+    squeeze_bias: torch.Tensor | None,
+    excite_weight: torch.Tensor,
+    excite_bias: torch.Tensor | None,
+    fuse_weight: torch.Tensor,
+    fuse_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """The attention half of the dual attention unit, residual included.
 
     Args:
@@ -88,7 +107,15 @@ def dau_attention(
     return fused if x is None else fused + x
 
 
-def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+def residual_down_tail(
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    top_bias: torch.Tensor | None,
+    bottom_weight: torch.Tensor,
+    bottom_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """The end of the residual down-sampling: both halves blurred, projected and added.
 
     Args:
@@ -107,7 +134,15 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
     return upper + lower
 
 
-def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
+def residual_up_tail(
+    top: torch.Tensor,
+    bottom: torch.Tensor,
+    slope: torch.Tensor,
+    top_weight: torch.Tensor,
+    top_bias: torch.Tensor | None,
+    bottom_weight: torch.Tensor,
+    bottom_bias: torch.Tensor | None,
+) -> torch.Tensor:
     """The end of the residual up-sampling: PReLU and projection, plus the bilinear branch.
 
     Args:
@@ -127,6 +162,6 @@ def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bo
     return upper + F.conv2d(enlarged, bottom_weight, bottom_bias)
 
 
-def activation(x, slope):
+def activation(x: torch.Tensor, slope: torch.Tensor | None) -> torch.Tensor:
     """PReLU or LeakyReLU with the given slope tensor; ReLU where it is None."""
     return F.relu(x) if slope is None else F.prelu(x, slope)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import reference
-from .recipe import RecipeError
+from .recipe import Recipe, RecipeError
 
 
 class ResidualBlock(nn.Module):
@@ -16,12 +16,12 @@ class ResidualBlock(nn.Module):
 
     SKIP = True
 
-    def __init__(self, n_feat, bias=False, act=None):
+    def __init__(self, n_feat: int, bias: bool = False, act: nn.Module | None = None) -> None:
         super().__init__()
         first, second = (nn.Conv2d(n_feat, n_feat, 3, padding=1, bias=bias) for _ in range(2))
         self.body = nn.Sequential(first, nn.PReLU() if act is None else act, second)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) -> (N, C, H, W)."""
         return self.body(x) + x if self.SKIP else self.body(x)
 
@@ -29,27 +29,29 @@ class ResidualBlock(nn.Module):
 class Sum(nn.Module):
     """In place of a SKFF: the sum of its branches."""
 
-    def __init__(self, channels, height):
+    def __init__(self, channels: int, height: int) -> None:
         super().__init__()
 
-    def forward(self, branches):
+    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
         """[(N, C, H, W)] * height -> (N, C, H, W)."""
-        return sum(branches)
+        return sum(branches)  # pyrefly: ignore[bad-return]
 
 
 class Concat(nn.Module):
     """In place of a SKFF: a 1x1 convolution of its branches, one after the other."""
 
-    def __init__(self, channels, height):
+    def __init__(self, channels: int, height: int) -> None:
         super().__init__()
         self.conv1x1 = nn.Conv2d(channels * height, channels, 1, bias=False)
 
-    def forward(self, branches):
+    def forward(self, branches: list[torch.Tensor]) -> torch.Tensor:
         """[(N, C, H, W)] * height -> (N, C, H, W)."""
         return self.conv1x1(torch.cat(list(branches), 1))
 
 
-def ablated(network, skips=True, dau=True, skff="skff"):
+def ablated(
+    network: type[reference.MIRNet], skips: bool = True, dau: bool = True, skff: str = "skff"
+) -> type[reference.MIRNet]:
     """A class like `network`, a MIRNet, fast or reference, with the same constructor.
 
     Args:
@@ -68,7 +70,7 @@ def ablated(network, skips=True, dau=True, skff="skff"):
     return type("MIRNet", (network,), {"RRG": group})
 
 
-def costs(recipe):
+def costs(recipe: Recipe) -> tuple[int, int]:
     """(parameters, FLOPs of a patch forward) of a recipe's network, as published: nothing is computed.
 
     A multiplication and its addition are two FLOPs; only convolutions count.

@@ -4,7 +4,9 @@ A sample is a function of the recipe's seed and of its number alone: which photo
 spoilt how. So a run can go on anywhere, with any number of workers and processes.
 """
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +16,10 @@ from torch.utils.data import Dataset, default_collate
 
 from ..images import ImageError, photos_below, read_photo
 from .degradations import generator, spoilt
+from .recipe import Clean, Source
+
+# Input, target and name of the photo.
+Sample = tuple[torch.Tensor, torch.Tensor, str]
 
 # Bytes of decoded photos that a worker keeps.
 KEPT = 2**31
@@ -56,24 +62,25 @@ _CARRIED = {"skimage": _of_skimage, "sklearn": _of_sklearn}
 class Photos:
     """The whole photos of a source: len(), and pair(i, rng) -> (input, target, name)."""
 
-    def __init__(self, source):
+    def __init__(self, source: Source) -> None:
         self.source = source
-        self.paired = source.kind != "clean"
-        if self.paired:
-            self.names = source.pairs()
-        else:
+        self.paired = not isinstance(source, Clean)
+        if isinstance(source, Clean):
+            # pyrefly: ignore[bad-argument-type]
             photos = source.photos or photos_below(source.folder)
             self.names = [(photo, scale) for scale in source.scales for photo in photos]
+        else:
+            self.names = source.pairs()
         self._kept, self._bytes = {}, 0
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def name(self, i):
+    def name(self, i: int) -> str:
         """What a message calls photo i: the file of its input."""
         return str(self.names[i][0])
 
-    def target(self, i):
+    def target(self, i: int) -> np.ndarray:
         """(H, W, 3) float32 of the clean photo i."""
         return self._decoded(self.names[i][1]) if self.paired else self._decoded(*self.names[i])
 
@@ -91,7 +98,7 @@ class Photos:
             self._bytes += rgb.nbytes
         return rgb
 
-    def check(self, i, side, what):
+    def check(self, i: int, side: int, what: str) -> None:
         """Raise ImageError if photo i is damaged, smaller than what has that side, or than its partner."""
         height, width = self.target(i).shape[:2]
         if min(height, width) < side:
@@ -108,30 +115,33 @@ class Photos:
             )
         return given
 
-    def pair(self, i, rng, window=None):
+    def pair(
+        self, i: int, rng: np.random.Generator, window: tuple[slice, slice] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(input, target) (H, W, 3) float32 of photo i, or of a window of it, a pair of slices."""
         target = self.target(i)
         window = window or (slice(None), slice(None))
-        if self.paired:
+        if not isinstance(self.source, Clean):
             return self._given(i)[window], target[window]
         clean, steps = target[window], self.source.degradations
         if self.source.target == "processed":
             key = int(rng.integers(2**63))
-            return tuple(spoilt(clean, steps, generator(key, 0), noise) for noise in (True, False))
+            given, clean = (spoilt(clean, steps, generator(key, 0), noise) for noise in (True, False))
+            return given, clean
         given = clean
         for step in steps:  # with one generator, as in the runs whose logs there are
             given = step.apply(given, rng)
         return given, clean
 
 
-class Patches(Dataset):
+class Patches(Dataset[Sample]):
     """Sample number k -> (input, target) (3, patch, patch) and the name of the photo."""
 
-    def __init__(self, source, patch, seed):
+    def __init__(self, source: Source, patch: int, seed: int) -> None:
         self.photos, self.patch, self.seed = Photos(source), patch, seed
-        self.margin = 0 if self.photos.paired else source.margin
+        self.margin = source.margin if isinstance(source, Clean) else 0
 
-    def __getitem__(self, number):
+    def __getitem__(self, number: int) -> Sample:  # pyrefly: ignore[bad-override-param-name]
         epoch, place = divmod(number, len(self.photos))
         # Every photo once an epoch, each epoch in an order of its own.
         i = int(generator(self.seed, 2**63 + epoch).permutation(len(self.photos))[place])
@@ -143,9 +153,10 @@ class Patches(Dataset):
         turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         patch = _window((side, side), self.patch, rng)
         pair = [image[patch] for image in self.photos.pair(i, rng, window)]
-        return *(_tensor(_turned(image, turns, mirrored)) for image in pair), self.photos.name(i)
+        given, target = (_tensor(_turned(image, turns, mirrored)) for image in pair)
+        return given, target, self.photos.name(i)
 
-    def __getitems__(self, numbers):
+    def __getitems__(self, numbers: Sequence[int]) -> list[Sample] | Exception:
         """What a DataLoader asks for: the samples, or the error that one of them raised.
 
         Raised in a worker it would come with the worker's whole traceback as its message.
@@ -156,15 +167,15 @@ class Patches(Dataset):
             return error
 
 
-def collated(samples):
+def collated(samples: list[Sample] | Exception) -> Any:
     """The batch of samples of Patches; their error as it is."""
     return samples if isinstance(samples, Exception) else default_collate(samples)
 
 
-def _window(size, side, rng):
+def _window(size: tuple[int, int], side: int, rng: np.random.Generator) -> tuple[slice, slice]:
     """A square of that side at a random place in what has that size, a pair of slices."""
-    starts = [int(rng.integers(length - side + 1)) for length in size]
-    return tuple(slice(start, start + side) for start in starts)
+    top, left = (int(rng.integers(length - side + 1)) for length in size)
+    return slice(top, top + side), slice(left, left + side)
 
 
 def _turned(image, turns, mirrored):
@@ -176,17 +187,17 @@ def _tensor(image):
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32))
 
 
-class Order(torch.utils.data.Sampler):
+class Order(torch.utils.data.Sampler[list[int]]):
     """The sample numbers of one process from update `start` on: its part of every update's batch."""
 
-    def __init__(self, start, steps, batch, rank=0, world=1):
+    def __init__(self, start: int, steps: int, batch: int, rank: int = 0, world: int = 1) -> None:
         self.start, self.steps, self.batch, self.rank, self.world = start, steps, batch, rank, world
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         share = self.batch // self.world
         for step in range(self.start, self.steps):
             first = step * self.batch + self.rank * share
             yield list(range(first, first + share))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.steps - self.start

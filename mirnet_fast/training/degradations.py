@@ -7,6 +7,7 @@ with the same random numbers, but adds no noise and takes away no light.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import cv2
@@ -34,7 +35,7 @@ class Gaussian(Part):
     sigma: Range
     clip: Share = 0.0
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         if not noise:
             return rgb
         sigma = rng.uniform(*self.sigma) / 255
@@ -52,7 +53,7 @@ class Camera(Part):
     shot: Range
     read: Range
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         if not noise:
             return rgb
         shot, read = rng.uniform(*self.shot), rng.uniform(*self.read)
@@ -77,7 +78,7 @@ class Correlated(Part):
     blur: Rising[Width]
     channels: Literal["rgb", "chroma", "luma"] = "rgb"
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         if not noise:
             return rgb
         sigma, blur = rng.uniform(*self.sigma) / 255, rng.uniform(*self.blur)
@@ -106,13 +107,13 @@ class Jpeg(Part):
     quality: Qualities
     subsampling: list[Literal["4:2:0", "4:4:4"]] = Field(["4:2:0"], min_length=1)
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
         subsampling = _SUBSAMPLINGS[_one(self.subsampling, rng)]
         pixels = np.round(255 * np.clip(rgb, 0, 1)).astype(np.uint8)[:, :, ::-1]
         settings = [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, subsampling]
         _, data = cv2.imencode(".jpg", pixels, settings)
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1]
+        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)[:, :, ::-1]  # pyrefly: ignore[unsupported-operation]
         return decoded.astype(np.float32) / 255
 
 
@@ -129,7 +130,7 @@ class LowLight(Part):
     gamma: Range
     gain: Range
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         if not noise:
             return rgb
         gamma, gain = rng.uniform(*self.gamma), rng.uniform(*self.gain)
@@ -142,7 +143,7 @@ class Resample(Part):
     kind: Literal["resample"]
     factor: int = Field(ge=2, le=MANY)
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         return _down_and_up(rgb, self.factor, cv2.INTER_AREA, cv2.INTER_CUBIC)
 
 
@@ -155,7 +156,7 @@ class Zoom(Part):
     kind: Literal["zoom"]
     factor: Rising[Annotated[Positive, Field(ge=1, le=MANY)]]
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         return _down_and_up(rgb, rng.uniform(*self.factor), _one(_DOWN, rng), _one(_UP, rng))
 
 
@@ -177,7 +178,7 @@ class Sharpen(Part):
     amount: Rising[Annotated[NotNegative, Field(le=100)]]
     radius: Rising[Width]
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         amount, radius = rng.uniform(*self.amount), rng.uniform(*self.radius)
         blurred = cv2.GaussianBlur(rgb, (0, 0), radius)
         return np.clip(rgb + amount * (rgb - blurred), 0, 1)
@@ -213,7 +214,7 @@ class Raw(Part):
     bits: Rising[Annotated[Whole, Field(ge=8, le=16)]] = (10, 14)
     tone: Share = 0.5
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         shot = SHOT * math.exp(rng.uniform(*np.log(self.iso)))
         read = math.exp((2.18 * math.log(shot) + 1.2 + 0.26 * rng.standard_normal()) / 2)
         exposure = rng.uniform(*self.exposure)
@@ -256,7 +257,7 @@ def _camera_matrix(rng):
 
 def _gains(rng):
     """White balance of red, green and blue, in the ranges of Brooks et al."""
-    return np.float32([rng.uniform(1.9, 2.4), 1, rng.uniform(1.5, 1.9)])
+    return np.array([rng.uniform(1.9, 2.4), 1, rng.uniform(1.5, 1.9)], np.float32)
 
 
 @functools.cache
@@ -310,8 +311,8 @@ def _hamilton_adams(mosaic, pattern):
     """Green along the smoother direction, then smooth differences to it (US patent 5,629,734, of 1997)."""
 
     def along(*taps):
-        taps = np.float32([taps])
-        return cv2.filter2D(mosaic, -1, taps), cv2.filter2D(mosaic, -1, taps.T)
+        row = np.array([taps], np.float32)
+        return cv2.filter2D(mosaic, -1, row), cv2.filter2D(mosaic, -1, row.T)
 
     roughness = [
         np.abs(slope) + np.abs(bend)
@@ -321,7 +322,7 @@ def _hamilton_adams(mosaic, pattern):
     across, down = along(-0.25, 0.5, 0.5, 0.5, -0.25)
     share = (1 + np.sign(roughness[1] - roughness[0])) / 2
     green = np.where(colours == 1, mosaic, down + share * (across - down))
-    taps = np.float32([0.5, 1, 0.5])
+    taps = np.array([0.5, 1, 0.5], np.float32)
     red, blue = (
         green + cv2.sepFilter2D(np.where(colours == colour, mosaic - green, 0), -1, taps, taps)
         for colour in (0, 2)
@@ -342,7 +343,7 @@ class AnyOrder(Part):
     kind: Literal["any_order"]
     steps: list["Degradation"] = Field(min_length=1)
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         order = rng.permutation(len(self.steps))
         return spoilt(rgb, [self.steps[i] for i in order], rng, noise)
 
@@ -355,13 +356,13 @@ class OneOf(Part):
     weights: list[Few] | None = None
 
     @model_validator(mode="after")
-    def a_weight_each(self):
+    def a_weight_each(self) -> "OneOf":
         if self.weights and len(self.weights) != len(self.steps):
             counts = f"{len(self.weights)} and {len(self.steps)}"
             raise ValueError(f"must have as many weights as steps; got {counts}")
         return self
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         weights = np.array(self.weights or [1] * len(self.steps))
         chosen = rng.choice(len(self.steps), p=weights / weights.sum())
         return spoilt(rgb, [self.steps[chosen]], rng, noise)
@@ -374,7 +375,7 @@ class Chance(Part):
     share: Share
     steps: list["Degradation"] = Field(min_length=1)
 
-    def apply(self, rgb, rng, noise=True):
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
         return spoilt(rgb, self.steps, rng, noise) if rng.random() < self.share else rgb
 
 
@@ -400,7 +401,7 @@ def _bounded(steps):
     unseen, count = [(steps, 1)], 0
     while unseen:
         given, depth = unseen.pop()
-        given = given if isinstance(given, list | tuple) else ()
+        given = given if isinstance(given, (list, tuple)) else ()
         count += len(given)
         if depth > DEEPEST or count > MOST:
             raise ValueError(f"must be at most {MOST} steps, and {DEEPEST} within each other")
@@ -413,12 +414,14 @@ def _bounded(steps):
 Degradations = Annotated[list[Degradation], Field(min_length=1), BeforeValidator(_bounded)]
 
 
-def generator(seed, number):
+def generator(seed: int, number: int) -> np.random.Generator:
     """The random numbers of sample `number`."""
     return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
-def spoilt(rgb, steps, rng, noise=True):
+def spoilt(
+    rgb: np.ndarray, steps: "Sequence[Degradation]", rng: np.random.Generator, noise: bool = True
+) -> np.ndarray:
     """rgb after all steps, each with random numbers of its own: none depends on how many another drew."""
     key = int(rng.integers(2**63))
     for number, step in enumerate(steps):

@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+from collections.abc import Generator
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -17,11 +20,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+Value = TypeVar("Value")
+
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @contextlib.contextmanager
-def processes(device):
+def processes(device: torch.device | str) -> Generator[torch.device]:
     """The device of this process; inside, those that torchrun has started, if it has, know each other."""
     device = torch.device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -37,12 +42,12 @@ def processes(device):
         dist.destroy_process_group()
 
 
-def rank_and_world():
+def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def mean(values):
+def mean(values: torch.Tensor) -> torch.Tensor:
     """The mean over the processes of a tensor."""
     if dist.is_initialized():
         dist.all_reduce(values)
@@ -50,7 +55,7 @@ def mean(values):
     return values
 
 
-def from_first(value):
+def from_first(value: Value) -> Value:
     """What process 0 gave; all processes take part."""
     if dist.is_initialized():
         values = [value]
@@ -59,7 +64,7 @@ def from_first(value):
     return value
 
 
-def shard(network):
+def shard(network: nn.Module) -> None:
     """Give each process its part of every weight (FSDP2).
 
     One unit for all: the PReLU that every DAU shares may not lie in two.
@@ -71,19 +76,19 @@ def shard(network):
 class Replica(DistributedDataParallel):
     """Every process has all weights, and gets the mean of all gradients."""
 
-    def __init__(self, network):
+    def __init__(self, network: nn.Module) -> None:
         device = next(network.parameters()).device
         # The last column of a block leaves some of its parts without work.
         super().__init__(
             network, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
         )
 
-    def set_requires_gradient_sync(self, wanted):
+    def set_requires_gradient_sync(self, wanted: bool) -> None:
         """The name that FSDP2 has for it: whether the next backward exchanges gradients."""
         self.require_backward_grad_sync = wanted
 
 
-def whole_state(network, optimizer=None):
+def whole_state(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
     """State of a network, or of its optimizer, as if one process had it all: on the CPU of process 0.
 
     All processes take part.
@@ -93,7 +98,9 @@ def whole_state(network, optimizer=None):
     return get_optimizer_state_dict(network, optimizer, options=WHOLE)
 
 
-def load_whole_state(state, network, optimizer=None):
+def load_whole_state(
+    state: dict[str, Any], network: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> None:
     """The other way; every process has the whole state."""
     options = replace(WHOLE, strict=False)
     if optimizer is None:

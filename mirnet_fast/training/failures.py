@@ -1,6 +1,8 @@
 """What may end a training, in a sentence."""
 
 import contextlib
+from collections.abc import Generator
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
@@ -11,7 +13,7 @@ class TrainingError(RuntimeError):
 
 
 @contextlib.contextmanager
-def can_be_written(path, kept=""):
+def can_be_written(path: Path, kept: str = "") -> Generator[None]:
     """Inside, failing to write is a TrainingError that names the path and ends with `kept`."""
     try:
         yield
@@ -20,7 +22,7 @@ def can_be_written(path, kept=""):
 
 
 @contextlib.contextmanager
-def failures_told(what):
+def failures_told(what: str) -> Generator[None]:
     """Inside, too little memory and the death of a worker are TrainingErrors."""
     try:
         yield
@@ -40,6 +42,6 @@ def failures_told(what):
         raise
 
 
-def last_line(error):
+def last_line(error: BaseException) -> str:
     """The last line of a message: what a worker sends begins with its traceback."""
     return str(error).strip().rpartition("\n")[2]

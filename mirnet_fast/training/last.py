@@ -3,6 +3,8 @@
 import pickle
 import re
 import zipfile
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -14,7 +16,7 @@ LAST = "last.pt"
 ANEW = "train in another folder, or remove it to start anew"
 
 
-def read(path):
+def read(path: Path) -> dict[str, Any]:
     """What is in a last.pt: tensors and plain values; it may not run code.
 
     Raises:
@@ -44,7 +46,7 @@ def read(path):
         ) from error
 
 
-def recipe_in(state, path):
+def recipe_in(state: dict[str, Any], path: Path) -> Recipe:
     """The Recipe of what was read from `path`.
 
     Raises:
@@ -56,7 +58,7 @@ def recipe_in(state, path):
         raise TrainingError(f"{path} is of another version: {problems(error)}; {ANEW}") from error
 
 
-def identity(path):
+def identity(path: Path) -> tuple[int, int, int] | None:
     """Changes whenever a file takes the place of the one at the path."""
     try:
         status = path.stat()

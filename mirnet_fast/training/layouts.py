@@ -39,7 +39,7 @@ class Sidd(_Layout):
 
     kind: Literal["sidd"]
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Path, Path]]:
         noisy = _found(_folder(self.root / "Data"), "*/*NOISY_SRGB_*.PNG")
         if not noisy:
             raise ImageError(f"{self.root / 'Data'}: no SCENE/NOISY_SRGB_*.PNG in it")
@@ -54,7 +54,7 @@ class RealSr(_Layout):
     split: Literal["Train", "Test"] = "Train"
     cameras: Annotated[tuple[str, ...], Field(min_length=1)] = ("Canon", "Nikon")
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Path, Path]]:
         low = []
         for camera in self.cameras:
             folder = _folder(self.root / camera / self.split / str(self.scale))
@@ -71,7 +71,7 @@ class Lol(_Layout):
     kind: Literal["lol"]
     split: Literal["our485", "eval15"] = "our485"
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Path, Path]]:
         folder = _folder(self.root / self.split)
         return matching_photos(folder / "low", folder / "high")
 
@@ -82,7 +82,7 @@ class FiveK(_Layout):
     kind: Literal["fivek"]
     expert: Literal["A", "B", "C", "D", "E"] = "C"
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Path, Path]]:
         # The raw inputs and the retouched ones are often exported in different formats.
         inputs, found = (_by_stem(self.root / side) for side in ("input", f"expert{self.expert}"))
         alone = sorted(inputs.keys() ^ found.keys())

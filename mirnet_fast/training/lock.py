@@ -6,6 +6,8 @@ import fcntl
 import os
 import socket
 import warnings
+from collections.abc import Generator
+from pathlib import Path
 
 NAME = ".training"
 
@@ -19,7 +21,7 @@ class LockedError(Exception):
 
 
 @contextlib.contextmanager
-def locked(folder):
+def locked(folder: Path) -> Generator[None]:
     """Inside, no other training runs in the folder. However a process ends, its lock ends with it.
 
     Raises:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .. import evaluation, inference
+from .. import evaluation, inference, reference
 from .._files import remove_halves, replaced
 from ..checkpoints import save_checkpoint
 from ..modules import MIRNet
@@ -29,7 +30,7 @@ from .distributed import Replica, from_first, load_whole_state, mean, rank_and_w
 from .failures import TrainingError, can_be_written, failures_told, last_line
 from .last import ANEW, LAST, identity, read, recipe_in
 from .lock import LockedError, locked
-from .recipe import differences, real_paths
+from .recipe import Recipe, differences, real_paths
 from .record import Record
 from .weights import completed, load_weights
 
@@ -37,12 +38,12 @@ BEST = "best.safetensors"
 DIFFERENCES_SHOWN = 3
 
 
-def charbonnier(output, target, epsilon):
+def charbonnier(output: torch.Tensor, target: torch.Tensor, epsilon: float) -> torch.Tensor:
     """Mean of sqrt((output - target)**2 + epsilon**2) (arXiv 2003.06792, equation 5)."""
     return ((output - target).square() + epsilon**2).sqrt().mean()
 
 
-def learning_rate(recipe, step):
+def learning_rate(recipe: Recipe, step: int) -> float:
     """Linear rise over `warmup` steps, then a cosine to the final rate (arXiv 1608.03983, equation 5)."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
@@ -75,7 +76,14 @@ class Trainer:
             running in the folder, nothing can be written there, or the memory is not enough.
     """
 
-    def __init__(self, recipe, folder, device="cpu", make=MIRNet, dtype=torch.float32):
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        make: type[reference.MIRNet] = MIRNet,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self.folder, self.device, self.dtype = Path(folder), torch.device(device), dtype
         self.rank, self.world = rank_and_world()
         if recipe.batch % (self.world * recipe.accumulate):
@@ -154,7 +162,7 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
 
-    def run(self, progress=True):
+    def run(self, progress: bool = True) -> list[float]:
         """Train to the last step; the losses of the steps, all processes' mean.
 
         SIGINT (Ctrl-C) and SIGTERM end the step and save a checkpoint first; a second one does not.
@@ -319,7 +327,7 @@ class Trainer:
             self.save_weights(self.folder / BEST)
         return psnr, ssim
 
-    def validate(self, show=None):
+    def validate(self, show: Callable[..., None] | None = None) -> tuple[float, float]:
         """(PSNR in dB, SSIM) of `judge`, means over the validation photos, as `evaluate` prints.
 
         show: called with step, number, name, input, result and target of as many photos as the recipe says.
@@ -337,7 +345,7 @@ class Trainer:
         score = evaluation.mean(scores)
         return score.psnr, score.ssim
 
-    def save(self):
+    def save(self) -> None:
         """Write last.pt, whole or not at all. All processes take part."""
         state = {
             "recipe": real_paths(self.recipe).model_dump_json(),
@@ -363,7 +371,7 @@ class Trainer:
             torch.save(state, new)
         self._last = identity(path)
 
-    def save_weights(self, path):
+    def save_weights(self, path: Path) -> None:
         """Write the weights of `judge` as safetensors, whole or not at all."""
         with can_be_written(path):
             save_checkpoint(self.judge, path)

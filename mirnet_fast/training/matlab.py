@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 import torch
+from torch import nn
 
 from .._files import replaced
 from ..images import ImageError
@@ -20,7 +21,7 @@ VALIDATION_NOISY, VALIDATION_CLEAN = "ValidationNoisyBlocksSrgb", "ValidationGtB
 BENCHMARK_NOISY = "BenchmarkNoisyBlocksSrgb"
 
 
-def sidd_blocks(path, name):
+def sidd_blocks(path: str | Path, name: str) -> np.ndarray:
     """(images, blocks, H, W, 3) uint8 of a .mat file, by the name of the array in it.
 
     Raises:
@@ -41,7 +42,7 @@ def sidd_blocks(path, name):
     return blocks
 
 
-def restored(model, rgb, device="cpu"):
+def restored(model: nn.Module, rgb: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """A (H, W, 3) float32 image from 0 to 1 through the model, clipped to that range.
 
     Raises:
@@ -54,7 +55,7 @@ def restored(model, rgb, device="cpu"):
     return result.clamp(0, 1).permute(1, 2, 0).cpu().numpy()
 
 
-def restored_blocks(model, blocks, device="cpu"):
+def restored_blocks(model: nn.Module, blocks: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
     """The same array of blocks after the model, uint8; raises as `restored` does."""
     result = np.empty_like(blocks)
     for i in np.ndindex(*blocks.shape[:2]):
@@ -62,7 +63,9 @@ def restored_blocks(model, blocks, device="cpu"):
     return result
 
 
-def write_sidd_submission(path, blocks, seconds_per_megapixel, method="MIRNet"):
+def write_sidd_submission(
+    path: str | Path, blocks: np.ndarray, seconds_per_megapixel: float, method: str = "MIRNet"
+) -> None:
     """SubmitSrgb.mat as the SIDD benchmark takes it, from restored benchmark blocks, whole or not at all.
 
     Raises:
@@ -85,7 +88,7 @@ def _save(path, content):
         scipy.io.savemat(new, content, do_compression=True, appendmat=False)
 
 
-def dnd_boxes(root):
+def dnd_boxes(root: str | Path) -> list[list[tuple[int, int, int, int]]]:
     """[(first row, end row, first column, end column) of each block] for each image, from info.mat.
 
     Raises:
@@ -99,7 +102,7 @@ def dnd_boxes(root):
         return [[(int(b[0]) - 1, int(b[2]), int(b[1]) - 1, int(b[3])) for b in image] for image in boxes]
 
 
-def dnd_image(root, i):
+def dnd_image(root: str | Path, i: int) -> np.ndarray:
     """(H, W, 3) float32 of image i, from 0, of ROOT/images_srgb.
 
     Raises:
@@ -113,7 +116,12 @@ def dnd_image(root, i):
     return image
 
 
-def write_dnd_submission(model, root, out, device="cpu"):
+def write_dnd_submission(
+    model: nn.Module,
+    root: str | Path,
+    out: str | Path,
+    device: torch.device | str = "cpu",
+) -> None:
     """Restore every block of DND below ROOT; OUT gets a bundle an image, as the benchmark takes them.
 
     Raises:

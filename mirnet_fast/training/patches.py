@@ -10,11 +10,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..images import ImageError, read_photo, write_photo
+from .layouts import FiveK, Lol, RealSr, Sidd
+from .recipe import Pairs
 
 SIDES = ("input", "target")
 
 
-def extract_patches(source, folder, size, stride, workers=None):
+def extract_patches(
+    source: Pairs | Sidd | RealSr | Lol | FiveK,
+    folder: str | Path,
+    size: int,
+    stride: int,
+    workers: int | None = None,
+) -> int:
     """Write the pairs of a source as windows: FOLDER/input/*.png and FOLDER/target/*.png.
 
     The two folders are there once all windows are: nobody trains on half of them.
@@ -52,7 +60,7 @@ def extract_patches(source, folder, size, stride, workers=None):
     return count
 
 
-def starts(length, size, stride):
+def starts(length: int, size: int, stride: int) -> list[int]:
     """Where the windows of one axis begin."""
     last = length - size
     return [*range(0, last, stride), last]

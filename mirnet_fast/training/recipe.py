@@ -2,8 +2,9 @@
 
 import os
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -14,6 +15,8 @@ from ..pretrained import shipped
 from .degradations import Degradations
 from .fields import Count, Decay, Few, NotNegative, Odd, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
+
+Model = TypeVar("Model", bound=BaseModel)
 
 ERRORS_SHOWN = 5
 # May change while a training goes on, as no weight depends on it.
@@ -54,7 +57,7 @@ class Pairs(Part):
     input: Path
     target: Path
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[Path, Path]]:
         return matching_photos(self.input, self.target)
 
 
@@ -81,7 +84,7 @@ class Clean(Part):
     margin: Annotated[Whole, Field(le=2**15)] = 0
 
     @model_validator(mode="after")
-    def one_source(self):
+    def one_source(self) -> "Clean":
         if (self.folder is None) == (self.photos is None):
             raise ValueError("either folder or photos must be given, not both")
         return self
@@ -104,7 +107,7 @@ class Recipe(Part):
 
     network: Network = Network()
     ablation: Ablation = Ablation()
-    weights: Literal[tuple(shipped())] | Path | None = None
+    weights: Literal[tuple(shipped())] | Path | None = None  # pyrefly: ignore[invalid-literal]
     """To begin with: a network that comes with the package, or a file as load_checkpoint takes it.
 
     An argument of the network that is not given is theirs.
@@ -150,7 +153,7 @@ class Recipe(Part):
     """Steps between checkpoints."""
 
     @model_validator(mode="after")
-    def parts_fit(self):
+    def parts_fit(self) -> "Recipe":
         multiple = 2 ** (self.network.height - 1)
         # What is not given the weights will tell.
         known = self.weights is None or "height" in self.network.model_fields_set
@@ -165,7 +168,7 @@ class Recipe(Part):
         return self
 
 
-def read_recipe(path):
+def read_recipe(path: str | Path) -> Recipe:
     """The Recipe in a YAML file, in UTF-8 or UTF-16; its relative folders are below the file's own.
 
     Raises:
@@ -196,7 +199,7 @@ def read_recipe(path):
     return with_paths(recipe, lambda given: path.parent / given)
 
 
-def schema():
+def schema() -> dict[str, Any]:
     """The JSON schema of a recipe (draft 2020-12), for editors and other programs."""
     return {"$schema": GenerateJsonSchema.schema_dialect, **Recipe.model_json_schema()}
 
@@ -217,7 +220,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def problems(error):
+def problems(error: ValidationError | RecursionError) -> str:
     """What pydantic found, in a line."""
     if isinstance(error, RecursionError):
         return "too many brackets within each other"
@@ -226,9 +229,9 @@ def problems(error):
     return "; ".join(found[:ERRORS_SHOWN] + more)
 
 
-def with_paths(part, change):
+def with_paths(part: Model, change: Callable[[Path], Path]) -> Model:
     """A copy in which every path is what change(path) gives."""
-    changes = {}
+    changes: dict[str, Any] = {}
     for name, value in part:
         if isinstance(value, Path):
             changes[name] = change(value)
@@ -237,12 +240,12 @@ def with_paths(part, change):
     return part.model_copy(update=changes)
 
 
-def real_paths(recipe):
+def real_paths(recipe: Recipe) -> Recipe:
     """The same recipe, for a process that runs in any folder."""
     return with_paths(recipe, lambda path: Path(os.path.realpath(path)))
 
 
-def differences(old, new):
+def differences(old: Recipe, new: Recipe) -> list[str]:
     """["field is A there and B here"]: what keeps a training by `old` from going on by `new`.
 
     Paths that lead to one place are equal, and more steps may be asked for.

@@ -27,11 +27,11 @@ class Record:
         TrainingError: that cannot be done.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._writer = None
 
-    def forget_after(self, step):
+    def forget_after(self, step: int) -> None:
         """Take the rows of later steps, which will be done again, out of the log; and halves of pictures.
 
         Raises:
@@ -56,7 +56,14 @@ class Record:
                 with replaced(path) as new:
                     new.write_bytes("".join([lines[0], *kept]).encode())
 
-    def add_row(self, step, loss=None, learning_rate=None, psnr=None, ssim=None):
+    def add_row(
+        self,
+        step: int,
+        loss: float | None = None,
+        learning_rate: float | None = None,
+        psnr: float | None = None,
+        ssim: float | None = None,
+    ) -> None:
         """What is known of a step."""
         path, row = self.folder / LOG, (loss, learning_rate, psnr, ssim)
         with can_be_written(path), path.open("a", newline="") as file:
@@ -69,7 +76,7 @@ class Record:
                 if value is not None:
                     self._events(step).add_scalar(name, value, step)
 
-    def add_sample(self, step, i, name, *pictures):
+    def add_sample(self, step: int, i: int, name: str, *pictures: np.ndarray) -> None:
         """Pictures of photo i, (H, W, 3) from 0 to 1, side by side in samples/STEP-I-NAME.png."""
         height, width = pictures[0].shape[:2]
         top, left = (max(0, side - SIDE) // 2 for side in (height, width))
@@ -88,7 +95,7 @@ class Record:
         with self._events_can_be_written():
             self._events(step).add_image(f"{SAMPLES}/{i}-{name}", pixels, step, dataformats="HWC")
 
-    def flush(self):
+    def flush(self) -> None:
         """All so far is with the system, and the log on the disk."""
         path = self.folder / LOG
         if path.exists():
@@ -98,7 +105,7 @@ class Record:
             with self._events_can_be_written():
                 self._writer.flush()
 
-    def close(self):
+    def close(self) -> None:
         """The same, and no process or thread is at it any more; what is added later begins another file."""
         writer, self._writer = self._writer, None
         if writer is not None:

@@ -3,13 +3,14 @@
 import hashlib
 
 from pydantic import ValidationError
+from torch import nn
 
 from ..checkpoints import CheckpointError, load_checkpoint, network_arguments
 from ..pretrained import shipped, weights_of
 from .recipe import Recipe, RecipeError, problems
 
 
-def completed(recipe, before=None):
+def completed(recipe: Recipe, before: Recipe | None = None) -> tuple[Recipe, str | None]:
     """(the recipe with those arguments of its network that its weights tell, SHA-256 of their file or None).
 
     Args:
@@ -47,7 +48,7 @@ def completed(recipe, before=None):
     return _with_network(recipe, arguments), checksum
 
 
-def load_weights(network, recipe):
+def load_weights(network: nn.Module, recipe: Recipe) -> None:
     """Give a network, of a recipe that has `weights`, these.
 
     Raises:
