@@ -30,6 +30,11 @@ def is_for_kernels(step, dtype):
     )
 
 
+def is_kernel_call(task):
+    """Whether a Task is a call of a kernel, and not of a module or of an operator of PyTorch."""
+    return task.kind not in ("call", "channels_last", "add", "total") and task.layers.get("by_kernels", True)
+
+
 class Bound:
     """A plan's tasks in one block.
 

@@ -6,6 +6,7 @@ forward at 128 x 128, and as only one thread does it, it keeps the others waitin
 as nothing of the module was replaced; values that change in place are seen, as the kernels read them.
 """
 
+import itertools
 import threading
 from dataclasses import dataclass
 
@@ -32,6 +33,7 @@ class Plan:
 
     Attributes:
         tasks: list of `schedule.Task`.
+        result: the Value that a run results in.
         peak_bytes: the memory that a run takes beyond weights, inputs and result.
 
     Raises:
@@ -47,13 +49,13 @@ class Plan:
         self._inputs = [given for given, _ in pairs]
         inside = tuple(value for _, value in pairs)
         try:
-            self._result = module.lower(builder, inside if many else inside[0])
-            if self._result.producer is None:
+            self.result = module.lower(builder, inside if many else inside[0])
+            if self.result.producer is None:
                 raise ValueError("it has nothing to compute")
-            self._result.outside = self._result.outside or self._channels_last
+            self.result.outside = self.result.outside or self._channels_last
             self._scheduler = Scheduler(
                 builder.steps,
-                self._result,
+                self.result,
                 self._dtype.itemsize,
                 lambda step: cpu.is_for_kernels(step, self._dtype),
             )
@@ -107,7 +109,7 @@ class Plan:
     def _bound(self, block):
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self._result)
+            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self.result)
 
 
 def _is_channels_last(x):
@@ -136,6 +138,7 @@ class EngineStats:
 
 
 _stats, _counting = EngineStats(), threading.Lock()
+followed = threading.local()  # `by`: what `explain` follows a forward of this thread with
 
 
 def engine_stats():
@@ -169,7 +172,7 @@ def plan_of(module, inputs, snapshot=None):
     if not hasattr(module, "lower"):
         return "it is one op, which is called"
     if not snapshot.stands:
-        return eligibility.unpublished(module) or "the forward of a class in it was replaced"
+        return eligibility.unfit(module)
     x = every[0]
     forms = tuple(_is_channels_last(x) for x in every)
     key = x.shape, x.dtype, forms, backends.current_backend(), backends.winograd()
@@ -186,7 +189,9 @@ def plan_of(module, inputs, snapshot=None):
 def _built(module, inputs, snapshot, dtype):
     for tensor in snapshot.tensors:
         if tensor.device.type != "cpu" or tensor.dtype != dtype:
-            return f"a parameter is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
+            named = itertools.chain(module.named_parameters(), module.named_buffers())
+            name = next((name for name, other in named if other is tensor), "parameter")
+            return f"its {name} is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
     try:
         plan = Plan(module, inputs)
     except Unplannable as reason:
@@ -201,17 +206,22 @@ def _refuse(snapshot, plan, reason):
             snapshot.plans[key] = reason
 
 
-def run(module, inputs, snapshot):
-    """module(inputs) by a plan; None where there is none, or no memory for one."""
+def run(module, inputs):
+    """(the module's Snapshot, module(inputs) by a plan or None where there is none, or no memory for one)."""
+    if hasattr(followed, "by"):
+        return followed.by.run(module, inputs)
+    snapshot = eligibility.snapshot_of(module)
+    if not snapshot.stands or torch.is_grad_enabled():
+        return snapshot, None
     plan = plan_of(module, inputs, snapshot)
     if isinstance(plan, str):
-        return None
+        return snapshot, None
     try:
         result = plan.run(inputs if isinstance(inputs, (list, tuple)) else [inputs])
     except MemoryError:
-        return None
+        return snapshot, None
     except cpu.UnexpectedResult as reason:
         _refuse(snapshot, plan, str(reason))
-        return None
+        return snapshot, None
     _count("runs")
-    return result
+    return snapshot, result

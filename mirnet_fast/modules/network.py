@@ -26,7 +26,7 @@ class MSRB(Fused, reference.MSRB):
         return self.conv_out, *[inner for part in samplers for inner in (part, part.body, *part.body)]
 
     def _published(self):
-        yield "conv_out", is_conv(self.conv_out)
+        yield self.conv_out, is_conv(self.conv_out)
 
     def _fused(self, x):
         inside = x.contiguous(memory_format=torch.channels_last)
@@ -95,8 +95,8 @@ class RRG(Fused, reference.RRG):
         return self.body, self.body[-1]
 
     def _published(self):
-        yield "body", type(self.body) is nn.Sequential
-        yield "the last part of body", is_conv(self.body[-1])
+        yield self.body, type(self.body) is nn.Sequential
+        yield self.body[-1], is_conv(self.body[-1])
 
     def _fused(self, x):
         *blocks, conv = self.body
@@ -131,9 +131,9 @@ class MIRNet(Fused, reference.MIRNet):
         return self.conv_in, self.body, self.conv_out
 
     def _published(self):
-        yield "conv_in", is_conv(self.conv_in)
-        yield "body", type(self.body) is nn.Sequential
-        yield "conv_out", is_conv(self.conv_out)
+        yield self.conv_in, is_conv(self.conv_in)
+        yield self.body, type(self.body) is nn.Sequential
+        yield self.conv_out, is_conv(self.conv_out)
 
     def _fused(self, x):
         self._check_size(x)
