@@ -241,8 +241,8 @@ FAULTS = [
         "hook",
         "a hook on a layer that is not called is not looked for",
         "mirnet_fast/engine/eligibility.py",
-        '_HOOKS = ("_forward_hooks", ',
-        "_HOOKS = (",
+        'HOOKS = ("_forward_hooks", ',
+        "HOOKS = (",
         "tests/test_layers.py",
     ),
     Fault(
