@@ -21,6 +21,7 @@ __all__ = [
     "accelerate",
     "current_backend",
     "engine_stats",
+    "explain",
     "load_checkpoint",
     "load_pretrained",
     "ops",

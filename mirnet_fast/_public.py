@@ -5,7 +5,7 @@ from . import ops, reference
 from .accelerate import accelerate, revert
 from .backends import BackendError, current_backend, use_backend, use_winograd
 from .checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from .engine import engine_stats, release_workspace
+from .engine import engine_stats, explain, release_workspace
 from .inference import restore
 from .modules import (
     DAU,

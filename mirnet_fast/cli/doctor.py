@@ -1,21 +1,30 @@
 """mirnet-fast doctor: what is available, what runs, and why."""
 
 from collections import defaultdict
+from typing import Any
 
 import click
 
-from ._common import print_table
+from ._common import network_config, network_options, print_table
 
 
 @click.command()
-def doctor() -> None:
-    """Print versions, devices, how the kernels were built, and what runs for each op and why."""
+@click.option("--weights", help="A checkpoint (.pth, .safetensors); the published network without one.")
+@click.option("--size", type=click.IntRange(1), default=256, show_default=True, help="Of a square image.")
+@network_options
+def doctor(weights: str | None, size: int, **options: Any) -> None:
+    """Print what is available, and what runs and why.
+
+    That is versions, devices and how the kernels were built; for each op the backend; and what a forward of
+    the network does on the CPU, in float32: what of it is one plan, with how much memory, and what is not.
+    """
     import numpy as np
     import torch
 
     from .. import _native, backends, measure
     from ..ops import OPS
 
+    config = network_config(weights, options)
     problems = backends.problems()
     if problems:
         click.echo("no op runs until this is put right")
@@ -48,6 +57,24 @@ def doctor() -> None:
                 for backend, reason in choices:
                     if reason is not None:
                         click.echo(f"      not {backend}: {reason}")
+    if not problems:
+        click.echo(f"\nthe network of {weights}" if weights else "\nthe network, with random weights")
+        click.echo(_forward(config, size))
+
+
+def _forward(config, size):
+    """What a forward on the CPU does with a square image, as `restore` pads it."""
+    from ..engine import explain
+    from ..inference import size_multiple
+    from ..modules import MIRNet
+
+    model = MIRNet(**config)
+    multiple = size_multiple(model)
+    side = -(-size // multiple) * multiple
+    try:
+        return str(explain(model, (1, 3, side, side)))
+    except RuntimeError as error:  # BackendError, and torch's of memory
+        return f"a forward without gradients fails: {error}"
 
 
 def _in_bfloat16():

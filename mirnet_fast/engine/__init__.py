@@ -1,10 +1,21 @@
 """Inference without gradients: a graph of steps, a plan of their memory, a run.
 
 `graph` has what is computed, `eligibility` whether it may be, `schedule` in which order and in which bands
-of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls.
+of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls, and
+`explain` says of a model what of all this a forward would come to.
 """
 
-from .memory import release_workspace
-from .plan import EngineStats, Plan, engine_stats, plan_of, run
+from .explain import explain
+from .explanation import Explanation
+from .plan import EngineStats, Plan, engine_stats, plan_of, release_workspace, run
 
-__all__ = ["EngineStats", "Plan", "engine_stats", "plan_of", "release_workspace", "run"]
+__all__ = [
+    "EngineStats",
+    "Explanation",
+    "Plan",
+    "engine_stats",
+    "explain",
+    "plan_of",
+    "release_workspace",
+    "run",
+]

@@ -34,6 +34,11 @@ def is_for_kernels(step: Step, dtype: torch.dtype) -> bool:
     )
 
 
+def is_kernel_call(task: Task) -> bool:
+    """Whether a Task is a call of a kernel, and not of a module or of an operator of PyTorch."""
+    return task.kind not in ("call", "channels_last", "add", "total") and task.layers.get("by_kernels", True)
+
+
 class Bound:
     """A plan's tasks in one block.
 

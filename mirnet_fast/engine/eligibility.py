@@ -5,14 +5,15 @@ That is so for the layers that it was built of, and no longer for one that someb
 hooked, gave a `forward` or a computed weight, or changed the numbers of. Then the layers are called, by the
 forward of mirnet_fast.reference.
 
-A fused module has `_layers()`, the modules that it does not call, and `_published()`, which yields (what it
-takes for granted, whether it is so). Both are asked again only after something in the module was replaced.
+A fused module has `_layers()`, the modules that it does not call, and `_published()`, which yields (a layer
+or the name of an attribute, whether it is as taken for granted). Both are asked again only after something
+in the module was replaced.
 """
 
 import itertools
 import operator
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,9 +35,9 @@ ACTIVATIONS += (nn.Tanh, nn.Sigmoid, nn.Hardswish, nn.Identity)
 _PADDINGS = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.ZeroPad2d, nn.ConstantPad2d)
 _CLASSES = (*ACTIVATIONS, *_PADDINGS, nn.Conv2d, nn.ConvTranspose2d, nn.Upsample, nn.Sequential)
 _CLASSES += (SpatialAttention, SpatialAttention.Gate, ChannelAttention)
-_FORWARDS = {cls: cls.forward for cls in _CLASSES}
+_FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {cls: cls.forward for cls in _CLASSES}
 _OURS = {}  # {class of this package: its forward}
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _STATE = ("_parameters", "_buffers", "_modules")
 _STANDARD = frozenset(vars(nn.Module()))
 
@@ -61,40 +62,78 @@ class Part(nn.Module):
     def _layers(self) -> Iterable[nn.Module]:
         return ()
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
         return ()
 
 
 def is_published(module: Part) -> bool:
     """Whether the layers that a fused module does not call compute what it does; torch.compile follows it."""
-    return unpublished(module) is None
+    return _misfit(module) is None
 
 
-def unpublished(module: Part) -> str | None:
-    """None, or what about a fused module's layers is not as it takes for granted."""
+def unpublished(module: Part, path: str = "") -> str | None:
+    """None, or what about a fused module's layers is not as it takes for granted.
+
+    path: the module's name, which the names of its layers begin with.
+    """
+    misfit = _misfit(module)
+    if misfit is None:
+        return None
+    part, what = misfit
+    inside = {inner: name for name, inner in module.named_modules()}
+    name = part if isinstance(part, str) else inside.get(part, f"a {type(part).__name__} in it")
+    return f"{_joined(path, name) if name else 'it'} {what}"
+
+
+def _misfit(module):
+    """None, or (layer or name of an attribute, what about it is not as the module takes for granted)."""
     original = module.__dict__.get(ACCELERATED)
     classes = _CLASSES if original is None else (*_CLASSES, *original.inner)
     try:
         for layer in module._layers():
             if not (type(layer) in classes or type(layer) in _OURS):
-                return f"it holds a {type(layer).__name__} of others' code"
-            if not is_unhooked(layer):
-                return f"its {type(layer).__name__} has hooks, a forward of its own or computed parameters"
-        for what, holds in module._published():
+                return layer, f"is a {type(layer).__name__}, none of the published layers"
+            custom = customised(layer)
+            if custom is not None:
+                return layer, custom
+        for part, holds in module._published():
             if not holds:
-                return f"{what} is not as published"
+                return part, "is not as published"
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        return "its structure is not the published one"
+        return module, "has not the published structure"
     return None
+
+
+def _joined(path, name):
+    return f"{path}.{name}" if path and name else path or name
+
+
+def unfit(module: Part, path: str = "") -> str:
+    """Why the Snapshot of a fused module does not stand; arguments as those of `unpublished`."""
+    for name, inner in module.named_modules(prefix=path):
+        forward = type(inner).forward
+        if _FORWARDS.get(type(inner), forward) is not forward:
+            return f"{type(inner).__name__}.forward was replaced"
+        filt = getattr(inner, "filt", None) if isinstance(inner, Part) else None
+        if type(filt) is torch.Tensor and not is_binomial(filt):
+            return f"{_joined(name, 'filt')} is not the binomial filter"
+    return unpublished(module, path) or "it was changed meanwhile"
 
 
 def is_unhooked(layer: nn.Module) -> bool:
     """Whether nothing but the class of a layer decides what a call of it does, with its own tensors."""
-    return (
-        "forward" not in layer.__dict__
-        and not any(getattr(layer, hooks) for hooks in _HOOKS)
-        and all(is_plain_tensor(p) for p in layer._parameters.values())
-    )
+    return customised(layer) is None
+
+
+def customised(layer: nn.Module) -> str | None:
+    """None, or what besides the class of a layer and its own tensors decides what a call of it does."""
+    if "forward" in layer.__dict__:
+        return "has a forward of its own"
+    if any(getattr(layer, hooks) for hooks in HOOKS):
+        return "has hooks"
+    if not all(is_plain_tensor(p) for p in layer._parameters.values()):
+        return "has parameters that are no plain tensors"
+    return None
 
 
 def is_plain_tensor(value: torch.Tensor | None) -> bool:
@@ -160,9 +199,10 @@ is_binomial._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
 
 
 def _binomial_like(filt):
-    key = filt.shape, filt.dtype, filt.device
+    shape = tuple(map(int, filt.shape))  # numbers also where torch.jit.trace makes tensors of them
+    key = shape, filt.dtype, filt.device
     if key not in _binomials:
-        _binomials[key] = binomial_filter(filt.shape[-1], filt.dtype, filt.device).expand_as(filt)
+        _binomials[key] = binomial_filter(shape[-1], filt.dtype, filt.device).expand(shape)
     return _binomials[key]
 
 
@@ -171,18 +211,25 @@ def unplannable(x: torch.Tensor) -> str | None:
     if torch.is_grad_enabled():
         return "gradients are wanted"
     if type(x) is not torch.Tensor:
-        return f"x is a {type(x).__name__}"
+        return f"the input is a {type(x).__name__}"
+    if x.device.type != "cpu":
+        return f"the input is on {x.device}; plans are for the CPU"
     if not is_on_cpu(x):
-        return "x is not on the CPU, or something traces or transforms the forward"
+        return "something traces or transforms the forward"
     if x.dim() != 4 or not x.numel():
-        return f"x has the shape {tuple(x.shape)}"
+        return f"the input has the shape {tuple(x.shape)}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
     backend = backends.pick("dau_attention", "cpu", x.dtype)
     if backend != "cpu":
         reason = dict(backends.explain("dau_attention", "cpu", x.dtype))["cpu"]
-        return f"the backend is {backend!r}; 'cpu' {reason}"
+        return f"the backend is {backend!r}, not 'cpu': {reason}"
     return None
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether a module is of a class of this package, or of one derived from it."""
+    return any(base in _OURS for base in type(module).__mro__)
 
 
 def lowers(module: nn.Module) -> bool:
@@ -190,22 +237,21 @@ def lowers(module: nn.Module) -> bool:
     return unlowered(module) is None
 
 
-def unlowered(module: nn.Module) -> str | None:
-    """None, or why a module in a network has to be called."""
+def unlowered(module: nn.Module, path: str = "") -> str | None:
+    """None, or why a module in a network has to be called; arguments as those of `unpublished`."""
     cls = type(module)
     ours = next((base for base in cls.__mro__ if base in _OURS), None)
     if ours is None:
-        return "is code of others"
+        return "it is code of others"
     if ours.forward is not _OURS[ours]:
         return f"{ours.__name__}.forward was replaced"
     if cls is not ours and any(
         getattr(cls, name, None) is not getattr(ours, name, None)
         for name in ("forward", "lower", "_layers", "_published", "__call__", "__getattribute__")
     ):
-        return f"is of a class derived from {ours.__name__} with code of its own"
-    if not is_unhooked(module):
-        return "has hooks, a forward of its own or computed parameters"
-    return unpublished(module)  # pyrefly: ignore[bad-argument-type]
+        return f"it is of a class derived from {ours.__name__} with code of its own"
+    custom = customised(module)
+    return unpublished(module, path) if custom is None else f"it {custom}"  # pyrefly: ignore[bad-argument-type]
 
 
 def snapshot_of(module: Part) -> "Snapshot":
@@ -214,6 +260,12 @@ def snapshot_of(module: Part) -> "Snapshot":
     if known is None or not known.is_of(module):
         known = _known[module] = Snapshot(module)
     return known
+
+
+def snapshots() -> "list[Snapshot]":
+    """Every Snapshot that is kept: of each module that ran and is still there, the last one."""
+    # At once, as other threads may add to it.
+    return [*_known.data.values()]  # pyrefly: ignore[missing-attribute]
 
 
 class Snapshot:
@@ -240,8 +292,8 @@ class Snapshot:
         self._lengths = [*map(len, states)]  # a `forward` of its own is one more
         self._readers = [_reader(state) for state in states]
         self._attributes = [read(state) for read, state in zip(self._readers, states, strict=True)]
-        self._empty = [state[hooks] for state in states for hooks in _HOOKS if not state[hooks]]
-        self._hooks = [state[hooks] for state in states for hooks in _HOOKS if state[hooks]]
+        self._empty = [state[hooks] for state in states for hooks in HOOKS if not state[hooks]]
+        self._hooks = [state[hooks] for state in states for hooks in HOOKS if state[hooks]]
         self._hooked = [*map(len, self._hooks)]
         self._holders = [state[name] for state in states for name in _STATE if state[name]]
         self._held = [*_values(self._holders)]
@@ -320,7 +372,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def _reader(state):
     """A function that gives what of a module's __dict__ decides what it computes."""
-    names = (*_STATE, *_HOOKS, *(name for name in state if name not in _STANDARD))
+    names = (*_STATE, *HOOKS, *(name for name in state if name not in _STANDARD))
     if names not in _readers:
         _readers[names] = operator.itemgetter(*names)
     return _readers[names]

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import numpy
 import torch
 
-from ..ops.packed_weights import release_packed_weights
 from .graph import OVERWRITTEN, Value
 
 if TYPE_CHECKING:
@@ -201,12 +200,7 @@ def kept_bytes() -> int:
         return sum(block.touched for block in _kept)
 
 
-def release_workspace() -> None:
-    """Give back the memory that forwards without gradients on the CPU keep for the next one.
-
-    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
-    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
-    """
+def release_blocks() -> None:
+    """Give back the memory of the blocks that no run uses."""
     with _keeping:
         _kept.clear()
-    release_packed_weights()

@@ -6,6 +6,7 @@ forward at 128 x 128, and as only one thread does it, it keeps the others waitin
 as nothing of the module was replaced; values that change in place are seen, as the kernels read them.
 """
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from .. import backends
+from ..ops.packed_weights import release_packed_weights
 from . import cpu, eligibility, memory
 from .graph import Builder
 from .schedule import Scheduler, Task
@@ -34,6 +36,7 @@ class Plan:
 
     Attributes:
         tasks: list of `schedule.Task`.
+        result: the Value that a run results in.
         peak_bytes: the memory that a run takes beyond weights, inputs and result.
 
     Raises:
@@ -52,13 +55,13 @@ class Plan:
         self._inputs = [given for given, _ in pairs]
         inside = tuple(value for _, value in pairs)
         try:
-            self._result = module.lower(builder, inside if many else inside[0])
-            if self._result.producer is None:
+            self.result = module.lower(builder, inside if many else inside[0])
+            if self.result.producer is None:
                 raise ValueError("it has nothing to compute")
-            self._result.outside = self._result.outside or self._channels_last
+            self.result.outside = self.result.outside or self._channels_last
             self._scheduler = Scheduler(
                 builder.steps,
-                self._result,
+                self.result,
                 self._dtype.itemsize,
                 lambda step: cpu.is_for_kernels(step, self._dtype),
             )
@@ -112,7 +115,7 @@ class Plan:
     def _bound(self, block):
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self._result)
+            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self.result)
 
 
 def _is_channels_last(x):
@@ -131,22 +134,40 @@ class EngineStats:
     Attributes:
         built, runs: plans that were made, and forwards that were one.
         dropped: plans that went for others of the same module.
+        plans: those that are kept, of all modules that are still there (`release_workspace` drops them).
         kept_bytes: memory of blocks that no run uses (`release_workspace` gives it back).
     """
 
     built: int = 0
     runs: int = 0
     dropped: int = 0
+    plans: int = 0
     kept_bytes: int = 0
 
 
 _stats, _counting = EngineStats(), threading.Lock()
+followed = threading.local()  # `by`: what `explain` follows a forward of this thread with
 
 
 def engine_stats() -> EngineStats:
     """EngineStats of this process."""
     with _counting:
-        return EngineStats(_stats.built, _stats.runs, _stats.dropped, memory.kept_bytes())
+        plans = sum(
+            isinstance(plan, Plan) for each in eligibility.snapshots() for plan in [*each.plans.values()]
+        )
+        return EngineStats(_stats.built, _stats.runs, _stats.dropped, plans, memory.kept_bytes())
+
+
+def release_workspace() -> None:
+    """Drop all plans, and give back what forwards without gradients on the CPU keep for the next one.
+
+    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
+    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
+    """
+    for snapshot in eligibility.snapshots():
+        snapshot.plans.clear()
+    memory.release_blocks()
+    release_packed_weights()
 
 
 def _count(name):
@@ -176,7 +197,7 @@ def plan_of(
     if not hasattr(module, "lower"):
         return "it is one op, which is called"
     if not snapshot.stands:
-        return eligibility.unpublished(module) or "the forward of a class in it was replaced"
+        return eligibility.unfit(module)
     x = every[0]
     forms = tuple(_is_channels_last(x) for x in every)
     key = x.shape, x.dtype, forms, backends.current_backend(), backends.winograd()
@@ -185,15 +206,18 @@ def plan_of(
         plan = _built(module, inputs, snapshot, x.dtype)
         snapshot.plans[key] = plan
         while len(snapshot.plans) > MOST:
-            snapshot.plans.pop(next(iter(snapshot.plans)), None)
+            snapshot.plans.pop(next(iter(snapshot.plans), None), None)
             _count("dropped")
     return plan
 
 
 def _built(module, inputs, snapshot, dtype):
     for tensor in snapshot.tensors:
-        if tensor.device.type != "cpu" or tensor.dtype != dtype:
-            return f"a parameter is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
+        # Numbers that only count, as BatchNorm's, are of other dtypes.
+        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != dtype):
+            named = itertools.chain(module.named_parameters(), module.named_buffers())
+            name = next((name for name, other in named if other is tensor), "parameter")
+            return f"its {name} is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
     try:
         plan = Plan(module, inputs)
     except Unplannable as reason:
@@ -208,17 +232,22 @@ def _refuse(snapshot, plan, reason):
             snapshot.plans[key] = reason
 
 
-def run(module: eligibility.Part, inputs: Inputs, snapshot: eligibility.Snapshot) -> torch.Tensor | None:
-    """module(inputs) by a plan; None where there is none, or no memory for one."""
+def run(module: eligibility.Part, inputs: Inputs) -> tuple[eligibility.Snapshot, torch.Tensor | None]:
+    """(the module's Snapshot, module(inputs) by a plan or None where there is none, or no memory for one)."""
+    if hasattr(followed, "by"):
+        return followed.by.run(module, inputs)
+    snapshot = eligibility.snapshot_of(module)
+    if not snapshot.stands or torch.is_grad_enabled():
+        return snapshot, None
     plan = plan_of(module, inputs, snapshot)
     if isinstance(plan, str):
-        return None
+        return snapshot, None
     try:
         result = plan.run(inputs if isinstance(inputs, (list, tuple)) else [inputs])
     except MemoryError:
-        return None
+        return snapshot, None
     except cpu.UnexpectedResult as reason:
         _refuse(snapshot, plan, str(reason))
-        return None
+        return snapshot, None
     _count("runs")
-    return result
+    return snapshot, result

@@ -7,7 +7,7 @@ import torch
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends, engine
-from ..engine.eligibility import Part, is_published, snapshot_of
+from ..engine.eligibility import Part, is_published
 
 _current = threading.local()
 
@@ -35,12 +35,11 @@ class Fused(Part):
         if is_trusted():
             return self._fused(x)
         with backends.settings_kept():
-            snapshot = snapshot_of(self)
-            if not snapshot.stands:
-                return super().forward(x)
-            result = None if torch.is_grad_enabled() else engine.run(self, x, snapshot)
+            snapshot, result = engine.run(self, x)
             if result is not None:
                 return result
+            if not snapshot.stands:
+                return super().forward(x)
             with _trust(snapshot.alone):
                 return self._fused(x)
 

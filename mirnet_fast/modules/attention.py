@@ -20,11 +20,13 @@ class SKFF(Fused, reference.SKFF):
     def _layers(self) -> Iterable[nn.Module]:
         return self.conv_du, *self.conv_du, *self.fcs
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
-        yield "conv_du", is_sequence(self.conv_du, 2) and is_conv(self.conv_du[0], 1)
-        activation = self.conv_du[1]
-        yield "conv_du.1", is_prelu(activation) or type(activation) in (nn.LeakyReLU, nn.ReLU)
-        yield "fcs", all(is_conv(fc, 1) for fc in self.fcs)
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield self.conv_du, is_sequence(self.conv_du, 2)
+        reduce, activation = self.conv_du
+        yield reduce, is_conv(reduce, 1)
+        yield activation, is_prelu(activation) or type(activation) in (nn.LeakyReLU, nn.ReLU)
+        for fc in self.fcs:
+            yield fc, is_conv(fc, 1)
         yield "the biases of fcs", len({fc.bias is None for fc in self.fcs}) == 1
 
     def _fused(self, branches):
@@ -54,17 +56,21 @@ class DAU(Fused, reference.DAU):
     def _layers(self) -> Iterable[nn.Module]:
         return self.body, *self.body, *self.SA.modules(), *self.CA.modules(), self.conv1x1
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
-        yield "body", is_sequence(self.body, 3)
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield self.body, is_sequence(self.body, 3)
         first, activation, second = self.body
-        yield "body", is_conv(first) and is_activation(activation) and is_conv(second)
+        yield first, is_conv(first)
+        yield activation, is_activation(activation)
+        yield second, is_conv(second)
         gate, channel = self.SA.spatial.conv, self.CA.conv_du
-        yield "SA", is_conv(gate) and gate.bias is None
-        yield "CA", is_sequence(channel, 4)
+        yield gate, is_conv(gate) and gate.bias is None
+        yield channel, is_sequence(channel, 4)
         squeeze, relu, excite, sigmoid = channel
-        yield "CA", is_conv(squeeze, 1) and is_conv(excite, 1)
-        yield "CA", type(relu) is nn.ReLU and type(sigmoid) is nn.Sigmoid
-        yield "conv1x1", is_conv(self.conv1x1, 1)
+        yield squeeze, is_conv(squeeze, 1)
+        yield relu, type(relu) is nn.ReLU
+        yield excite, is_conv(excite, 1)
+        yield sigmoid, type(sigmoid) is nn.Sigmoid
+        yield self.conv1x1, is_conv(self.conv1x1, 1)
 
     def _fused(self, x):
         first, activation, second = self.body

@@ -28,8 +28,8 @@ class MSRB(Fused, reference.MSRB):
         samplers = [part for table in (self.down, self.up, self.last_up) for part in table.values()]
         return self.conv_out, *[inner for part in samplers for inner in (part, part.body, *part.body)]
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
-        yield "conv_out", is_conv(self.conv_out)
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield self.conv_out, is_conv(self.conv_out)
 
     def _fused(self, x):
         inside = x.contiguous(memory_format=torch.channels_last)
@@ -97,9 +97,9 @@ class RRG(Fused, reference.RRG):
     def _layers(self) -> Iterable[nn.Module]:
         return self.body, self.body[-1]
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
-        yield "body", type(self.body) is nn.Sequential
-        yield "the last part of body", is_conv(self.body[-1])
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield self.body, type(self.body) is nn.Sequential
+        yield self.body[-1], is_conv(self.body[-1])
 
     def _fused(self, x):
         *blocks, conv = self.body
@@ -133,10 +133,10 @@ class MIRNet(Fused, reference.MIRNet):
     def _layers(self) -> Iterable[nn.Module]:
         return self.conv_in, self.body, self.conv_out
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
-        yield "conv_in", is_conv(self.conv_in)
-        yield "body", type(self.body) is nn.Sequential
-        yield "conv_out", is_conv(self.conv_out)
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield self.conv_in, is_conv(self.conv_in)
+        yield self.body, type(self.body) is nn.Sequential
+        yield self.conv_out, is_conv(self.conv_out)
 
     def _fused(self, x):
         self._check_size(x)
@@ -153,7 +153,8 @@ class MIRNet(Fused, reference.MIRNet):
         return builder.conv(self.conv_out, y, residual=x)
 
     def _check_size(self, x):
-        multiple = 2 ** (self.body[0].body[0].height - 1) if len(self.body) else 1
+        blocks = (block for group in self.body for block in getattr(group, "body", ()))
+        multiple = next((2 ** (block.height - 1) for block in blocks if isinstance(block, reference.MSRB)), 1)
         if len(x.shape) != 4 or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
                 f"MIRNet: x must be (N, C, H, W) with H and W multiples of {multiple}; got {tuple(x.shape)} "

@@ -31,9 +31,9 @@ class Downsample(Fused, reference.Downsample):
     def _layers(self) -> Iterable[nn.Module]:
         return tuple(self.children())  # the padding of a module that accelerate() took over
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
         filt, (before, after) = self.filt, pad_amounts(self.filt_size, self.pad_off)
-        yield "the shape of filt", filt.shape == (self.channels, 1, self.filt_size, self.filt_size)
+        yield "filt", filt.shape == (self.channels, 1, self.filt_size, self.filt_size)
         yield "filt", is_plain_tensor(filt) and is_binomial(filt)
         yield "pad_type", self.pad_type in PADDING_MODES
         yield "pad_sizes", tuple(self.pad_sizes) == (before, after, before, after)
@@ -68,14 +68,19 @@ class ResidualDownSample(Fused, reference.ResidualDownSample):
     def _layers(self) -> Iterable[nn.Module]:
         return self.top, *self.top, self.bot, *self.bot
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        for part in (self.top, self.bot):
+            yield part, type(part) is nn.Sequential
         expand, act, conv, tail_act, blur, project = self.top
         low_blur, low_project = self.bot
-        yield "top or bot", type(self.top) is type(self.bot) is nn.Sequential
-        yield "top.0 or top.1", is_conv(expand) and is_activation(act)
-        yield "top.2 or top.3", is_conv(conv) and is_prelu(tail_act)
-        yield "top.4 or bot.0", _halves(blur) and _halves(low_blur)
-        yield "top.5 or bot.1", is_conv(project, 1) and is_conv(low_project, 1)
+        yield expand, is_conv(expand)
+        yield act, is_activation(act)
+        yield conv, is_conv(conv)
+        yield tail_act, is_prelu(tail_act)
+        for part in (blur, low_blur):
+            yield part, _halves(part)
+        for part in (project, low_project):
+            yield part, is_conv(part, 1)
 
     def _fused(self, x):
         expand, act, conv, tail_act, _, project = self.top
@@ -111,15 +116,19 @@ class ResidualUpSample(Fused, reference.ResidualUpSample):
     def _layers(self) -> Iterable[nn.Module]:
         return self.top, *self.top, self.bot, *self.bot
 
-    def _published(self) -> Iterable[tuple[str, bool]]:
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        for part in (self.top, self.bot):
+            yield part, type(part) is nn.Sequential
         expand, act, conv, tail_act, project = self.top
         enlarge, low_project = self.bot
-        yield "top or bot", type(self.top) is type(self.bot) is nn.Sequential
-        yield "top.0 or top.1", is_conv(expand) and is_activation(act)
-        yield "top.2 or top.3", is_doubling_conv(conv) and is_prelu(tail_act)
-        yield "top.4 or bot.1", is_conv(project, 1) and is_conv(low_project, 1)
+        yield expand, is_conv(expand)
+        yield act, is_activation(act)
+        yield conv, is_doubling_conv(conv)
+        yield tail_act, is_prelu(tail_act)
+        for part in (project, low_project):
+            yield part, is_conv(part, 1)
         yield (
-            "bot.0",
+            enlarge,
             type(enlarge) is nn.Upsample
             and (enlarge.mode, bool(enlarge.align_corners), enlarge.size) == ("bilinear", False, None)
             and enlarge.scale_factor in (2, (2, 2))

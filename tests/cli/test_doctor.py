@@ -9,11 +9,12 @@ import torch
 from mirnet_fast import backends
 from mirnet_fast.ops import OPS
 
-from .common import run
+from ..ops.common import needs_kernels
+from .common import SMALL, run
 
 
 def test_doctor():
-    result = run("doctor")
+    result = run("doctor", *SMALL)
     assert result.exit_code == 0, result.output
     assert torch.__version__ in result.output and np.__version__ in result.output
     assert "backend: automatic" in result.output
@@ -29,14 +30,14 @@ def test_doctor():
 @pytest.mark.parametrize("computes", [True, False])
 def test_doctor_tells_whether_bfloat16_is_computed_in(monkeypatch, computes):
     monkeypatch.setattr(backends, "cpu_computes", lambda dtype: computes)
-    section = run("doctor").output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
+    section = run("doctor", *SMALL).output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
     wanted = "computed in bfloat16; " if computes else "computed in float32 and stored in bfloat16"
     assert wanted in section
 
 
 def test_doctor_with_a_chosen_backend():
     with backends.use_backend("reference"):
-        result = run("doctor")
+        result = run("doctor", *SMALL)
     assert "backend: reference" in result.output
     assert re.search(rf"^  reference: .*{OPS[0]}", result.output, re.M)
     assert "was chosen explicitly" in result.output
@@ -45,9 +46,53 @@ def test_doctor_with_a_chosen_backend():
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 def test_doctor_names_the_load_error(monkeypatch, kind):
     monkeypatch.setattr(f"mirnet_fast._native._{kind}_library_error", "libbroken.so could not be loaded")
-    assert "libbroken.so could not be loaded" in run("doctor").output
+    assert "libbroken.so could not be loaded" in run("doctor", *SMALL).output
 
 
 def test_doctor_tells_what_is_known_of_the_cuda_kernels(monkeypatch):
     monkeypatch.setattr("mirnet_fast._native._cuda_library_error", None)
-    assert re.search(r"CUDA kernels: loaded; .*never run on a GPU", run("doctor").output)
+    assert re.search(r"CUDA kernels: loaded; .*never run on a GPU", run("doctor", *SMALL).output)
+
+
+def forward_section(*arguments):
+    result = run("doctor", *arguments)
+    assert result.exit_code == 0, result.output
+    return re.split(r"^the network", result.output, flags=re.M)[1]
+
+
+@needs_kernels
+def test_doctor_tells_what_a_forward_does(weights):
+    published = forward_section()
+    assert published.startswith(", with random weights\na forward without gradients, input (1, 3, 256, 256)")
+    (calls, peak) = re.search(
+        r"planned: the model itself \(MIRNet\), (\d+) kernel calls, (\S+) MB", published
+    ).groups()
+    assert int(calls) > 250 and float(peak) > 50
+    small = forward_section("--weights", weights, "--size", "30")
+    assert small.startswith(
+        f" of {weights}\na forward without gradients, input (1, 3, 32, 32), torch.float32, cpu"
+    )
+    assert re.search(r"planned: the model itself \(MIRNet\), \d\d kernel calls", small)
+    lower = forward_section(*SMALL, "--height", "2", "--size", "30")
+    assert "input (1, 3, 30, 30)" in lower
+
+
+def test_doctor_tells_why_a_forward_is_no_plan():
+    with backends.use_backend("reference"):
+        section = forward_section(*SMALL, "--size", "8")
+    assert "without a plan: the model itself (MIRNet): the backend is 'reference'" in section
+
+
+def test_doctor_and_a_forward_that_cannot_be(monkeypatch):
+    def refuse(*args):
+        raise backends.BackendError("no kernels")
+
+    monkeypatch.setattr("mirnet_fast.engine.explain", refuse)
+    assert "fails: no kernels" in forward_section(*SMALL)
+
+
+@pytest.mark.parametrize("arguments", [["--weights", "none.pth"], ["--key", "params"], ["--size", "0"]])
+def test_doctor_with_bad_arguments(arguments):
+    result = run("doctor", *arguments)
+    assert result.exit_code != 0 and "Traceback" not in result.output
+    assert arguments[0] in result.output or "there is no such file" in result.output

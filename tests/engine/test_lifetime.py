@@ -93,3 +93,24 @@ def test_two_networks_in_four_threads():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_release_drops_the_plans():
+    network, image = make(), image_of()
+    with torch.no_grad():
+        first = network(image)
+        assert mirnet_fast.engine_stats().plans == 1
+        mirnet_fast.release_workspace()
+        after = mirnet_fast.engine_stats()
+        assert (after.plans, after.kept_bytes) == (0, 0)
+        assert torch.equal(network(image), first)
+    assert mirnet_fast.engine_stats().built == after.built + 1
+
+
+def test_a_plan_goes_with_its_module():
+    network, image = make(), image_of()
+    with torch.no_grad():
+        network(image)
+    del network
+    gc.collect()
+    assert mirnet_fast.engine_stats().plans == 0
