@@ -1,7 +1,8 @@
 """Inference without gradients: a graph of steps, a plan of their memory, a run.
 
 `graph` has what is computed, `eligibility` whether it may be, `schedule` in which order and in which bands
-of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls.
+of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls, `cost`
+what they should take on one of `devices`.
 """
 
 from .memory import release_workspace

@@ -4,6 +4,7 @@
 outside the block, as an image and its result do, is looked up when a call is made.
 """
 
+import time
 from functools import partial
 
 import torch
@@ -39,6 +40,7 @@ class Bound:
 
     def __init__(self, tasks, layout, block, dtype, kept):
         self.values, self.calls, self._views = {}, [], {}
+        self._ends = []  # for each task the number of calls up to its end
         self._layout, self._block, self._dtype, self._kept = layout, block, dtype, kept
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
         made = set()
@@ -50,11 +52,23 @@ class Bound:
             _BINDERS[task.kind](self, task)
             gone = {window.value for window in task.windows() if window.value.outside} - {kept}
             self.calls += [partial(self.values.pop, value) for value in gone if last[value] == i]
+            self._ends.append(len(self.calls))
 
     def run(self):
         """Makes the calls; `values` must hold the inputs."""
         for call in self.calls:
             call()
+
+    def timed(self):
+        """As `run`: [seconds] that the calls of each task take."""
+        seconds, begin = [], 0
+        for end in self._ends:
+            start = time.perf_counter()
+            for call in self.calls[begin:end]:
+                call()
+            seconds.append(time.perf_counter() - start)
+            begin = end
+        return seconds
 
     def of_result(self):
         """The tensor of the value that is kept."""

@@ -80,10 +80,11 @@ class Scheduler:
         output: Value.
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
+        in_bands: False leaves every map whole.
     """
 
-    def __init__(self, steps, output, itemsize, is_for_kernels):
-        self._itemsize = itemsize
+    def __init__(self, steps, output, itemsize, is_for_kernels, in_bands=True):
+        self._itemsize, self._in_bands = itemsize, in_bands
         self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
         for step in steps:
@@ -175,7 +176,7 @@ class Scheduler:
         With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's
         convolutions. They are of like size: the smallest would cost more than their share.
         """
-        number = max(round(scale * self.nbytes(x) / BAND_BYTES), 1)
+        number = max(round(scale * self.nbytes(x) / BAND_BYTES), 1) if self._in_bands else 1
         count = -(-max(x.height, 1) // number) + beyond
         count = -(-count // TILE) * TILE - beyond
         return tuple((begin, min(begin + count, x.height)) for begin in range(0, x.height, count))
