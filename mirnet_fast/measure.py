@@ -98,6 +98,35 @@ def copy_bandwidth(
     return 2 * source.nbytes / statistics.median(times["copy"])
 
 
+def product_rate(
+    side: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, rounds: int = 7
+) -> float:
+    """FLOP per second of the product of two matrices of random numbers, each (side, side).
+
+    The median of `rounds`; a multiplication and its addition are two FLOPs.
+    """
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    product = torch.empty_like(left)
+    synchronize = torch.cuda.synchronize if left.is_cuda else None
+    times = interleave({"mm": lambda: torch.mm(left, right, out=product)}, rounds, synchronize=synchronize)
+    return 2 * side**3 / statistics.median(times["mm"])
+
+
+def launch_seconds(device: torch.device | str = "cpu", rounds: int = 7, count: int = 200) -> float:
+    """Seconds from one call of an operator on one number to the next, of `count` in a row.
+
+    The median of `rounds`.
+    """
+    number = torch.zeros(1, device=device)
+
+    def add():
+        for _ in range(count):
+            number.add_(1)
+
+    synchronize = torch.cuda.synchronize if number.is_cuda else None
+    return statistics.median(interleave({"add": add}, rounds, synchronize=synchronize)["add"]) / count
+
+
 def peak_memory(
     make: Callable[..., Callable[[], object]], *args: Any, device: torch.device | str = "cpu"
 ) -> int:

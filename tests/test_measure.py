@@ -43,6 +43,18 @@ def test_copy_bandwidth(dtype):
     assert measure.copy_bandwidth(nbytes, "cpu", dtype) < 2 * nbytes / min(seconds) * 4
 
 
+def test_product_rate():
+    left, right = torch.randn(2, 256, 256)
+    seconds = measure.interleave({"mm": lambda: torch.mm(left, right)}, 7)["mm"]
+    assert 2 * 256**3 / max(seconds) / 4 < measure.product_rate(256) < 2 * 256**3 / min(seconds) * 4
+
+
+def test_launch_seconds():
+    number = torch.zeros(1)
+    seconds = measure.interleave({"add": lambda: [number.add_(1) for _ in range(200)]}, 7)["add"]
+    assert min(seconds) / 200 / 4 < measure.launch_seconds() < max(seconds) / 200 * 4
+
+
 def allocate(before, during):
     ballast = np.ones(before * MEGABYTE, np.uint8)
     spike = np.ones(2 * (before + during) * MEGABYTE, np.uint8)  # a peak before the call does not count

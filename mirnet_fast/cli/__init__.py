@@ -1,4 +1,4 @@
-"""The command `mirnet-fast`: compare, demo, restore, evaluate, train, patches, doctor.
+"""The command `mirnet-fast`: compare, demo, restore, evaluate, profile, train, patches, doctor.
 
 One file a command. Torch, SciPy and what needs them are imported in their functions: --help shall not take
 seconds.
@@ -6,7 +6,7 @@ seconds.
 
 import click
 
-from . import compare, demo, doctor, evaluate, patches, restore, train
+from . import compare, demo, doctor, evaluate, patches, profile, restore, train
 
 
 @click.group()
@@ -20,6 +20,7 @@ for command in (
     demo.demo,
     restore.restore,
     evaluate.evaluate,
+    profile.profile,
     train.train,
     patches.patches,
     doctor.doctor,

@@ -4,6 +4,7 @@
 outside the block, as an image and its result do, is looked up when a call is made.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,7 @@ class Bound:
         self, tasks: Sequence[Task], layout: "Layout", block: "Block", dtype: torch.dtype, kept: Value
     ) -> None:
         self.values, self.calls, self._views = {}, [], {}
+        self._ends = []  # for each task the number of calls up to its end
         self._layout, self._block, self._dtype, self._kept = layout, block, dtype, kept
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
         made = set()
@@ -65,11 +67,23 @@ class Bound:
             _BINDERS[task.kind](self, task)
             gone = {window.value for window in task.windows() if window.value.outside} - {kept}
             self.calls += [partial(self.values.pop, value) for value in gone if last[value] == i]
+            self._ends.append(len(self.calls))
 
     def run(self) -> None:
         """Makes the calls; `values` must hold the inputs."""
         for call in self.calls:
             call()
+
+    def timed(self) -> list[float]:
+        """As `run`: [seconds] that the calls of each task take."""
+        seconds, begin = [], 0
+        for end in self._ends:
+            start = time.perf_counter()
+            for call in self.calls[begin:end]:
+                call()
+            seconds.append(time.perf_counter() - start)
+            begin = end
+        return seconds
 
     def of_result(self) -> torch.Tensor:
         """The tensor of the value that is kept."""

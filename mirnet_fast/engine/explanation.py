@@ -59,7 +59,7 @@ class Explanation:
     ordinary: tuple[Unplanned, ...]
     others: dict[str, int]
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"a forward without gradients, input {self.given}"]
         told = {module for plan in self.planned for module in plan.called}
         for (first, *rest), plans in _grouped(self.planned, _described):

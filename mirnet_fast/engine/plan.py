@@ -8,8 +8,9 @@ as nothing of the module was replaced; values that change in place are seen, as 
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -90,8 +91,13 @@ class Plan:
                 return tasks, layout
             tasks, layout = others, better
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    def run(
+        self, inputs: Sequence[torch.Tensor], way: Callable[[cpu.Bound], Any] = cpu.Bound.run
+    ) -> torch.Tensor:
         """The result for inputs of the form that it was made for; safe in several threads at a time.
+
+        Args:
+            way: function of the cpu.Bound that makes its calls.
 
         Raises:
             MemoryError: there is no address space for its block.
@@ -104,13 +110,19 @@ class Plan:
                 bound = block.bound[self] = self._bound(block)
             bound.values |= zip(self._inputs, inputs, strict=True)
             try:
-                bound.run()
+                way(bound)
                 result = bound.of_result()
                 return result if self._channels_last else _contiguous(result)
             finally:
                 bound.values.clear()
         finally:
             memory.give_back(block, self)
+
+    def timed(self, inputs: Sequence[torch.Tensor]) -> list[float]:
+        """As `run`: [seconds] that each of the tasks takes."""
+        seconds: list[float] = []
+        self.run(inputs, lambda bound: seconds.extend(bound.timed()))
+        return seconds
 
     def _bound(self, block):
         # Tensors of inference mode could not be written to outside of it.

@@ -80,12 +80,18 @@ class Scheduler:
         steps: in the order in which they run.
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
+        in_bands: False leaves every map whole.
     """
 
     def __init__(
-        self, steps: Sequence[Step], output: Value, itemsize: int, is_for_kernels: Callable[[Step], bool]
+        self,
+        steps: Sequence[Step],
+        output: Value,
+        itemsize: int,
+        is_for_kernels: Callable[[Step], bool],
+        in_bands: bool = True,
     ) -> None:
-        self._itemsize = itemsize
+        self._itemsize, self._in_bands = itemsize, in_bands
         self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
         for step in steps:
@@ -177,7 +183,7 @@ class Scheduler:
         With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's
         convolutions. They are of like size: the smallest would cost more than their share.
         """
-        number = max(round(scale * self.nbytes(x) / BAND_BYTES), 1)
+        number = max(round(scale * self.nbytes(x) / BAND_BYTES), 1) if self._in_bands else 1
         count = -(-max(x.height, 1) // number) + beyond
         count = -(-count // TILE) * TILE - beyond
         return tuple((begin, min(begin + count, x.height)) for begin in range(0, x.height, count))
