@@ -17,7 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from .. import backends
 from . import eligibility
-from .cpu import is_kernel_call
+from .bound import is_kernel_call
 from .explanation import Explanation, Planned, Unplanned
 from .plan import Plan, Unplannable, followed, plan_of
 

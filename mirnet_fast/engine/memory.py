@@ -19,7 +19,7 @@ import torch
 from .graph import OVERWRITTEN, Value
 
 if TYPE_CHECKING:
-    from .cpu import Bound
+    from .bound import Bound
     from .plan import Plan
     from .schedule import Task
 
@@ -125,25 +125,32 @@ def _places(sizes, spans):
 
 
 class Block:
-    """A private mapping of at least `nbytes`.
+    """A private mapping of at least `nbytes`, for plans of the CPU.
 
     Attributes:
+        device: whose memory it is.
+        touched: bytes at its begin that take memory.
         bound: {Plan: what it runs with in this block}; goes with the plan or the block.
 
     Raises:
-        OSError, ValueError: the system does not give the address space.
+        MemoryError: the system does not give the address space.
     """
 
+    device: torch.device
+    touched: int
     bound: "weakref.WeakKeyDictionary[Plan, Bound]"
 
     def __init__(self, nbytes: int) -> None:
-        self._memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._memory = mmap.mmap(-1, max(nbytes, PAGE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError) as error:
+            raise MemoryError(f"mirnet_fast: no {nbytes} bytes of address space: {error}") from error
         if hasattr(mmap, "MADV_HUGEPAGE"):
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         # A tensor of inference mode could not be written to outside of it.
         with torch.inference_mode(False):
             self._whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self.touched = 0  # bytes at its begin that take memory
+        self.device, self.touched = torch.device("cpu"), 0
         self.bound = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
@@ -159,39 +166,46 @@ class Block:
         n, c, h, w = shape
         return part.view(n, h, w, c).permute(0, 3, 1, 2)
 
-    def trim(self, nbytes: int) -> None:
-        """Give the memory beyond `nbytes` (of whole pages) back to the system."""
+    def begin(self) -> None:
+        """Called before a run."""
+
+    def end(self, plan: "Plan") -> None:
+        """Called after a run."""
+        self.touched = max(self.touched, plan.peak_bytes)
+
+    def trim(self, nbytes: int) -> bool:
+        """Give the memory beyond `nbytes` (of whole pages) back to the system; whether it may stay."""
         if self.touched > nbytes and hasattr(mmap, "MADV_DONTNEED"):
             self._memory.madvise(mmap.MADV_DONTNEED, nbytes, len(self) - nbytes)
             self.touched = nbytes
+        return True
 
 
 def take_block(plan: "Plan") -> Block:
     """A Block for one run of a plan; `give_back` ends that.
 
     Raises:
-        MemoryError: the system does not give the address space.
+        MemoryError: there is no memory for one.
     """
     with _keeping:
-        fitting = [block for block in _kept if len(block) >= plan.peak_bytes]
-        if fitting:
-            # One that it ran in before, else the smallest.
-            block = min(fitting, key=lambda block: (plan not in block.bound, len(block)))
+        of_device = [block for block in _kept if block.device == plan.device]
+        fitting = [block for block in of_device if len(block) >= plan.peak_bytes]
+        # One that it ran in before, else the smallest; too small ones would stay beside the larger one.
+        chosen = min(fitting, key=lambda block: (plan not in block.bound, len(block)), default=None)
+        for block in of_device if chosen is None else [chosen]:
             _kept.remove(block)
-            return block
-        _kept.clear()  # too small ones would stay beside the larger one
-    try:
-        return Block(plan.peak_bytes)
-    except (OSError, ValueError) as error:
-        raise MemoryError(f"mirnet_fast: no {plan.peak_bytes} bytes of address space: {error}") from error
+    block = plan.executor.make_block(plan) if chosen is None else chosen
+    block.begin()
+    return block
 
 
 def give_back(block: Block, plan: "Plan") -> None:
     """Keep a Block for the next run, as far as KEPT_BYTES allow it."""
-    block.touched = max(block.touched, plan.peak_bytes)
+    block.end(plan)
     with _keeping:
-        block.trim(max(KEPT_BYTES - sum(other.touched for other in _kept), 0) // PAGE * PAGE)
-        _kept.append(block)
+        kept = sum(other.touched for other in _kept if other.device == block.device)
+        if block.trim(max(KEPT_BYTES - kept, 0) // PAGE * PAGE):
+            _kept.append(block)
 
 
 def kept_bytes() -> int:

@@ -10,13 +10,14 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from .. import backends
 from ..ops.packed_weights import release_packed_weights
-from . import cpu, eligibility, memory
+from . import cpu, cuda, eligibility, memory
+from .bound import Bound, UnexpectedResult
 from .graph import Builder
 from .schedule import Scheduler, Task
 
@@ -28,6 +29,11 @@ class Unplannable(Exception):
     """There is no plan; the message is the reason."""
 
 
+def executor_of(device: torch.device) -> ModuleType:
+    """The module that makes calls of tasks on a device."""
+    return {"cpu": cpu, "cuda": cuda}[device.type]
+
+
 class Plan:
     """A module's forward for inputs of one form.
 
@@ -36,7 +42,10 @@ class Plan:
         inputs: a tensor (N, C, H, W) of the form that is planned for; a list of them if it takes one.
 
     Attributes:
+        device, dtype: of the inputs.
+        executor: the module that makes a device's calls of tasks, as `cpu` does.
         tasks: list of `schedule.Task`.
+        layout: where their values lie in a block.
         result: the Value that a run results in.
         peak_bytes: the memory that a run takes beyond weights, inputs and result.
 
@@ -45,12 +54,14 @@ class Plan:
     """
 
     tasks: list[Task]
+    layout: memory.Layout
     peak_bytes: int
 
     def __init__(self, module: eligibility.Part, inputs: Inputs) -> None:
         many = isinstance(inputs, (list, tuple))
         first = inputs[0] if many else inputs
-        self._dtype, self._channels_last = first.dtype, _is_channels_last(first)
+        self.device, self.dtype, self._channels_last = first.device, first.dtype, _is_channels_last(first)
+        self.executor = executor_of(first.device)
         builder = Builder(eligibility.lowers)
         pairs = [builder.input(x.shape, _is_channels_last(x)) for x in (inputs if many else [inputs])]
         self._inputs = [given for given, _ in pairs]
@@ -63,13 +74,14 @@ class Plan:
             self._scheduler = Scheduler(
                 builder.steps,
                 self.result,
-                self._dtype.itemsize,
-                lambda step: cpu.is_for_kernels(step, self._dtype),
+                self.dtype.itemsize,
+                lambda step: self.executor.is_for_kernels(step, self.dtype),
+                self.executor.IN_BANDS,
             )
         except ValueError as error:  # shapes that don't fit: the ordinary forward says it as PyTorch does
             raise Unplannable(str(error)) from error
-        self.tasks, self._layout = self._scheduled()
-        self.peak_bytes = self._layout.nbytes
+        self.tasks, self.layout = self._scheduled()
+        self.peak_bytes = self.layout.nbytes
 
     def _scheduled(self):
         """Tasks and their layout; what can be made late is, if the memory in use falls by that."""
@@ -91,17 +103,15 @@ class Plan:
                 return tasks, layout
             tasks, layout = others, better
 
-    def run(
-        self, inputs: Sequence[torch.Tensor], way: Callable[[cpu.Bound], Any] = cpu.Bound.run
-    ) -> torch.Tensor:
+    def run(self, inputs: Sequence[torch.Tensor], way: Callable[[Bound], Any] = Bound.run) -> torch.Tensor:
         """The result for inputs of the form that it was made for; safe in several threads at a time.
 
         Args:
-            way: function of the cpu.Bound that makes its calls.
+            way: function of the Bound that makes its calls.
 
         Raises:
-            MemoryError: there is no address space for its block.
-            cpu.UnexpectedResult: a module that it calls returns something else than planned.
+            MemoryError: there is no memory for its block.
+            UnexpectedResult: a module that it calls returns something else than planned.
         """
         block = memory.take_block(self)
         try:
@@ -127,7 +137,7 @@ class Plan:
     def _bound(self, block):
         # Tensors of inference mode could not be written to outside of it.
         with torch.inference_mode(False), torch.no_grad():
-            return cpu.Bound(self.tasks, self._layout, block, self._dtype, self.result)
+            return self.executor.bind(self, block)
 
 
 def _is_channels_last(x):
@@ -136,7 +146,7 @@ def _is_channels_last(x):
 
 def _contiguous(x):
     # Not contiguous(), which may return x itself: that is the block's.
-    return torch.empty(x.shape, dtype=x.dtype).copy_(x)
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
 
 
 @dataclass
@@ -200,11 +210,11 @@ def plan_of(
     if not every:
         return "there are no inputs"
     for x in every:
-        reason = eligibility.unplannable(x)
+        reason = eligibility.unplannable(x) or executor_of(x.device).unplannable(x)
         if reason is not None:
             return reason
-    if len({(x.shape, x.dtype) for x in every}) > 1:
-        return "the inputs differ in shape or dtype"
+    if len({(x.shape, x.dtype, x.device) for x in every}) > 1:
+        return "the inputs differ in shape, dtype or device"
     snapshot = snapshot or eligibility.snapshot_of(module)
     if not hasattr(module, "lower"):
         return "it is one op, which is called"
@@ -212,10 +222,10 @@ def plan_of(
         return eligibility.unfit(module)
     x = every[0]
     forms = tuple(_is_channels_last(x) for x in every)
-    key = x.shape, x.dtype, forms, backends.current_backend(), backends.winograd()
+    key = x.shape, x.dtype, x.device, forms, *executor_of(x.device).settings()
     plan = snapshot.plans.get(key)
     if plan is None:
-        plan = _built(module, inputs, snapshot, x.dtype)
+        plan = _built(module, inputs, snapshot, x)
         snapshot.plans[key] = plan
         while len(snapshot.plans) > MOST:
             snapshot.plans.pop(next(iter(snapshot.plans), None), None)
@@ -223,13 +233,13 @@ def plan_of(
     return plan
 
 
-def _built(module, inputs, snapshot, dtype):
+def _built(module, inputs, snapshot, x):
     for tensor in snapshot.tensors:
         # Numbers that only count, as BatchNorm's, are of other dtypes.
-        if tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != dtype):
+        if tensor.device != x.device or (tensor.is_floating_point() and tensor.dtype != x.dtype):
             named = itertools.chain(module.named_parameters(), module.named_buffers())
             name = next((name for name, other in named if other is tensor), "parameter")
-            return f"its {name} is {tensor.dtype} on {tensor.device}, and the input {dtype} on cpu"
+            return f"its {name} is {tensor.dtype} on {tensor.device}, and the input {x.dtype} on {x.device}"
     try:
         plan = Plan(module, inputs)
     except Unplannable as reason:
@@ -258,7 +268,7 @@ def run(module: eligibility.Part, inputs: Inputs) -> tuple[eligibility.Snapshot,
         result = plan.run(inputs if isinstance(inputs, (list, tuple)) else [inputs])
     except MemoryError:
         return snapshot, None
-    except cpu.UnexpectedResult as reason:
+    except UnexpectedResult as reason:
         _refuse(snapshot, plan, str(reason))
         return snapshot, None
     _count("runs")

@@ -134,7 +134,7 @@ class Scheduler:
 
     def nbytes(self, value: Value) -> int:
         """Bytes of a Value."""
-        return math.prod(value.shape) * (8 if value.kind == SUMS else self._itemsize)
+        return math.prod(value.shape) * {SUMS: 8, POOLED: 4}.get(value.kind, self._itemsize)
 
     # Nodes
 

@@ -12,7 +12,7 @@ import torch
 
 import mirnet_fast
 from mirnet_fast import engine, reference
-from mirnet_fast.engine import memory
+from mirnet_fast.engine import cpu, memory
 from mirnet_fast.engine.graph import SUMS, Value
 from mirnet_fast.engine.memory import Block, Layout
 from mirnet_fast.engine.schedule import Task, whole
@@ -149,6 +149,8 @@ HAS_SMAPS = Path("/proc/self/smaps_rollup").exists()
 
 class Planned:
     """As much of a Plan as a block asks for."""
+
+    device, executor = torch.device("cpu"), cpu
 
     def __init__(self, peak_bytes):
         self.peak_bytes = peak_bytes

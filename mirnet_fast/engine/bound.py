@@ -1,0 +1,192 @@
+"""Tasks as calls without arguments, for one block of memory: what is the same on every device.
+
+What lies outside the block, as an image and its result do, is looked up when a call is made. A device's own
+steps are added by `binder`; here are those that PyTorch runs.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ..ops import convolution
+from .graph import MAP, POOLED, SUMS, Value
+from .schedule import Task, Window, whole
+
+if TYPE_CHECKING:
+    from .memory import Block
+    from .plan import Plan
+
+Binder = Callable[["Bound", Task], None]
+
+
+class UnexpectedResult(Exception):
+    """A module that is called results in something else than the plan has a place for."""
+
+
+def is_kernel_call(task: Task) -> bool:
+    """Whether a Task is a call of a kernel, and not of a module or of an operator of PyTorch."""
+    return task.kind not in ("call", "channels_last", "add", "total") and task.layers.get("by_kernels", True)
+
+
+class Bound:
+    """A plan's tasks in one block.
+
+    Args:
+        binders: {kind of Task: function of a Bound and a Task that adds its calls}, the device's own.
+
+    Attributes:
+        values: {Value: tensor} of what lies outside the block while a run needs it.
+        calls: functions without arguments, in order.
+    """
+
+    values: dict[Value, torch.Tensor]
+    calls: list[Callable[[], object]]
+
+    def __init__(self, plan: "Plan", block: "Block", binders: Mapping[str, Binder]) -> None:
+        self.values, self.calls, self._views = {}, [], {}
+        self._ends = []  # for each task the number of calls up to its end
+        self._layout, self._block, self._dtype, self._kept = plan.layout, block, plan.dtype, plan.result
+        tasks, kept = plan.tasks, plan.result
+        last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
+        made = set()
+        for i, task in enumerate(tasks):
+            out = task.writes["out"].value
+            if out.outside and out not in made and task.kind != "call":
+                self.calls.append(partial(self._allocate, out))
+            made.add(out)
+            (binders.get(task.kind) or _BY_TORCH[task.kind])(self, task)
+            gone = {window.value for window in task.windows() if window.value.outside} - {kept}
+            self.calls += [partial(self.values.pop, value) for value in gone if last[value] == i]
+            self._ends.append(len(self.calls))
+
+    def run(self) -> None:
+        """Makes the calls; `values` must hold the inputs."""
+        for call in self.calls:
+            call()
+
+    def timed(self) -> list[float]:
+        """As `run`: [seconds] that the calls of each task take."""
+        seconds, begin = [], 0
+        for end in self._ends:
+            start = time.perf_counter()
+            for call in self.calls[begin:end]:
+                call()
+            seconds.append(time.perf_counter() - start)
+            begin = end
+        return seconds
+
+    def of_result(self) -> torch.Tensor:
+        """The tensor of the value that is kept."""
+        return self.values[self._kept] if self._kept.outside else self.of(whole(self._kept))
+
+    def of(self, window: Window | tuple[Window, ...] | None) -> Any:
+        """The tensor of a Window, or what `emit` looks up for it; lists of them for tuples."""
+        if isinstance(window, tuple):
+            return [self.of(each) for each in window]
+        if window is None:
+            return None
+        value = window.value
+        if value.outside:
+            return window
+        if value not in self._views:
+            dtype = {SUMS: torch.float64, POOLED: torch.float32}.get(value.kind, self._dtype)
+            offset = self._layout.offsets[value]
+            self._views[value] = self._block.view(offset, value.shape, dtype, channels_last=value.kind == MAP)
+        return _part(self._views[value], window)
+
+    def emit(self, function: Callable[..., object], *args: object) -> None:
+        """Calls function(*args) in each run."""
+        late = any(isinstance(b, Window) for a in args for b in (a if isinstance(a, list) else [a]))
+        self.calls.append(partial(self._call, function, args) if late else partial(function, *args))
+
+    def call_module(self, module: nn.Module, x: Window | list[Window], out: Value) -> None:
+        """values[out] = module(x)."""
+        result = module(self._found(x))
+        if (
+            type(result) is not torch.Tensor
+            or result.shape != out.shape
+            or result.dtype != self._dtype
+            or result.device != self._block.device
+        ):
+            found = tuple(getattr(result, "shape", ()))
+            raise UnexpectedResult(f"a {type(module).__name__} gave a {type(result).__name__} {found}")
+        self.values[out] = result.contiguous(memory_format=torch.channels_last)
+
+    def _call(self, function, args):
+        function(*map(self._found, args))
+
+    def _found(self, arg):
+        if isinstance(arg, list):
+            return [self._found(each) for each in arg]
+        return _part(self.values[arg.value], arg) if isinstance(arg, Window) else arg
+
+    def _allocate(self, value):
+        self.values[value] = torch.empty(
+            value.shape, dtype=self._dtype, device=self._block.device, memory_format=torch.channels_last
+        )
+
+
+def _part(tensor, window):
+    value, begin, end = window.value, window.begin, window.end
+    if value.kind == SUMS:
+        return tensor[begin] if end - begin == 1 else tensor[begin:end]
+    return tensor if (begin, end) == (0, value.height) else tensor[:, :, begin:end]
+
+
+def conv_of_torch(
+    layer: nn.Conv2d,
+    activation: nn.Module | None,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    row: int,
+) -> None:
+    """Rows of a convolution that the kernels do not run, its activation and the residual."""
+    result = convolution.called_on_rows(layer, x, row, row + out.shape[2])
+    if isinstance(activation, nn.PReLU) and activation.weight.numel() == 1 and result.numel():
+        result = F.leaky_relu_(result, activation.weight.item())
+    elif activation is not None:
+        result = activation(result)
+    if residual is None:
+        out.copy_(result)
+    else:
+        torch.add(result, residual, out=out)
+
+
+def _module_call(bound, task):
+    module, out = task.layers["module"], task.writes["out"].value
+    bound.calls.append(partial(bound.call_module, module, bound.of(task.reads["x"]), out))
+
+
+def _copy(bound, task):
+    bound.emit(torch.Tensor.copy_, bound.of(task.writes["out"]), bound.of(task.reads["x"]))
+
+
+def _add(bound, task):
+    operands = [bound.of(task.reads[name]) for name in ("x", "residual")]
+    bound.emit(_add_into, bound.of(task.writes["out"]), *operands)
+
+
+def _add_into(out, x, residual):
+    torch.add(x, residual, out=out)
+
+
+def _total(bound, task):
+    bound.emit(_sum_into, bound.of(task.writes["out"]), bound.of(task.reads["x"]))
+
+
+def _sum_into(out, parts):
+    torch.sum(parts, 0, out=out)
+
+
+_BY_TORCH: dict[str, Binder] = {
+    "call": _module_call,
+    "channels_last": _copy,
+    "add": _add,
+    "total": _total,
+}

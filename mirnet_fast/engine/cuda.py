@@ -1,0 +1,252 @@
+"""Tasks as launches of the Triton kernels on a GPU, recorded as one CUDA graph.
+
+The first run of a plan in a block launches kernel after kernel, which compiles what was not yet; the second
+is recorded; from then on a run is one launch of the graph, without Python between the kernels. Weights are
+read where they lie. Those that the kernels read in another order are brought to it at the beginning of each
+run, so that values changed in place are seen; a plan does not outlive tensors that moved.
+"""
+
+import functools
+import importlib
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .. import backends
+from ..ops.convolution import slope_of
+from . import memory
+from .bound import Binder, Bound, conv_of_torch
+from .graph import SUMS, Step, Value
+from .schedule import Window
+
+if TYPE_CHECKING:
+    from .plan import Plan
+
+IN_BANDS = False  # a GPU has no cache that a band would stay in
+
+
+def unplannable(x: torch.Tensor) -> str | None:
+    """None, or why no plan is made for a plain tensor x on a GPU now."""
+    backend = backends.pick("dau_attention", "cuda", x.dtype)
+    if backend != "triton":
+        reason = dict(backends.explain("dau_attention", "cuda", x.dtype))["triton"]
+        return f"the backend is {backend!r}, and plans are of 'triton': {reason}"
+    if torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being recorded"
+    return None
+
+
+def settings() -> tuple[object, ...]:
+    """What besides the input and the module decides which launches a plan is made of."""
+    return backends.current_backend(), _kernel("_common").product_precision()
+
+
+class Block(memory.Block):
+    """Memory of a GPU for plans.
+
+    It is used on one stream after the other: a run waits for the one before it.
+
+    Attributes:
+        device, touched, bound: as those of memory.Block.
+
+    Raises:
+        MemoryError: the GPU has not so much.
+    """
+
+    def __init__(self, nbytes: int, device: torch.device) -> None:
+        self.device, self.touched, self.bound = device, nbytes, weakref.WeakKeyDictionary()
+        try:
+            with torch.inference_mode(False):
+                self._whole = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        except torch.OutOfMemoryError as error:
+            raise MemoryError(f"mirnet_fast: no {nbytes} bytes on {device}: {error}") from error
+        self._free = None  # the event that tells that the run before is over
+
+    def __len__(self) -> int:
+        return self.touched
+
+    def begin(self) -> None:
+        """Lets the current stream wait for the run before, which may be on another."""
+        if self._free is not None:
+            torch.cuda.current_stream(self.device).wait_event(self._free)
+
+    def end(self, plan: "Plan") -> None:
+        """Marks the end of a run on the current stream."""
+        self._free = torch.cuda.current_stream(self.device).record_event()
+
+    def trim(self, nbytes: int) -> bool:
+        """Whether it may stay: no part of it can be given back."""
+        return self.touched <= nbytes
+
+
+def make_block(plan: "Plan") -> Block:
+    """A new block of memory for a plan.
+
+    Raises:
+        MemoryError: the GPU has not so much.
+    """
+    return Block(plan.peak_bytes, plan.device)
+
+
+def bind(plan: "Plan", block: Block) -> "Graph":
+    """A plan's tasks as launches, and as a graph of them."""
+    return Graph(plan, block)
+
+
+def is_for_kernels(step: Step, dtype: torch.dtype) -> bool:
+    """Whether the Triton kernels run a convolution Step; which is faster, they or cuDNN, is measured."""
+    activation, layer = step.layers.get("activation"), step.layers["conv"]
+    return (
+        type(activation) in (type(None), nn.PReLU, nn.LeakyReLU)
+        and layer.kernel_size in ((1, 1), (3, 3))
+        and layer.weight.dtype == dtype
+    )
+
+
+class Graph(Bound):
+    """A plan's launches in one block, recorded at the second run."""
+
+    def __init__(self, plan: "Plan", block: Block) -> None:
+        self._sources, self._packed = [], []  # weights, and where they lie as the kernels read them
+        self._sums = torch.zeros(_numbers_of_sums(plan.tasks), dtype=torch.float64, device=block.device)
+        self._used = 0
+        super().__init__(plan, block, _BINDERS)
+        # The kernels add to sums; a weight of another order is copied, all of them in one call.
+        before: list[Callable[[], object]] = [self._sums.zero_] if self._sums.numel() else []
+        if self._sources:
+            before.append(functools.partial(_copy_all, self._packed, self._sources))
+        self.calls[:0] = before
+        self._ends = [end + len(before) for end in self._ends]
+        self._given: dict[Value, torch.Tensor] = {}  # what the recorded launches read in place of the inputs
+        self._result: torch.Tensor | None = None
+        self._replay: Callable[[], None] | None = None
+        self._can_be_recorded = not any(task.kind == "call" for task in plan.tasks)
+        self._ran = False
+
+    def run(self) -> None:
+        """As Bound's."""
+        with torch.cuda.device(self._block.device):
+            if not (self._ran and self._can_be_recorded):
+                super().run()
+                self._ran = True
+                return
+            inputs = dict(self.values)
+            replay = self._replay
+            if replay is None:
+                self._given = {value: torch.empty_like(x) for value, x in inputs.items()}
+                self.values |= self._given
+                replay = self._replay = recorded(super().run)
+                self._result = self.values.get(self._kept)
+            for value, x in inputs.items():
+                self._given[value].copy_(x)
+            replay()
+            if self._result is not None:
+                # The next replay writes there again.
+                self.values[self._kept] = self._result.clone()
+
+    def of(self, window: Window | tuple[Window, ...] | None) -> Any:
+        """As Bound's; sums lie together, so that one launch clears them."""
+        if isinstance(window, Window) and window.value.kind == SUMS and window.value not in self._views:
+            shape = window.value.shape
+            count = shape[0] * shape[1] * shape[2]
+            self._views[window.value] = self._sums[self._used : self._used + count].view(shape)
+            self._used += count
+        return super().of(window)
+
+    def packed(self, kernel: str, weight: torch.Tensor) -> torch.Tensor:
+        """A convolution's weight as the kernel reads it, up to date in every run."""
+        pack = _kernel(kernel).packed
+        result = pack(weight)
+        if result.data_ptr() == weight.data_ptr():
+            return result
+        outputs, taps, inputs = result.shape
+        size = 3 if taps == 9 else 1
+        source = weight.transpose(0, 1) if kernel == "conv_transpose3x3" else weight
+        self._sources.append(source.permute(0, 2, 3, 1))
+        self._packed.append(result.view(outputs, size, size, inputs))
+        return result
+
+
+def recorded(run: Callable[[], None]) -> Callable[[], None]:
+    """A function that launches all that `run` launches, at once."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on meanwhile
+        run()
+    return graph.replay
+
+
+def _copy_all(targets, sources):
+    torch._foreach_copy_(targets, sources)
+
+
+def _numbers_of_sums(tasks):
+    values = {window.value for task in tasks for window in task.windows() if window.value.kind == SUMS}
+    return sum(value.shape[0] * value.shape[1] * value.shape[2] for value in values)
+
+
+def _kernel(name):
+    """A module of the Triton kernels: importing this one needs no Triton."""
+    return importlib.import_module(f"mirnet_fast.kernels.{name}")
+
+
+def _conv(bound, task):
+    layer, activation = task.layers["conv"], task.layers["activation"]
+    x, residual, out = (
+        bound.of(window) for window in (task.reads["x"], task.reads["residual"], task.writes["out"])
+    )
+    if not task.layers["by_kernels"]:
+        bound.emit(conv_of_torch, layer, activation, out, x, residual, task.row)
+        return
+    weights = bound.packed(task.kind, layer.weight), layer.bias, slope_of(activation, layer.weight)
+    statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
+    bound.emit(getattr(_kernel(task.kind), task.kind), out, x, *weights, residual, *statistics)
+
+
+def _residual_down_tail(bound, task):
+    operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
+    out, sums = bound.of(task.writes["out"]), bound.of(task.writes.get("sums"))
+    bound.emit(_kernel("residual_down_tail").residual_down_tail_into, out, *operands, *_tail(task), sums)
+
+
+def _tail(task):
+    slope, top, bottom = (task.layers[name] for name in ("activation", "top_conv", "bottom_conv"))
+    return slope.weight, top.weight, top.bias, bottom.weight, bottom.bias
+
+
+def _skff_select(bound, task):
+    reduce, activation, fcs = (task.layers[name] for name in ("reduce", "activation", "fcs"))
+    biases = [] if fcs[0].bias is None else [fc.bias for fc in fcs]
+    weights = (
+        reduce.weight,
+        reduce.bias,
+        slope_of(activation, reduce.weight),
+        [fc.weight for fc in fcs],
+        biases,
+    )
+    into, out = _kernel("skff_select").skff_select_into, bound.of(task.writes["out"])
+    bound.emit(into, out, bound.of(task.reads["branches"]), *weights, bound.of(task.reads["sums"]))
+
+
+def _dau_attention(bound, task):
+    layers = task.layers
+    squeeze, excite, fuse = layers["squeeze"], layers["excite"], layers["fuse"]
+    weights = layers["spatial"].weight, squeeze.weight, squeeze.bias, excite.weight, excite.bias
+    arguments = [bound.of(task.reads[name]) for name in ("r", "x")]
+    statistics = [bound.of(task.reads[name]) for name in ("pooled", "sums")]
+    statistics.append(bound.of(task.writes.get("sums")))
+    into = _kernel("dau_attention").dau_attention_into
+    out = bound.of(task.writes["out"])
+    bound.emit(into, out, *arguments, *weights, fuse.weight, fuse.bias, *statistics)
+
+
+_BINDERS: dict[str, Binder] = {
+    "conv1x1": _conv,
+    "conv3x3": _conv,
+    "convolution": _conv,
+    "residual_down_tail": _residual_down_tail,
+    "skff_select": _skff_select,
+    "dau_attention": _dau_attention,
+}
