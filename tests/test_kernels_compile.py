@@ -40,7 +40,12 @@ def result(tmp_path_factory, request):
     return json.loads(target.read_text()) | {"all": request.param == "all"}
 
 
-@pytest.mark.parametrize("op", OPS)
+def asked(op, channels, dtype, arch, variant="plain", gpu=None, only=None):
+    """What a task has rows of."""
+    return {(d, arch, dtype, channels) for d in ([only] if only else audit.directions(op, channels))}
+
+
+@pytest.mark.parametrize("op", (*OPS, *audit.CONVOLUTIONS))
 def test_nothing_is_wrong(op, result):
     if op in result["skipped"]:
         pytest.skip(result["skipped"][op])
@@ -48,12 +53,10 @@ def test_nothing_is_wrong(op, result):
     assert not found, "\n".join(found)
     rows = [row for row in result["rows"] if row["op"] == op]
     seen = {(r["direction"], r["arch"], r["dtype"], r["channels"]) for r in rows}
-    if result["all"]:
-        dtypes = [d for d in audit.DTYPES if d != "tf32" or op in audit.PRODUCTS]
-        channels = audit.CHANNELS.get(op, (64, 128, 256))
-        assert len(seen) == 2 * len(audit.ARCHS) * len(dtypes) * len(channels)
-    else:
-        assert len(seen) == 2 * sum(task[0] == op for task in audit.few_tasks(OPS))
+    every = audit.tasks([op], audit.ARCHS, audit.DTYPES, everything=False)
+    assert seen == set().union(
+        *(asked(*task) for task in (every if result["all"] else audit.few_tasks([op])))
+    )
 
 
 def test_the_budget_is_recorded(result):
