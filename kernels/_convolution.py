@@ -381,8 +381,9 @@ def operands(x, weight, by_boxes, c):
 
 def unit_of(*maps):
     """What divides every distance of these maps' pixels: the 8 values of a wide load, or 1."""
-    distances = [m.stride(i) for m in maps for i in (0, 2, 3) if m.shape[i] > 1]
-    return 8 if all(d % 8 == 0 for d in distances) else 1
+    # The channels speak for a single pixel, which has no distance: a kernel for it alone is not compiled.
+    distances = [d for m in maps for d, size in zip(m.stride(), m.shape, strict=True) if size > 1 and d > 1]
+    return 8 if all(d % 8 == 0 for d in (*distances, *(m.shape[1] for m in maps))) else 1
 
 
 def in_units(x, unit):
