@@ -16,6 +16,11 @@ import torch
 from ._common import INTERPRETED
 
 DEFAULT = {
+    "conv3x3": {"TH": 8, "TW": 16, "BK": 64, "BN": 256, "num_warps": 8, "num_stages": 3},
+    "conv3x3_narrow": {"TH": 16, "TW": 16, "BK": 64, "BN": 64, "num_warps": 8, "num_stages": 2},
+    "conv_transpose3x3": {"TH": 8, "TW": 16, "BK": 64, "BN": 256, "BD": 128, "num_warps": 8, "num_stages": 3},
+    "conv1x1": {"TH": 8, "TW": 16, "BK": 64, "BN": 256, "num_warps": 8, "num_stages": 3},
+    "conv1x1_narrow": {"TH": 8, "TW": 16, "BK": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
     "resample": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "dau_stats": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
     "dau_channel_gate": {"BLOCK": 16, "num_warps": 4},
@@ -36,21 +41,31 @@ DEFAULT = {
 
 # A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
 FLOAT32 = {
+    "conv3x3": {"BK": 32, "BN": 128},
+    "conv3x3_narrow": {"BK": 32},
+    "conv1x1": {"BK": 32, "BN": 128},
+    "conv1x1_narrow": {"BK": 32},
+    "conv_transpose3x3": {"TW": 8, "BK": 32, "BN": 128},
     "resample": {"BC": 32},
     "project": {"BK": 16, "BD": 32},
     "up": {"BK": 16, "BD": 64},
     "down": {"TW": 4, "BK": 16, "BD": 128, "num_stages": 1},
 }
 
-# Before sm_90 the tensor cores take their operands from registers, which leaves fewer for the sums.
-BEFORE_HOPPER = {
+# Before sm_90, and on sm_120, the tensor cores take their operands from registers, which leaves fewer for the
+# sums; and some of these GPUs have 99 KiB of shared memory.
+WITHOUT_WGMMA = {
+    "conv3x3": {"BN": 128},
+    "conv3x3_narrow": {"TH": 8, "num_stages": 3},
+    "conv1x1": {"BN": 128},
+    "conv_transpose3x3": {"BK": 32, "BN": 128, "num_stages": 3},
     "down": {"BD": 128},
     "dau_apply": {"num_stages": 3},
     "dau_apply_backward": {"BC": 64},
 }
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
-LARGE = {"TH": 16, "TW": 32, "BK": 128, "BD": 256, "BO": 256, "BC": 128}
+LARGE = {"TH": 16, "TW": 32, "BK": 128, "BN": 256, "BD": 256, "BO": 256, "BC": 128}
 
 # For tune.py: the kernels that were asked for, and the options that it tries.
 asked = set()
@@ -67,10 +82,20 @@ def config(kernel, x):
         options = options | FLOAT32.get(kernel, {})
     if INTERPRETED:
         return options | {k: v for k, v in LARGE.items() if k in options}
-    if _capability(x.device.index) < (9, 0):
-        options = options | BEFORE_HOPPER.get(kernel, {})
+    if _capability(x.device.index)[0] in (8, 12):
+        options = options | WITHOUT_WGMMA.get(kernel, {})
     name = _device_name(x.device.index)
     return dict(_known().get(name, {}).get(entry(kernel, x.dtype, x.shape[1]), options))
+
+
+def has_boxes(x):
+    """Whether x's GPU copies boxes of a map by itself, and its tensor cores read these where they lie."""
+    return INTERPRETED or _capability(x.device.index)[0] in (9, 10)
+
+
+def multiprocessors(x):
+    """How many x's GPU has; none in the interpreter, where nothing is gained by tiles for each."""
+    return 0 if INTERPRETED else _multiprocessors(x.device.index)
 
 
 def entry(kernel, dtype, channels):
@@ -101,6 +126,11 @@ def _known():
 @functools.cache
 def _capability(index):
     return torch.cuda.get_device_capability(index)
+
+
+@functools.cache
+def _multiprocessors(index):
+    return torch.cuda.get_device_properties(index).multi_processor_count
 
 
 @functools.cache

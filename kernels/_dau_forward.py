@@ -16,8 +16,11 @@ def _larger(a, b):
 @triton.jit
 def channel_max(value):
     """The maximum of each row; a NaN wins, as in torch.max."""
-    # tl.max passes over a NaN on a GPU, but not in the interpreter, whose tl.reduce is slow.
-    return tl.max(value, 1) if NUMPY else tl.reduce(value, 1, _larger)
+    # tl.max passes over a NaN; the interpreter's tl.reduce is slow.
+    if NUMPY:
+        return tl.where(tl.sum((value != value).to(tl.int32), 1) > 0, float("nan"), tl.max(value, 1))
+    else:
+        return tl.reduce(value, 1, _larger)
 
 
 @triton.jit

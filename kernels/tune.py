@@ -1,14 +1,15 @@
 """Measure better launch options for the GPU at hand: python -m mirnet_fast.kernels.tune
 
-For every op, dtype and number of channels of the published network, forward and backward, the
-kernels that run are taken in turn: a handful of variants of the present options of one, the others
-as they are, the whole op timed. What is clearly faster goes to a table in the user's cache, which
-later processes read. The options do not depend on the image size.
+For every op and convolution, dtype and number of channels of the published network, forward and backward,
+or with what is fused behind a convolution, the kernels that run are taken in turn: a handful of variants
+of the present options of one, the others as they are, the whole call timed. What is clearly faster goes
+to a table in the user's cache, which later processes read. The options do not depend on the image size.
 """
 
 import argparse
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,12 @@ import triton
 from mirnet_fast._files import replaced
 
 from . import _configs
+from ._convolution import packed
+from .conv1x1 import conv1x1
+from .conv3x3 import conv3x3
+from .conv_transpose3x3 import conv_transpose3x3, residual_up_tail_of_conv
 
+CONVOLUTIONS = ("conv1x1", "conv3x3", "conv_transpose3x3")
 CHANNELS = (64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 OPS = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py") if path.stem != "tune")
@@ -47,21 +53,34 @@ def variants(options):
     return result
 
 
+class Draw:
+    """Random arguments of so many channels: maps of side x side pixels, or of `size` x `size`."""
+
+    def __init__(self, channels, dtype, side, device):
+        self.channels, self.dtype, self.side, self.device = channels, dtype, side, device
+        self.generator = torch.Generator(device).manual_seed(0)
+
+    def tensor(self, *shape):
+        return torch.randn(shape, generator=self.generator, device=self.device).to(self.dtype)
+
+    def image(self, channels=None, size=None):
+        size = size or self.side
+        drawn = self.tensor(1, channels or self.channels, size, size)
+        return drawn.contiguous(memory_format=torch.channels_last)
+
+    def weight(self, rows, columns, taps=1):
+        return self.tensor(rows, columns, taps, taps) / (columns * taps**2) ** 0.5
+
+
+def _draw(channels, dtype, side, device):
+    return Draw(channels, dtype, side or 512 * 64 // channels, device)
+
+
 def arguments(op, channels, dtype, side=None, device="cuda"):
     """What the op gets in the stream with so many channels of a 512 x 512 image, or of `side` x `side`."""
-    side = side or 512 * 64 // channels
-    draw = torch.Generator(device).manual_seed(0)
-
-    def tensor(*shape):
-        return torch.randn(shape, generator=draw, device=device).to(dtype)
-
-    def image(c=channels, size=side):
-        return tensor(1, c, size, size).contiguous(memory_format=torch.channels_last)
-
-    def weight(rows, columns, taps=1):
-        return tensor(rows, columns, taps, taps) / (columns * taps**2) ** 0.5
-
-    c, d, slope = channels, max(channels // 8, 4), tensor(1)
+    draw = _draw(channels, dtype, side, device)
+    image, weight = draw.image, draw.weight
+    c, d, slope = channels, max(channels // 8, 4), draw.tensor(1)
     if op == "blur_pool":
         return image(), 3, "reflect", 2, 0
     if op == "skff_select":
@@ -73,16 +92,54 @@ def arguments(op, channels, dtype, side=None, device="cuda"):
     if op == "residual_down_tail":
         return image(), image(), slope, weight(2 * c, c), None, weight(2 * c, c), None
     half = weight(c // 2, c), None, weight(c // 2, c), None
-    return image(), image(size=side // 2), slope, *half
+    return image(), image(size=draw.side // 2), slope, *half
 
 
-def calls(op, args):
-    """The forward and the backward on these arguments, as functions without arguments."""
+def calls(op, channels, dtype, side=None, device="cuda"):
+    """{direction: call without arguments}, as in `arguments`; of a convolution {what is fused: call}."""
+    if op in CONVOLUTIONS:
+        return _of_convolution(op, _draw(channels, dtype, side, device))
+    args = arguments(op, channels, dtype, side, device)
     module = importlib.import_module(f"mirnet_fast.kernels.{op}")
     forward, backward = getattr(module, op), getattr(module, f"{op}_backward")
     grad = torch.randn_like(forward(*args))
     kept = [args[0], *args[2:]] if op == "dau_attention" else args  # x is only added
-    return (lambda: forward(*args)), (lambda: backward(grad, *kept))
+    return {"forward": partial(forward, *args), "backward": partial(backward, grad, *kept)}
+
+
+def _of_convolution(op, draw):
+    c, x, slope = draw.channels, draw.image(), draw.tensor(1)
+    if op == "conv1x1":
+        return {"slope": partial(conv1x1, draw.image(), x, packed(draw.weight(c, c)), None, slope)}
+    taps = packed(draw.weight(c, c, 3)), None
+    if op == "conv3x3":
+        pooled = torch.empty((1, 2, draw.side, draw.side), device=draw.device)
+        first, last = packed(draw.weight(c, 3, 3)), packed(draw.weight(3, c, 3))
+        return {
+            "slope": partial(conv3x3, draw.image(), x, *taps, slope),
+            "residual": partial(conv3x3, draw.image(), x, *taps, None, draw.image()),
+            "statistics": partial(conv3x3, draw.image(), x, *taps, None, None, pooled, _sums(x)),
+            "from_image": partial(conv3x3, draw.image(), draw.image(3), first),
+            "to_image": partial(conv3x3, draw.image(3), x, last, None, None, draw.image(3)),
+        }
+    out, small, tail = draw.image(c // 2, 2 * draw.side), draw.image(c // 2), draw.weight(c // 2, c)
+    whole = draw.image(size=2 * draw.side)
+    return {
+        "slope": partial(conv_transpose3x3, whole, x, *taps, slope),
+        "tail": partial(residual_up_tail_of_conv, out, x, *taps, small, slope, tail, None, 0, _sums(small)),
+    }
+
+
+def _sums(x):
+    return torch.zeros(x.shape[:2], dtype=torch.float64, device=x.device)
+
+
+def input_of(op, direction, call):
+    """The map by whose dtype and channels the kernels of a call have their options."""
+    first, second, *_ = call.args
+    if op in CONVOLUTIONS or direction == "backward":
+        first = second
+    return first[0] if isinstance(first, list) else first
 
 
 def tune_call(call, x, time=None):
@@ -117,10 +174,8 @@ def tune(ops, dtypes=DTYPES, channels=CHANNELS):
     for op in ops:
         for dtype in dtypes:
             for c in channels:
-                args = arguments(op, c, dtype)
-                x = args[0][0] if op == "skff_select" else args[0]
-                for call in calls(op, args):
-                    table |= tune_call(call, x)
+                for direction, call in calls(op, c, dtype).items():
+                    table |= tune_call(call, input_of(op, direction, call))
                 print(f"{op} {dtype} {c}: {len(table)} entries so far", flush=True)
     return table
 

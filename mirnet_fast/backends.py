@@ -3,7 +3,9 @@
 Without a choice of the user the first backend that has a kernel for the device and dtype runs,
 and "reference" (plain PyTorch, always there) where none has. Where both "triton" and "cuda" have
 one, preferences.json beside this file says which was measured to be faster: {name of the GPU:
-{"op dtype": backend}}, as benches/gpu.py writes it. An explicit choice is kept or refused with the
+{"op dtype": backend}}, as benches/gpu.py writes it. Convolutions are cuDNN's with a pass behind them unless
+that table says, of one with so many inputs and outputs, at which numbers of pixels Triton's was faster:
+{"conv3x3 float16 64 64": {"65536": "triton", ...}}. An explicit choice is kept or refused with the
 reason: nothing falls back behind it.
 """
 
@@ -11,6 +13,7 @@ import contextlib
 import functools
 import importlib.util
 import json
+import math
 import os
 import threading
 from collections.abc import Generator
@@ -220,6 +223,40 @@ def _once_for_a_gpu(function):
     # As torch.compiler.assume_constant_result does, which would import all of torch._dynamo.
     answer._dynamo_marked_constant = True  # pyrefly: ignore[missing-attribute]
     return answer
+
+
+def convolution(op, dtype, inputs, outputs, pixels):
+    """Which convolution runs on the current GPU, with what is fused behind it: "triton" or "cudnn".
+
+    Args:
+        op: "conv1x1", "conv3x3" or "conv_transpose3x3", the latter with all of the residual up tail.
+        dtype: of the maps.
+        inputs, outputs: channels.
+        pixels: of the input, N * H * W.
+
+    Returns:
+        "triton" where it was measured to be faster at the nearest number of pixels, by ratio, that was
+        measured of such a convolution on such a GPU, and may run; "cudnn" where it was not, and where nobody
+        measured. An explicit choice of "triton" is kept, another is no wish for its convolutions.
+
+    Raises:
+        BackendError: an environment variable has a wrong value.
+    """
+    check_environment()
+    if _obstacle("triton", "cuda", dtype) is not None:
+        return "cudnn"
+    if current_backend() == "triton":
+        return "triton"
+    measured = _measured_convolution(op, dtype, inputs, outputs)
+    nearest = min(measured, key=lambda count: abs(math.log(int(count) / max(pixels, 1))), default=None)
+    return measured.get(nearest, "cudnn")
+
+
+@_once_for_a_gpu
+def _measured_convolution(op, dtype, inputs, outputs):
+    """{number of pixels: "triton" or "cudnn"} on the current GPU."""
+    measured = _preferences().get(torch.cuda.get_device_name(), {})
+    return measured.get(f"{op} {str(dtype).removeprefix('torch.')} {inputs} {outputs}", {})
 
 
 @_once_for_a_gpu

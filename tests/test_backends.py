@@ -98,6 +98,32 @@ def test_what_was_measured_to_be_faster_runs(two_kinds_of_gpu_kernels):
         )
 
 
+def convolution(pixels, outputs=64, dtype=torch.float16):
+    return backends.convolution("conv3x3", dtype, 64, outputs, pixels)
+
+
+def test_a_convolution_that_was_measured_to_be_faster_runs(two_kinds_of_gpu_kernels, monkeypatch):
+    measured = {"4096": "cudnn", "65536": "triton", "524288": "cudnn"}
+    two_kinds_of_gpu_kernels({"conv3x3 float16 64 64": measured, "conv3x3 float16": "triton"})
+    assert [convolution(n) for n in (1, 10_000, 20_000, 65_536, 180_000, 190_000, 10**9)] == [
+        *("cudnn", "cudnn", "triton", "triton", "triton", "cudnn", "cudnn")
+    ]
+    assert convolution(0) == "cudnn"  # of an empty batch
+    assert convolution(65_536, outputs=3) == convolution(65_536, dtype=torch.bfloat16) == "cudnn"
+    with mirnet_fast.use_backend("triton"):
+        assert convolution(4096) == convolution(4096, outputs=3) == "triton"
+        assert convolution(4096, dtype=torch.float64) == "cudnn"  # which there is no kernel for
+    with mirnet_fast.use_backend("reference"):
+        assert convolution(65_536) == "cudnn"
+    monkeypatch.setitem(backends._UNAVAILABLE, "triton", "Triton is not installed")
+    assert convolution(65_536) == "cudnn"
+
+
+def test_convolutions_are_cudnns_where_nobody_measured(two_kinds_of_gpu_kernels):
+    two_kinds_of_gpu_kernels({})
+    assert convolution(65_536) == "cudnn"
+
+
 def test_triton_comes_first_where_nothing_was_measured(two_kinds_of_gpu_kernels, monkeypatch):
     two_kinds_of_gpu_kernels({})
     picked, reasons = explained()

@@ -40,7 +40,12 @@ def result(tmp_path_factory, request):
     return json.loads(target.read_text()) | {"all": request.param == "all"}
 
 
-@pytest.mark.parametrize("op", OPS)
+def asked(op, channels, dtype, arch, variant="plain", gpu=None, only=None):
+    """What a task has rows of."""
+    return {(d, arch, dtype, channels) for d in ([only] if only else audit.directions(op, channels))}
+
+
+@pytest.mark.parametrize("op", (*OPS, *audit.CONVOLUTIONS))
 def test_nothing_is_wrong(op, result):
     if op in result["skipped"]:
         pytest.skip(result["skipped"][op])
@@ -48,12 +53,10 @@ def test_nothing_is_wrong(op, result):
     assert not found, "\n".join(found)
     rows = [row for row in result["rows"] if row["op"] == op]
     seen = {(r["direction"], r["arch"], r["dtype"], r["channels"]) for r in rows}
-    if result["all"]:
-        dtypes = [d for d in audit.DTYPES if d != "tf32" or op in audit.PRODUCTS]
-        channels = audit.CHANNELS.get(op, (64, 128, 256))
-        assert len(seen) == 2 * len(audit.ARCHS) * len(dtypes) * len(channels)
-    else:
-        assert len(seen) == 2 * sum(task[0] == op for task in audit.few_tasks(OPS))
+    every = audit.tasks([op], audit.ARCHS, audit.DTYPES, everything=False)
+    assert seen == set().union(
+        *(asked(*task) for task in (every if result["all"] else audit.few_tasks([op])))
+    )
 
 
 def test_the_budget_is_recorded(result):
@@ -144,6 +147,50 @@ def test_spills_and_narrow_loads_of_real_code_are_seen(tmp_path):
             assert row["product"] and row["tensor_cores"], row
             assert row["map_loads"] == {"x": 2} and row["map_stores"]["out"] == 16, row
             assert row["loads_128_needed"] == 128 * 128 * 2 // (16 * 128) and row["loads_128"] == 0, row
+        """)
+    )
+    finished = run("-c", f"import runpy; runpy.run_path({str(script)!r})")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_a_new_size_compiles_no_convolution_anew(tmp_path):
+    """Not of images either, whose rows start anywhere."""
+    script = tmp_path / "sizes.py"
+    script.write_text(
+        textwrap.dedent("""
+            import torch
+            from mirnet_fast.kernels import _configs
+            from mirnet_fast.kernels._convolution import packed
+            from mirnet_fast.kernels.conv3x3 import conv3x3
+            from mirnet_fast.kernels.conv_transpose3x3 import residual_up_tail_of_conv
+            from tests.audit import compile as audit
+
+            def image(c, h, w, n=1):
+                x = torch.zeros(n, c, h, w, dtype=torch.float16)
+                return x.contiguous(memory_format=torch.channels_last)
+
+            def weight(c, d):
+                return packed(torch.zeros(d, c, 3, 3, dtype=torch.float16))
+
+            def call(n, h, w):
+                for c, d in ((3, 16), (16, 3)):
+                    out, x, residual = (image(k, h, w, n) for k in (d, c, d))
+                    conv3x3(out, x, weight(c, d), residual=residual)
+                small, x = image(3, h, w, n), image(32, h, w, n)[:, 16:]
+                conv3x3(image(20, h, w, n)[:, 2:5], x, weight(16, 3), residual=small)
+                out = image(3, 2 * h, 2 * w, n)
+                residual_up_tail_of_conv(out, x, weight(16, 16), None, small, slope, tail, None)
+
+            tail, slope = torch.zeros(3, 16, 1, 1).half(), torch.zeros(1).half()
+            as_of_gpu = audit.circumstances("conv3x3", 90, None, "plain", "float16")
+            with as_of_gpu, audit.recorded_launches(90) as launches:
+                call(1, 16, 16)
+                first = {compiled.hash for *_, compiled in launches}
+                for size in ((2, 256, 256), (1, 260, 256), (2, 100, 33), (1, 1, 1), (1, 2, 50), (2, 48, 1)):
+                    call(*size)
+                    new = {compiled.hash for *_, compiled in launches} - first
+                    assert not new, (size, len(new), len(first))
+                assert len(first) == 4
         """)
     )
     finished = run("-c", f"import runpy; runpy.run_path({str(script)!r})")

@@ -8,7 +8,7 @@ import pytest
 from mirnet_fast.ops import OPS
 
 from .audit import traffic as audit
-from .cases import each
+from .cases import each, first_of
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
@@ -23,6 +23,25 @@ def test_nothing_is_wrong(op, call):
     if why := audit.written(op):
         pytest.skip(why)
     row = audit.audit(op, *call)
+    found = audit.problems(row)
+    assert not found, "\n".join(audit.table([row]) + found)
+
+
+CONVOLUTIONS = [
+    ("conv3x3", "statistics"),
+    ("conv_transpose3x3", "tail"),
+    ("conv1x1", "slope"),
+    ("conv3x3", "slope"),
+    ("conv3x3", "residual"),
+    ("conv_transpose3x3", "slope"),
+]
+
+
+@pytest.mark.untraced
+@pytest.mark.parametrize("place", first_of([0, 1]))
+@pytest.mark.parametrize("call", first_of(CONVOLUTIONS, 3))
+def test_nothing_is_wrong_with_convolutions(call, place):
+    row = audit.audit(call[0], place, call[1])
     found = audit.problems(row)
     assert not found, "\n".join(audit.table([row]) + found)
 

@@ -25,9 +25,8 @@ def test_arguments_are_those_of_the_op(op):
 
 @interpreted
 def test_keeps_what_is_faster_and_no_noise():
-    args = tune.arguments("skff_select", 64, torch.float32, side=8, device="cpu")
-    x = args[0][0]
-    forward, _ = tune.calls("skff_select", args)
+    forward = tune.calls("skff_select", 64, torch.float32, side=8, device="cpu")["forward"]
+    x = tune.input_of("skff_select", "forward", forward)
     clock = itertools.chain([1.0], itertools.repeat(0.98))
     assert tune.tune_call(forward, x, lambda call: next(clock)) == {}
     clock = itertools.chain([1.0], [1.2, 0.5], itertools.repeat(0.9))

@@ -29,16 +29,24 @@ from .machine_code import BUILD, examined
 ROOT = Path(__file__).parents[2]
 
 # Bytes of shared memory that a block may have.
-SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 ARCHS = tuple(SHARED_LIMIT)
 # "tf32" is float32 where torch's switch allows TF32.
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 # Of the published network; the other ops run on all three streams.
-CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256)}
-# "plain": map sizes that 16 divides; "odd": sizes that it does not; "wide": 64-bit offsets.
-VARIANTS = ("plain", "odd", "wide")
-# Ops whose forward and backward hold a matrix product.
-PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail")
+CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256), "conv_transpose3x3": (128, 256)}
+# The convolutions, and what is fused in those of their calls that are looked at.
+CONVOLUTIONS = {
+    "conv1x1": ("slope",),
+    "conv3x3": ("slope", "residual", "statistics", "from_image", "to_image"),
+    "conv_transpose3x3": ("slope", "tail"),
+}
+IMAGES = ("from_image", "to_image")
+# "plain": map sizes that 16 divides; "odd": sizes that it does not; "wide": 64-bit offsets; "few": so few
+# tiles for the GPU's multiprocessors that convolutions make smaller ones.
+VARIANTS = ("plain", "odd", "wide", "few")
+# Ops whose calls all hold a matrix product.
+PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail", *CONVOLUTIONS)
 # What known.json calls a GPU, and its architecture.
 GPU_ARCHS = {
     "A100": 80,
@@ -57,12 +65,18 @@ GPU_ARCHS = {
 }
 
 
+def directions(op, channels):
+    """The calls of an op that are looked at; an image becomes the fewest channels, and these an image."""
+    every = CONVOLUTIONS.get(op, ("forward", "backward"))
+    return every if channels == 64 else tuple(d for d in every if d not in IMAGES)
+
+
 def written(op):
     """Why the kernels of an op can't be audited, or None."""
     path = ROOT / "kernels" / f"{op}.py"
     if not path.exists():
         return f"kernels/{op}.py is not there"
-    if f"def {op}_backward(" not in path.read_text():
+    if op not in CONVOLUTIONS and f"def {op}_backward(" not in path.read_text():
         return f"kernels/{op}.py has no backward yet"
     return None
 
@@ -118,6 +132,7 @@ def circumstances(op, arch, gpu, variant, dtype):
     shipped = _configs.load(ROOT / "kernels" / "known.json")
     changes = [(_configs, "_known", lambda: shipped), (_configs, "_device_name", lambda index: gpu)]
     changes.append((_configs, "_capability", lambda index: divmod(arch, 10)))
+    changes.append((_configs, "_multiprocessors", lambda index: 10**6 if variant == "few" else 1))
     if variant == "wide":
         modules = [m for name, m in sys.modules.items() if name.startswith("mirnet_fast.kernels.")]
         wide = _common.tl.int64
@@ -134,21 +149,20 @@ def circumstances(op, arch, gpu, variant, dtype):
         torch.set_float32_matmul_precision("highest")
 
 
-def audit(op, channels, dtype, arch, variant="plain", gpu=None):
-    """The rows of one op, forward and backward."""
+def audit(op, channels, dtype, arch, variant="plain", gpu=None, only=None):
+    """The rows of one op, of all its directions or of one."""
     import torch
     from mirnet_fast.kernels import tune
 
     torch.set_num_threads(1)
     side = 100 if variant == "odd" else 64
     element = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    args = tune.arguments(op, channels, element, side=side, device="cpu")
     rows = []
     with circumstances(op, arch, gpu, variant, dtype), recorded_launches(arch) as launches:
-        calls = tune.calls(op, args)
-        for direction, call in zip(("forward", "backward"), calls, strict=True):
+        calls = tune.calls(op, channels, element, side=side, device="cpu")
+        for direction in directions(op, channels) if only is None else (only,):
             launches.clear()
-            call()
+            calls[direction]()
             seen = {}
             for function, arguments, compiled in launches:
                 kernel = function.fn.__name__
@@ -196,6 +210,12 @@ def problems(row, budget):
     half = row["dtype"] in ("float16", "bfloat16")
     if row["arch"] == 90 and half and row["product"] and not row["tensor_cores"]:
         found.append("its matrix product uses no tensor cores")
+    # Of 3 outputs there are fewer than Hopper's own tensor instructions take.
+    if row["op"] in CONVOLUTIONS and row["arch"] == 90 and half and row["direction"] not in IMAGES:
+        if "HGMMA" not in row["tensor_cores"] or not row["boxes"]:
+            found.append("its product is not of boxes in shared memory by HGMMA")
+        if row["operand_loads"] and row["direction"] != "tail":
+            found.append(f"{row['operand_loads']} loads bring what it multiplies through registers")
     if row["dtype"] == "float32" and row["tensor_cores"]:
         found.append("it multiplies float32 on tensor cores, which is TF32")
     if half and row["channels"] % 8 == 0:
@@ -213,17 +233,21 @@ def missing(rows):
     """What the rows together lack."""
     found = []
     for op in {row["op"] for row in rows} & set(PRODUCTS):
-        for direction in ("forward", "backward"):
+        for direction in directions(op, None):
             if not any(r["op"] == op and r["direction"] == direction and r["product"] for r in rows):
                 found.append(f"{op} {direction}: no kernel holds a matrix product")
     return found
 
 
 def few_tasks(ops):
-    """Arguments of `audit` for every kernel in float16, and for those of one product in float32, on sm_90."""
+    """Arguments of `audit` for every kernel in float16, and for those of one product in float32, on sm_90.
+
+    Of a convolution for the call with the most behind it.
+    """
     fewest = {op: CHANNELS.get(op, (64,))[0] for op in ops}
-    exact = [(op, fewest[op], "float32", 90) for op in ops if op == PRODUCTS[-1]]
-    return [(op, c, "float16", 90) for op, c in fewest.items()] + exact
+    exact = [(op, fewest[op], "float32", 90) for op in ops if op == "residual_up_tail"]
+    most = {"conv3x3": "statistics", "conv_transpose3x3": "tail"}
+    return [(op, c, "float16", 90, "plain", None, most.get(op)) for op, c in fewest.items()] + exact
 
 
 def tasks(ops, archs, dtypes, everything):
@@ -236,10 +260,15 @@ def tasks(ops, archs, dtypes, everything):
     for op, arch, dtype in itertools.product(ops, archs, dtypes):
         if dtype == "tf32" and op not in PRODUCTS:
             continue
+        # What differs in bfloat16 is the name of an instruction.
+        if op in CONVOLUTIONS and dtype == "bfloat16" and arch != 90:
+            continue
         channels = CHANNELS.get(op, (64, 128, 256))
         for c in channels:
             result.append((op, c, dtype, arch))
             for variant in VARIANTS[1:]:
+                if variant == "few" and op not in CONVOLUTIONS:
+                    continue
                 if everything or (arch == 90 and c == channels[-1] and dtype in ("float16", "float32")):
                     result.append((op, c, dtype, arch, variant))
             for gpu in shipped:
@@ -320,8 +349,9 @@ def main():
 
     from mirnet_fast.ops import OPS
 
-    skipped = {op: why for op in chosen.ops or OPS if (why := written(op))}
-    ops = [op for op in chosen.ops or OPS if op not in skipped]
+    asked = chosen.ops or (*OPS, *CONVOLUTIONS)
+    skipped = {op: why for op in asked if (why := written(op))}
+    ops = [op for op in asked if op not in skipped]
     work = (
         few_tasks(ops) if chosen.few else tasks(ops, chosen.arch or ARCHS, chosen.dtype or DTYPES, chosen.all)
     )

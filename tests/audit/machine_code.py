@@ -36,6 +36,8 @@ def examined(compiled, arguments):
             for name in ("HMMA", "HGMMA", "UTCHMMA", "QGMMA", "IMMA")
             if (count := sum(o.split(".")[0] == name for o in opcodes))
         },
+        "boxes": sum(o.split(".")[0] == "UTMALDG" for o in opcodes),
+        "operand_loads": sum(o.split(".")[0] == "LDSM" for o in opcodes),
         "loads_128": sum(bool(re.match(r"(LDG|LDGSTS)\b.*\.(128|256)", o)) for o in opcodes),
         # As many as the maps' tiles need at 16 bytes a thread.
         "loads_128_needed": sum(

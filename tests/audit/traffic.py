@@ -2,19 +2,22 @@
 
     python -m tests.audit.traffic
 
-The interpreter runs the ops with the tiles that a GPU would use, and every load and store is noted:
-the addresses come from the kernels' own index expressions. For each program the distinct 32-byte
-sectors count once, the halo of its tile included; what a program reads again it has in its registers
-or first-level cache. Two numbers frame what the memory sees:
+The interpreter runs the ops with the tiles that a GPU would use, and every load and store is noted,
+boxes as TMA brings them too: the addresses come from the kernels' own index expressions. For each
+program the distinct 32-byte sectors count once, the halo of its tile included; what a program reads
+again it has in its registers or first-level cache, but for boxes, which come from the second-level
+cache each time (`asked`). Two numbers frame what the memory sees:
 
     each program    as if programs shared nothing
     each launch     as if the second-level cache kept everything during a launch
 
-The floor of a forward is that of section 3 of the design: each input read once, twice where a global
-mean has to be known first, each output written once. PASSES below says how many maps a call should
-move in its launches, and BACKWARD_FLOOR what a perfect backward would: inputs and output gradient
-once, all gradients once. Maps that a call makes for itself (`between`) and everything small (weights,
-tables, statistics, partial sums) are shown apart. All are in maps of the op, as the design counts.
+The floor of a forward is that of section 3 of the design: each input read once, twice where a
+global mean has to be known first, each output written once. PASSES below says how many maps a call
+should move in its launches, and BACKWARD_FLOOR what a perfect backward would: inputs and output
+gradient once, all gradients once. Of a convolution CONVOLUTION_FLOOR counts maps of its input, and
+the border of its tiles is in what is recorded: it is what a program of few pixels pays for nine
+taps. Maps that a call makes for itself (`between`) and everything small (weights, tables,
+statistics, partial sums) are shown apart. All are in maps of the op, as the design counts.
 """
 
 import argparse
@@ -27,13 +30,18 @@ from pathlib import Path
 
 import numpy as np
 
-from .compile import CHANNELS, written
+from .compile import CHANNELS, CONVOLUTIONS, written
 
 SECTOR = 32
 TOLERANCE = 1.1
 # Sides of the audited maps, for the fewest and the most channels: multiples of every tile, large enough
 # for a usual share of border where the floor allows a halo.
-SIDES = {"blur_pool forward": (128, 64), "residual_down_tail forward": (128, 64)}
+SIDES = {
+    "blur_pool forward": (128, 64),
+    "residual_down_tail forward": (128, 64),
+    "conv_transpose3x3 slope": (32, 32),
+    "conv_transpose3x3 tail": (32, 32),
+}
 OTHER_SIDES = 64, 32
 # A map of residual_up_tail is the small one, a map of residual_down_tail one of its inputs.
 FORWARD_FLOOR = {
@@ -50,6 +58,14 @@ BACKWARD_FLOOR = {
     "residual_up_tail": 12,
     "skff_select": 7,
 }
+CONVOLUTION_FLOOR = {
+    "conv1x1 slope": 2,
+    "conv3x3 slope": 2,
+    "conv3x3 residual": 3,
+    "conv3x3 statistics": 2,
+    "conv_transpose3x3 slope": 5,
+    "conv_transpose3x3 tail": 3.5,
+}
 # {op: {direction: (maps of the launches, of the programs with the fewest channels, with the most)}}, as
 # they were when somebody last looked: more is a regression. The weights' gradients read both maps once for
 # each block of the other's channels.
@@ -59,6 +75,9 @@ RECORDED = {
     "residual_down_tail": {"forward": (2.5, 2.73, 2.7), "backward": (9, 9.8, 11.7)},
     "residual_up_tail": {"forward": (8, 8.54, 8.45), "backward": (21.5, 24.3, 36.7)},
     "skff_select": {"forward": (7, 7, 7), "backward": (8, 8, 8)},
+    "conv1x1": {"slope": (2, 2, 2)},
+    "conv3x3": {"slope": (2, 2.2, 2.26), "residual": (3, 3.2, 3.26), "statistics": (2, 2.2, 2.26)},
+    "conv_transpose3x3": {"slope": (5, 8.26, 8.26), "tail": (3.5, 8.51, 8.51)},
 }
 
 
@@ -127,14 +146,15 @@ def recording():
     import triton.runtime.interpreter as interpreter
     from mirnet_fast.kernels import _configs
     from torch.utils._python_dispatch import TorchDispatchMode
+    from triton.tools.tensor_descriptor import TensorDescriptor
 
     recorder = Recorder()
     builder = interpreter.interpreter_builder
     load, store, move = builder.create_masked_load, builder.create_masked_store, builder.set_grid_idx
     call = interpreter.GridExecutor.__call__
 
-    def masked_load(pointers, mask, *rest):
-        result = load(pointers, mask, *rest)
+    def masked_load(pointers, mask, *rest, **options):
+        result = load(pointers, mask, *rest, **options)
         recorder.touch("read", pointers.data, mask.data, result.data.itemsize)
         return result
 
@@ -152,6 +172,8 @@ def recording():
         def note(name, value):
             if isinstance(value, torch.Tensor):
                 flat[name] = value
+            elif isinstance(value, TensorDescriptor):
+                flat[name] = value.base
             elif isinstance(value, (tuple, list)):
                 for i, one in enumerate(value):
                     note(f"{name}.{i}", one)
@@ -178,6 +200,7 @@ def recording():
     changes = [(m, "INTERPRETED", False) for m in modules if hasattr(m, "INTERPRETED")]
     changes += [(_configs, "_known", dict), (_configs, "_device_name", lambda index: None)]
     changes.append((_configs, "_capability", lambda index: (9, 0)))
+    changes.append((_configs, "_multiprocessors", lambda index: 1))
     changes += [(interpreter.GridExecutor, "__call__", launch)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
@@ -201,6 +224,14 @@ def audit(op, place, direction, dtype="float16"):
 
     widths, side = CHANNELS.get(op, (64, 256)), SIDES.get(f"{op} {direction}", OTHER_SIDES)[place]
     channels = widths[-place]
+    if op in CONVOLUTIONS:
+        call = tune.calls(op, channels, getattr(torch, dtype), side=side, device="cpu")[direction]
+        inputs = [v for v in call.args if isinstance(v, torch.Tensor)]
+        with recording() as recorder:
+            call()
+        floor, x = CONVOLUTION_FLOOR[f"{op} {direction}"], call.args[1]
+        moved = amounts(recorder, {start_of(t) for t in inputs}, x.numel() * x.itemsize)
+        return _row(op, direction, channels, side, dtype, place, floor, moved)
     args = tune.arguments(op, channels, getattr(torch, dtype), side=side, device="cpu")
     inputs = [v for v in tree_leaves(args) if isinstance(v, torch.Tensor)]
     unit = channels * side**2 * inputs[0].itemsize // (4 if op == "residual_up_tail" else 1)
@@ -215,6 +246,11 @@ def audit(op, place, direction, dtype="float16"):
     with recording() as recorder:
         results = tree_leaves(call(*called_with))
     named = {start_of(t) for t in (*inputs, grad, *results)}
+    floor = (FORWARD_FLOOR if direction == "forward" else BACKWARD_FLOOR)[op]
+    return _row(op, direction, channels, side, dtype, place, floor, amounts(recorder, named, unit))
+
+
+def _row(op, direction, channels, side, dtype, place, floor, moved):
     by_launch, *by_program = RECORDED[op][direction]
     return {
         "op": op,
@@ -222,9 +258,9 @@ def audit(op, place, direction, dtype="float16"):
         "channels": channels,
         "side": side,
         "dtype": dtype,
-        "floor": (FORWARD_FLOOR if direction == "forward" else BACKWARD_FLOOR)[op],
+        "floor": floor,
         "recorded": {"launch": by_launch, "program": by_program[place]},
-        **amounts(recorder, named, unit),
+        **moved,
     }
 
 
@@ -300,7 +336,7 @@ def table(rows):
 
 def rows_of(op, dtype="float16"):
     """The rows of an op."""
-    return [audit(op, place, direction, dtype) for place in (0, 1) for direction in ("forward", "backward")]
+    return [audit(op, place, direction, dtype) for place in (0, 1) for direction in RECORDED[op]]
 
 
 def main():
@@ -315,8 +351,9 @@ def main():
 
     from mirnet_fast.ops import OPS
 
-    skipped = {op: why for op in chosen.ops or OPS if (why := written(op))}
-    rows = [row for op in chosen.ops or OPS if op not in skipped for row in rows_of(op, chosen.dtype)]
+    asked = chosen.ops or (*OPS, *CONVOLUTIONS)
+    skipped = {op: why for op in asked if (why := written(op))}
+    rows = [row for op in asked if op not in skipped for row in rows_of(op, chosen.dtype)]
     print("\n".join(table(rows)))
     for op, why in skipped.items():
         print(f"skipped {op}: {why}")
