@@ -9,14 +9,14 @@ run, so that values changed in place are seen; a plan does not outlive tensors t
 import functools
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from .. import backends
-from ..ops.convolution import slope_of
+from ..ops.convolution import called, slope_of
 from . import memory
 from .bound import Binder, Bound, conv_of_torch
 from .graph import SUMS, Step, Value
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 IN_BANDS = False  # a GPU has no cache that a band would stay in
+JOINS = True
 
 
 def unplannable(x: torch.Tensor) -> str | None:
@@ -98,11 +99,13 @@ def bind(plan: "Plan", block: Block) -> "Graph":
 
 def is_for_kernels(step: Step, dtype: torch.dtype) -> bool:
     """Whether the Triton kernels run a convolution Step; which is faster, they or cuDNN, is measured."""
-    activation, layer = step.layers.get("activation"), step.layers["conv"]
+    activation, layer, x = step.layers.get("activation"), step.layers["conv"], step.inputs["x"]
+    n, inputs, height, width = x.shape
     return (
         type(activation) in (type(None), nn.PReLU, nn.LeakyReLU)
-        and layer.kernel_size in ((1, 1), (3, 3))
+        and step.kind != "convolution"
         and layer.weight.dtype == dtype
+        and backends.convolution(step.kind, dtype, inputs, layer.out_channels, n * height * width) == "triton"
     )
 
 
@@ -156,17 +159,18 @@ class Graph(Bound):
             self._used += count
         return super().of(window)
 
-    def packed(self, kernel: str, weight: torch.Tensor) -> torch.Tensor:
-        """A convolution's weight as the kernel reads it, up to date in every run."""
-        pack = _kernel(kernel).packed
-        result = pack(weight)
-        if result.data_ptr() == weight.data_ptr():
-            return result
-        outputs, taps, inputs = result.shape
-        size = 3 if taps == 9 else 1
-        source = weight.transpose(0, 1) if kernel == "conv_transpose3x3" else weight
-        self._sources.append(source.permute(0, 2, 3, 1))
-        self._packed.append(result.view(outputs, size, size, inputs))
+    def packed(self, *weights: torch.Tensor) -> torch.Tensor:
+        """Convolutions' weights (C', C, k, k) as one, as a kernel reads it: (all C', k * k, C)."""
+        rows = [weight.permute(0, 2, 3, 1) for weight in weights]
+        one = rows[0] if len(rows) == 1 and rows[0].is_contiguous() else self.gathered(rows)
+        return one.flatten(1, 2)
+
+    def gathered(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The concatenation of tensors over their first axis, up to date in every run."""
+        counts = [len(part) for part in parts]
+        result = torch.empty((sum(counts), *parts[0].shape[1:]), dtype=parts[0].dtype, device=parts[0].device)
+        self._packed += result.split(counts)
+        self._sources += parts
         return result
 
 
@@ -200,9 +204,57 @@ def _conv(bound, task):
     if not task.layers["by_kernels"]:
         bound.emit(conv_of_torch, layer, activation, out, x, residual, task.row)
         return
-    weights = bound.packed(task.kind, layer.weight), layer.bias, slope_of(activation, layer.weight)
+    slope, also = slope_of(activation, layer.weight), task.layers.get("also")
+    if also is None:
+        weights = bound.packed(layer.weight), layer.bias, slope
+    else:
+        weights = _joined(bound, layer, slope, also)
     statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
     bound.emit(getattr(_kernel(task.kind), task.kind), out, x, *weights, residual, *statistics)
+
+
+def _joined(bound, layer, slope, other):
+    """(weight, bias, slope) of two convolutions of one map as one, without an activation behind the other."""
+    weight, biases = bound.packed(layer.weight, other.weight), [layer.bias, other.bias]
+    counts = [len(layer.weight), len(other.weight)]
+    bias = None
+    if any(bias is not None for bias in biases):
+        none = layer.weight.new_zeros
+        bias = bound.gathered([none(n) if b is None else b for b, n in zip(biases, counts, strict=True)])
+    if slope is not None:
+        slope = bound.gathered([slope.expand(counts[0]), slope.new_ones(counts[1])])
+    return weight, bias, slope
+
+
+def _residual_up_tail(bound, task):
+    out, x, bottom = (
+        bound.of(window) for window in (task.writes["out"], task.reads["x"], task.reads["bottom"])
+    )
+    layer, (slope, top_weight, top_bias, bottom_weight, bottom_bias) = task.layers["conv"], _tail(task)
+    if not task.layers["by_kernels"]:
+        tail = slope, top_weight, top_bias, bottom_weight, bottom_bias
+        bound.emit(_residual_up_tail_of_torch, layer, out, x, bottom, tail)
+        return
+    weight = bound.packed(layer.weight.transpose(0, 1))
+    inputs = len(layer.weight)
+    if task.reads["x"].value.shape[1] > inputs:
+        x, small = x[:, :inputs], x[:, inputs:]
+    else:
+        n, _, height, width = task.reads["bottom"].value.shape
+        small = torch.empty(
+            (n, len(bottom_weight), height, width),
+            dtype=out.dtype,
+            device=out.device,
+            memory_format=torch.channels_last,
+        )
+        bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(bottom_weight), bottom_bias)
+    into, sums = _kernel("conv_transpose3x3").residual_up_tail_of_conv, bound.of(task.writes["sums"])
+    bound.emit(into, out, x, weight, layer.bias, small, slope, top_weight, top_bias, 0, sums)
+
+
+def _residual_up_tail_of_torch(layer, out, x, bottom, tail):
+    """The same where cuDNN runs the transposed convolution."""
+    out.copy_(_kernel("residual_up_tail").residual_up_tail(called(layer, x), bottom, *tail))
 
 
 def _residual_down_tail(bound, task):
@@ -247,6 +299,7 @@ _BINDERS: dict[str, Binder] = {
     "conv3x3": _conv,
     "convolution": _conv,
     "residual_down_tail": _residual_down_tail,
+    "residual_up_tail": _residual_up_tail,
     "skff_select": _skff_select,
     "dau_attention": _dau_attention,
 }

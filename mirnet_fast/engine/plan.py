@@ -77,6 +77,7 @@ class Plan:
                 self.dtype.itemsize,
                 lambda step: self.executor.is_for_kernels(step, self.dtype),
                 self.executor.IN_BANDS,
+                self.executor.JOINS,
             )
         except ValueError as error:  # shapes that don't fit: the ordinary forward says it as PyTorch does
             raise Unplannable(str(error)) from error

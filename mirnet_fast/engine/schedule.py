@@ -63,10 +63,15 @@ class Task:
 
 
 class Node(NamedTuple):
-    """Steps that run together, band by band: what they hand on is not there as a whole."""
+    """Steps that run together, band by band: what they hand on is not there as a whole.
+
+    Where `joined`, the first also makes the 1x1 convolution of the other branch of an up tail, which reads
+    the same map, as further channels.
+    """
 
     steps: tuple[Step, ...]
     bands: tuple[tuple[int, int], ...]
+    joined: bool
 
     @property
     def last(self) -> Step:
@@ -81,6 +86,7 @@ class Scheduler:
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
         in_bands: False leaves every map whole.
+        joins: whether kernels of up tails take their other branch projected, so that it can be `joined`.
     """
 
     def __init__(
@@ -90,8 +96,9 @@ class Scheduler:
         itemsize: int,
         is_for_kernels: Callable[[Step], bool],
         in_bands: bool = True,
+        joins: bool = False,
     ) -> None:
-        self._itemsize, self._in_bands = itemsize, in_bands
+        self._itemsize, self._in_bands, self._joins = itemsize, in_bands, joins
         self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
         for step in steps:
@@ -145,7 +152,7 @@ class Scheduler:
                 continue
             group = self._group_of(step)
             taken.update(group)
-            nodes.append(Node(tuple(group), self._bands_of(group)))
+            nodes.append(Node(tuple(group), self._bands_of(group), self._are_joined(group)))
         return nodes[::-1]
 
     def _group_of(self, step):
@@ -160,6 +167,14 @@ class Scheduler:
             if first and first.inputs["residual"] is None and len(self._bands(first.inputs["x"])) > 1:
                 return [first, step]
         return [step]
+
+    def _are_joined(self, group):
+        return (
+            self._joins
+            and [step.kind for step in group] == ["conv1x1", "conv_transpose3x3", "residual_up_tail"]
+            and all(step.layers["by_kernels"] for step in group[:2])
+            and group[0].inputs["x"] is group[2].inputs["bottom"]
+        )
 
     def _sole_producer(self, value, *kinds):
         """The step that makes it, of these kinds and for one other step alone."""
@@ -304,7 +319,8 @@ def _band(node, i, between, out, outputs, offset=0):
     else:
         between = Window(between, 0, below - above)
         makes = {"x": whole(x), "residual": None}
-        tasks.append(Task(first.kind, first.layers, makes, {"out": between}, above))
+        also = {"also": last.layers["bottom_conv"]} if node.joined else {}
+        tasks.append(Task(first.kind, first.layers | also, makes, {"out": between}, above))
     return [*tasks, Task(last.kind, layers, reads | {"x": between}, writes, row)]
 
 
@@ -313,7 +329,8 @@ def _between(node):
     n, _, height, width = node.steps[0].inputs["x"].shape
     beyond = 2 if node.last.kind != "residual_up_tail" else 1
     rows = min(max(end - begin for begin, end in node.bands) + beyond, height)
-    return Value((n, node.steps[0].out.shape[1], rows, width))
+    channels = node.steps[0].out.shape[1] + (node.last.out.shape[1] if node.joined else 0)
+    return Value((n, channels, rows, width))
 
 
 def _band_buffer(node):
