@@ -97,6 +97,14 @@ def prelu(x, slope):
     return tl.where(x > 0, x, slope * x)
 
 
+@triton.jit
+def add_sums(sums, value, inside, o, K: tl.constexpr):
+    """Adds a tile's sums over its pixels inside to those of its image."""
+    # In float64: of values of float16 these additions are exact, so that their order does not matter.
+    part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)
+    tl.atomic_add(sums + o, part, mask=o < K, sem="relaxed")
+
+
 def tiles(n, height, width, th, tw):
     """How many tiles cover n images."""
     return n * triton.cdiv(height, th) * triton.cdiv(width, tw)

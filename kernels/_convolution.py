@@ -28,6 +28,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _configs
 from ._common import (
+    add_sums,
     at,
     offset_type,
     on_device,
@@ -160,14 +161,6 @@ def slopes_of(slope, o, K: tl.constexpr, SLOPES: tl.constexpr):
         return tl.load(slope).to(tl.float32)
     else:
         return tl.load(slope + o, mask=o < K, other=0).to(tl.float32)[None, :]
-
-
-@triton.jit
-def add_sums(sums, value, inside, o, K: tl.constexpr):
-    """Adds a tile's sums over its pixels inside to those of its image."""
-    # In float64: of values of float16 these additions are exact, so that their order does not matter.
-    part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)
-    tl.atomic_add(sums + o, part, mask=o < K, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=SIZES)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import INTERPRETED, at, pixels_of
+from ._common import INTERPRETED, add_sums, at, pixels_of
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -102,7 +102,7 @@ def channel_gate_kernel(
     while first < count:
         rows = first + block
         source = sums + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0)
+        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0).to(tl.float32)
         first += BLOCK
     pooled = tl.sum(total, 0) / pixels
     logit = tl.zeros((CP,), tl.float32)
@@ -154,6 +154,7 @@ def apply_kernel(
     fuse_weight,
     fuse_bias,
     out,
+    sums,
     r_n,
     r_h,
     r_w,
@@ -210,4 +211,7 @@ def apply_kernel(
         else:
             total += tl.load(residual, mask=written, other=0).to(tl.float32)
     target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + o[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=written)
+    result = total.to(out.dtype.element_ty)
+    tl.store(target, result, mask=written)
+    if sums is not None:
+        add_sums(sums + n.to(tl.int64) * C, result.to(tl.float32), inside, o, C)

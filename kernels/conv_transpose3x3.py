@@ -18,10 +18,19 @@ map: as further outputs, with slope 1, of the 1x1 convolution that reads the sam
 import triton
 import triton.language as tl
 
-from ._common import at, offset_type, on_device, operand_type, power_of_two, prelu, product_precision, tiles
+from ._common import (
+    add_sums,
+    at,
+    offset_type,
+    on_device,
+    operand_type,
+    power_of_two,
+    prelu,
+    product_precision,
+    tiles,
+)
 from ._convolution import (
     SIZES,
-    add_sums,
     check,
     check_map,
     check_rows,

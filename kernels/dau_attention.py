@@ -4,7 +4,7 @@ Forward: `stats_kernel` reads r once and leaves each pixel's channel maximum and
 sums of each channel; `channel_gate_kernel`, one program an image, adds those in order and does the
 small layers; `apply_kernel` does the k x k convolution on the two small maps, multiplies r by both
 halves of the fuse weight, the gates applied on the way, and adds bias and x. Floor: 4 maps, 3 where
-a producer gives the statistics (`attend_from_statistics`).
+a producer gives the statistics (`dau_attention_into`).
 
 Backward: the statistics again, with the index of the maximum (1 map); `apply_backward_kernel` leaves
 in r's gradient all but the pooled terms (3 maps); `weight_kernel` multiplies gradient and gated r
@@ -75,7 +75,7 @@ def stats(r, with_index=False):
 def channel_gate(sums, pixels, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
     """(N, C) float32 from partial sums (N, any number, C)."""
     n, count, channels = sums.shape
-    gate = sums.new_empty((n, channels))
+    gate = sums.new_empty((n, channels), dtype=torch.float32)
     with on_device(sums):
         channel_gate_kernel[(n,)](
             sums,
@@ -94,26 +94,53 @@ def channel_gate(sums, pixels, squeeze_weight, squeeze_bias, excite_weight, exci
     return gate
 
 
-def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
-    """dau_attention where the statistics, as `stats` gives them, are there already."""
-    *gate_weights, fuse_weight, fuse_bias = weights
+def dau_attention_into(
+    out,
+    r,
+    x,
+    spatial_weight,
+    squeeze_weight,
+    squeeze_bias,
+    excite_weight,
+    excite_bias,
+    fuse_weight,
+    fuse_bias,
+    pooled=None,
+    sums=None,
+    out_sums=None,
+):
+    """dau_attention of channels_last maps, into one.
+
+    Args:
+        out: as r, written; may be r.
+        r, x: (N, C, H, W); x may be None.
+        pooled: (N, 2, H, W) float32, contiguous, the maximum and mean over the channels of r. With `sums`, or
+            both None: then both are taken of r here.
+        sums: (N, C) or (N, any number, C), float32 or float64, contiguous: parts of the sums over r's pixels.
+        out_sums: (N, C) float64, contiguous, to which the sums over the pixels of out are added; or None.
+    """
     n, channels, height, width = r.shape
-    inner, added = map_in(r), None if x is None else map_in(x)
-    gate = channel_gate(sums, height * width, *gate_weights)
-    out = map_out(r.shape, r)
+    if pooled is None:
+        pooled, sums, _ = stats(r)
+    parts = sums.view(n, -1, channels)
+    gate = channel_gate(parts, height * width, squeeze_weight, squeeze_bias, excite_weight, excite_bias)
     c = _product_options("dau_apply", r, "BO")
+    blocks = triton.cdiv(channels, c["BO"])
+    if blocks > 1 and out.data_ptr() == r.data_ptr():
+        r = r.clone()  # the others would read what one of them wrote
     with on_device(r):
-        apply_kernel[(tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(channels, c["BO"]))](
-            inner,
-            added,
+        apply_kernel[(tiles(n, height, width, c["TH"], c["TW"]), blocks)](
+            r,
+            x,
             pooled,
             spatial_weight.contiguous(),
             gate,
             fuse_weight.contiguous(),
             None if fuse_bias is None else fuse_bias.contiguous(),
             out,
-            *strides(inner),
-            *((0, 0, 0) if x is None else strides(added)),
+            out_sums,
+            *strides(r),
+            *((0, 0, 0) if x is None else strides(x)),
             *strides(out),
             height,
             width,
@@ -121,10 +148,9 @@ def attend_from_statistics(r, x, pooled, sums, spatial_weight, *weights):
             TAPS=spatial_weight.shape[2],
             OPERAND=operand_type(r.dtype),
             PRECISION=product_precision(),
-            OFFSET=offset_type(inner, out, pooled, *([] if x is None else [added])),
+            OFFSET=offset_type(r, out, pooled, *([] if x is None else [x])),
             **c,
         )
-    return laid_out_like(out, r)
 
 
 def _shrink(c, times):
@@ -160,10 +186,10 @@ def dau_attention(
     """As mirnet_fast.ops.dau_attention."""
     if r.shape[0] == 0:
         return laid_out_like(map_out(r.shape, r), r)
-    inner = map_in(r)
-    pooled, sums, _ = stats(inner)
+    out, added = map_out(r.shape, r), None if x is None else map_in(x)
     weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias
-    return laid_out_like(attend_from_statistics(inner, x, pooled, sums, spatial_weight, *weights), r)
+    dau_attention_into(out, map_in(r), added, spatial_weight, *weights)
+    return laid_out_like(out, r)
 
 
 def dau_attention_backward(

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from ._common import (
+    add_sums,
     at,
     laid_out_like,
     map_in,
@@ -41,6 +42,7 @@ def down_kernel(
     biases,
     slope,
     out,
+    sums,
     row_index,
     row_weight,
     col_index,
@@ -94,7 +96,10 @@ def down_kernel(
         if biases[half] is not None:
             total += tl.load(biases[half] + d, mask=d < D, other=0).to(tl.float32)[None, :]
     target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + d[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None] & (d < D)[None, :])
+    value = total.to(out.dtype.element_ty)
+    tl.store(target, value, mask=inside[:, None] & (d < D)[None, :])
+    if sums is not None:
+        add_sums(sums + n.to(tl.int64) * D, value.to(tl.float32), inside, d, D)
 
 
 def _tables(x, backward=False):
@@ -103,14 +108,26 @@ def _tables(x, backward=False):
 
 def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
     """As mirnet_fast.ops.residual_down_tail."""
-    n, channels = top.shape[:2]
-    outputs = top_weight.shape[0]
+    n, _, height, width = top.shape
+    out = map_out((n, top_weight.shape[0], (height + 1) // 2, (width + 1) // 2), top)
+    if n:
+        weights = top_weight, top_bias, bottom_weight, bottom_bias
+        residual_down_tail_into(out, map_in(top), map_in(bottom), slope, *weights)
+    return laid_out_like(out, top)
+
+
+def residual_down_tail_into(
+    out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias, sums=None
+):
+    """The same of channels_last maps, into one.
+
+    Args:
+        out: (N, D, ceil(H / 2), ceil(W / 2)), written; may not share memory with the inputs.
+        sums: (N, D) float64, contiguous, to which the sums over the pixels of out are added; or None.
+    """
+    maps, (n, channels) = (top, bottom), top.shape[:2]
+    outputs, height, width = out.shape[1:]
     rows, cols = _tables(top)
-    height, width = rows[0].shape[0], cols[0].shape[0]
-    out = map_out((n, outputs, height, width), top)
-    if n == 0:
-        return laid_out_like(out, top)
-    maps = map_in(top), map_in(bottom)
     c = config("down", top)
     bd = min(c.pop("BD"), power_of_two(outputs))
     bk = min(c.pop("BK"), power_of_two(channels))
@@ -122,6 +139,7 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
             (top_bias, bottom_bias),
             slope,
             out,
+            sums,
             *rows,
             *cols,
             *strides(out),
@@ -139,7 +157,6 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
             OFFSET=offset_type(*maps, out),
             **c,
         )
-    return laid_out_like(out, top)
 
 
 def residual_down_tail_backward(grad, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):

@@ -5,7 +5,7 @@ an image; `attend_kernel`, one program an image, adds them in order and does the
 the softmax; `combine_kernel` reads the branches again and writes the output. Backward: the same
 pooling, each branch also multiplied by the gradient; the small layers; one pass from the gradient
 to all branches. Floors, in maps: 2B + 1 forward (B + 1 where a producer gives the sums:
-`select_from_sums`), B + 1 and 1 + B backward.
+`skff_select_into`), B + 1 and 1 + B backward.
 
 Tile: 128 pixels by 64 channels, four 16-byte accesses a thread and branch, so that three branches
 have twelve in flight; nothing is read twice, so the shape of the tile is free.
@@ -87,7 +87,7 @@ def attend_kernel(
     select_weights,
     select_biases,
     attention,
-    count,
+    counts,
     pixels,
     C: tl.constexpr,
     D: tl.constexpr,
@@ -96,17 +96,20 @@ def attend_kernel(
     CP: tl.constexpr,
     DP: tl.constexpr,
 ):
-    # attention (N, B, C) from `count` partial sums an image.
+    # attention (N, B, C) from `counts` partial sums an image.
     n = tl.program_id(0)
     c, d = tl.arange(0, CP), tl.arange(0, DP)
     partial = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK, CP), tl.float32)
-    first = 0
-    while first < count:
-        rows = first + partial
-        source = sums + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0)
-        first += BLOCK
+    for part in tl.static_range(len(sums)):
+        first = 0
+        count = counts[part]
+        while first < count:
+            rows = first + partial
+            source = sums[part] + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
+            mask = (rows < count)[:, None] & (c < C)[None, :]
+            total += tl.load(source, mask=mask, other=0).to(tl.float32)
+            first += BLOCK
     pooled = tl.sum(total, 0) / pixels
     inside = (d < D)[:, None] & (c < C)[None, :]
     weight = tl.load(reduce_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
@@ -234,44 +237,52 @@ def pool(branches, grad=None):
 
 
 def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, select_biases):
-    """(N, B, C) shares of the branches, float32."""
-    n, count, _, channels = sums.shape
+    """(N, B, C) shares of the branches, float32, from a list of sums (N, any number, C)."""
+    n, _, channels = sums[0].shape
     squeezed = reduce_weight.shape[0]
-    attention = sums.new_empty((n, len(select_weights), channels))
-    with on_device(sums):
+    attention = sums[0].new_empty((n, len(select_weights), channels), dtype=torch.float32)
+    with on_device(sums[0]):
         attend_kernel[(n,)](
-            sums,
+            tuple(sums),
             reduce_weight.contiguous(),
             reduce_bias,
             slope,
             tuple(w.contiguous() for w in select_weights),
             tuple(b.contiguous() for b in select_biases),
             attention,
-            count,
+            tuple(part.shape[1] for part in sums),
             pixels,
             C=channels,
             D=squeezed,
             SLOPES=0 if slope is None else slope.shape[0],
             CP=triton.next_power_of_2(channels),
             DP=triton.next_power_of_2(squeezed),
-            **config("skff_attend", sums),
+            **config("skff_attend", sums[0]),
         )
     return attention
 
 
-def select_from_sums(branches, sums, *weights):
-    """skff_select where the sums over the pixels, (N, any number, 1, C) float32, are there already."""
-    first = branches[0]
-    maps = [map_in(x) for x in branches]
-    n, channels, height, width = first.shape
-    attention = attend(sums, height * width, *weights)
-    out = map_out(first.shape, first)
-    c = config("skff_combine", first)
+def skff_select_into(
+    out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases, sums=()
+):
+    """skff_select of channels_last maps, into one.
+
+    Args:
+        out: as the branches, written; may be one of them.
+        branches: B maps (N, C, H, W).
+        sums: parts (N, C) or (N, any number, C), float32 or float64, contiguous, whose total is that of all
+            branches over their pixels; none: they are taken of the branches here.
+    """
+    n, channels, height, width = out.shape
+    parts = [part.view(n, -1, channels) for part in sums] or [pool(branches).squeeze(2)]
+    weights = reduce_weight, reduce_bias, slope, select_weights, select_biases
+    attention = attend(parts, height * width, *weights)
+    c = config("skff_combine", out)
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
-    with on_device(first):
+    with on_device(out):
         combine_kernel[(tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(channels, bc))](
-            tuple(maps),
-            tuple(map(strides, maps)),
+            tuple(branches),
+            tuple(map(strides, branches)),
             attention,
             out,
             *strides(out),
@@ -279,10 +290,9 @@ def select_from_sums(branches, sums, *weights):
             width,
             C=channels,
             BC=bc,
-            OFFSET=offset_type(*maps, out),
+            OFFSET=offset_type(*branches, out),
             **c,
         )
-    return laid_out_like(out, first)
 
 
 def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, select_biases):
@@ -292,7 +302,8 @@ def skff_select(branches, reduce_weight, reduce_bias, slope, select_weights, sel
         return laid_out_like(map_out(first.shape, first), first)
     maps = [map_in(x) for x in branches]
     weights = reduce_weight, reduce_bias, slope, select_weights, select_biases
-    out = select_from_sums(maps, pool(maps), *weights)
+    out = map_out(first.shape, first)
+    skff_select_into(out, maps, *weights)
     return laid_out_like(out, first)
 
 

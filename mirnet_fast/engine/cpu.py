@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 IN_BANDS = True  # what one convolution hands to the next stays in the cache
+PINNED = False  # kernels ask at each call where weights lie
 JOINS = False  # a tile of a map is projected where it is enlarged
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 IN_BANDS = False  # a GPU has no cache that a band would stay in
+PINNED = True  # a graph reads weights where they lay
 JOINS = True
 
 
@@ -131,7 +132,7 @@ class Graph(Bound):
 
     def run(self) -> None:
         """As Bound's."""
-        with torch.cuda.device(self._block.device):
+        with _kernel("_common").on_device(self._sums):
             if not (self._ran and self._can_be_recorded):
                 super().run()
                 self._ran = True

@@ -270,6 +270,7 @@ class Snapshot:
         stands: whether the layers that the module, a fused one, does not call compute what it does.
         alone: whether moreover all modules in it do so, and no hook and no code of others runs.
         tensors: all parameters and buffers of the modules.
+        pointers: where their values lie; another list where they moved.
         plans: {what else decides: Plan or why there is none}, for `engine.plan`.
     """
 
@@ -308,6 +309,7 @@ class Snapshot:
         self.stands = unpatched and self._binomial and is_published(module)
         self.alone = self.stands and _is_alone(modules)
         self.plans = {}
+        self.pointers = []
         self._remember(states)
 
     def is_of(self, module: Part) -> bool:
@@ -330,14 +332,16 @@ class Snapshot:
     def _remember(self, states):
         """What is_of compares first, as it takes a third of the time; more may change than what counts."""
         self._state = [*_values(states[1:])]  # not the module's own, which may lead to it
-        self._pointers = [*map(torch.Tensor.data_ptr, self._plain)]
+        pointers = [*map(torch.Tensor.data_ptr, self._plain)]
+        if pointers != self.pointers:
+            self.pointers = pointers
         self._readings = [*map(_bytes_of, self._filters)]
         self._bytes = [read() for read in self._readings]
 
     def _is_remembered(self, states):
         root, *others = states
         return (
-            [*map(torch.Tensor.data_ptr, self._plain)] == self._pointers
+            [*map(torch.Tensor.data_ptr, self._plain)] == self.pointers
             and [read() for read in self._readings] == self._bytes
             and [*_values(others)] == self._state
             and len(root) == self._lengths[0]

@@ -7,11 +7,11 @@ as nothing of the module was replaced; values that change in place are seen, as 
 """
 
 import itertools
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
 
@@ -46,6 +46,7 @@ class Plan:
         executor: the module that makes a device's calls of tasks, as `cpu` does.
         tasks: list of `schedule.Task`.
         layout: where their values lie in a block.
+        pointers: those of the Snapshot that it was made with.
         result: the Value that a run results in.
         peak_bytes: the memory that a run takes beyond weights, inputs and result.
 
@@ -55,6 +56,7 @@ class Plan:
 
     tasks: list[Task]
     layout: memory.Layout
+    pointers: list[int]
     peak_bytes: int
 
     def __init__(self, module: eligibility.Part, inputs: Inputs) -> None:
@@ -104,7 +106,9 @@ class Plan:
                 return tasks, layout
             tasks, layout = others, better
 
-    def run(self, inputs: Sequence[torch.Tensor], way: Callable[[Bound], Any] = Bound.run) -> torch.Tensor:
+    def run(
+        self, inputs: Sequence[torch.Tensor], way: Callable[[Bound], object] = operator.methodcaller("run")
+    ) -> torch.Tensor:
         """The result for inputs of the form that it was made for; safe in several threads at a time.
 
         Args:
@@ -225,6 +229,8 @@ def plan_of(
     forms = tuple(_is_channels_last(x) for x in every)
     key = x.shape, x.dtype, x.device, forms, *executor_of(x.device).settings()
     plan = snapshot.plans.get(key)
+    if isinstance(plan, Plan) and plan.executor.PINNED and plan.pointers is not snapshot.pointers:
+        plan = None
     if plan is None:
         plan = _built(module, inputs, snapshot, x)
         snapshot.plans[key] = plan
@@ -245,6 +251,7 @@ def _built(module, inputs, snapshot, x):
         plan = Plan(module, inputs)
     except Unplannable as reason:
         return str(reason)
+    plan.pointers = snapshot.pointers
     _count("built")
     return plan
 

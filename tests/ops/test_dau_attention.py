@@ -200,12 +200,16 @@ def test_window_larger_than_the_image(op, taps):
 
 @DAU_ATTENTION.on(TRITON)
 def test_statistics_of_a_producer(op, kernels):
-    r, *rest = op.arguments("plain")
+    r, x, *weights = op.arguments("plain")
+    r, x = (value.contiguous(memory_format=torch.channels_last) for value in (r, x))
     pooled = torch.stack([r.amax(1), r.mean(1)], 1).contiguous()
-    sums = r.sum(3).transpose(1, 2).contiguous()  # a partial sum for each row
-    x, *weights = rest
-    actual = kernels.attend_from_statistics(r, x, pooled, sums, *weights)
-    torch.testing.assert_close(actual, ops.dau_attention(r, x, *weights))
+    rows = r.sum(3).transpose(1, 2).contiguous()  # a partial sum for each row
+    expected = ops.dau_attention(r, x, *weights)
+    for out, sums in ((torch.empty_like(r), rows), (torch.empty_like(r), r.double().sum((2, 3))), (r, rows)):
+        out_sums = torch.ones(r.shape[:2], dtype=torch.float64)
+        kernels.dau_attention_into(out, r, x, *weights, pooled, sums, out_sums)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(out_sums, 1 + expected.double().sum((2, 3)), rtol=1e-5, atol=1e-4)
 
 
 @DAU_ATTENTION.on(TRITON, CUDA)

@@ -147,10 +147,15 @@ def test_large_means(op):
 def test_sums_of_a_producer(op):
     branches, *weights = op.arguments("plain")
     kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
-    sums = sum(b.sum((2, 3)) for b in branches)[:, None, None].contiguous()
-    torch.testing.assert_close(
-        kernels.select_from_sums(branches, sums, *weights), ops.skff_select(branches, *weights)
-    )
+    maps = [b.contiguous(memory_format=torch.channels_last) for b in branches]
+    first, *rest = [b.double().sum((2, 3)) for b in maps]
+    rows = sum(b.sum(3).transpose(1, 2) for b in maps[1:]).contiguous()
+    for sums in ([], [first, *rest], [first, rows]):
+        out = torch.empty_like(maps[0])
+        kernels.skff_select_into(out, maps, *weights, sums)
+        torch.testing.assert_close(out, ops.skff_select(maps, *weights))
+    kernels.skff_select_into(maps[1], maps, *weights)
+    torch.testing.assert_close(maps[1], out)
 
 
 @SKFF_SELECT.on(CUDA)

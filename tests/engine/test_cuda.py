@@ -1,0 +1,278 @@
+"""Plans of a GPU's executor, in Triton's interpreter, with stand-ins for streams and CUDA graphs."""
+
+import os
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mirnet_fast
+from mirnet_fast import engine, reference
+from mirnet_fast.engine import cuda, memory, plan
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("runs in Triton's interpreter; set TRITON_INTERPRET=1", allow_module_level=True)
+
+SHAPE = {"height": 2, "width": 1, "stride": 2, "bias": False}
+
+# What makes the host wait for a GPU, or the other way round.
+WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+
+
+class Recorded:
+    """As a CUDA graph: the launches of one run, with the addresses that they had."""
+
+    def __init__(self):
+        self.graphs, self.replays = 0, 0
+
+    def __call__(self, run):
+        bound, launches = run.__self__, []
+        for call in bound.calls:
+            function = getattr(call, "func", None)
+            if function == bound._call:
+                function, args = call.args
+                launches.append(partial(function, *map(bound._found, args)))
+            elif function not in (bound._allocate, bound.values.pop):
+                launches.append(call)
+            call()
+        self.graphs += 1
+
+        def replay():
+            self.replays += 1
+            for launch in launches:
+                launch()
+
+        return replay
+
+
+class Stream:
+    """Counts the events that it waits for."""
+
+    def __init__(self):
+        self.waited = []
+
+    def record_event(self):
+        return object()
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+@pytest.fixture(autouse=True)
+def gpu(monkeypatch):
+    """Everything on the CPU is planned as if it were on a GPU."""
+    recorded, stream = Recorded(), Stream()
+    monkeypatch.setattr(plan, "executor_of", lambda device: cuda)
+    monkeypatch.setattr(cuda, "recorded", recorded)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    mirnet_fast.release_workspace()
+    with mirnet_fast.use_backend("triton"):
+        yield SimpleNamespace(recorded=recorded, stream=stream)
+    mirnet_fast.release_workspace()
+
+
+def unit(channels=16):
+    """The smallest that has more than one step."""
+    return varied(mirnet_fast.DAU(channels))
+
+
+def varied(module):
+    torch.manual_seed(0)
+    module.eval()
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return module
+
+
+def image(channels=16, size=(4, 6), seed=1):
+    return torch.randn(1, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def exact(module, x, **config):
+    yardstick = getattr(reference, type(module).__name__)(x.shape[1], **config).double().eval()
+    yardstick.load_state_dict(module.state_dict())
+    with torch.no_grad(), mirnet_fast.use_backend("reference"):
+        return yardstick(x.double())
+
+
+def check(module, x, **config):
+    with torch.no_grad():
+        y = module(x)
+    torch.testing.assert_close(y.double(), exact(module, x, **config), rtol=1e-4, atol=1e-4)
+    return y
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_first_recorded_replayed(gpu, layout):
+    module = unit()
+    images = [image(seed=seed).contiguous(memory_format=layout) for seed in range(3)]
+    results = [check(module, x) for x in images]
+    assert (gpu.recorded.graphs, gpu.recorded.replays) == (1, 2)
+    assert all(y.is_contiguous(memory_format=layout) for y in results)
+    assert len({y.data_ptr() for y in results}) == 3  # none is the graph's own
+    with torch.no_grad():
+        assert torch.equal(module(images[0]), results[0])
+
+
+@pytest.mark.exhaustive
+def test_a_whole_block(gpu):
+    module, x = varied(mirnet_fast.MSRB(16, **SHAPE)), image(size=(8, 12))
+    for _ in range(3):
+        check(module, x, **SHAPE)
+    with torch.no_grad():
+        planned = engine.plan_of(module, x)
+    kinds = {task.kind for task in planned.tasks}
+    assert kinds >= {"conv1x1", "conv3x3", "residual_down_tail", "residual_up_tail", "skff_select"}
+    assert all(task.layers.get("also") for task in planned.tasks if task.kind == "conv1x1")
+    assert (gpu.recorded.graphs, gpu.recorded.replays) == (1, 2)
+
+
+@pytest.mark.exhaustive
+def test_nothing_waits(gpu):
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    module, x = unit(), image()
+    check(module, x)
+    with torch.no_grad(), Watch():
+        module(x)
+        recording = len(seen)
+        module(x)
+    assert not WAITING & {*seen[:recording]}
+    assert not WAITING & {*seen[recording:]}
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_values_changed_in_place(gpu, last):
+    module, x = unit(), image()
+    if last:
+        module.to(memory_format=torch.channels_last)
+    for _ in range(2):
+        check(module, x)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(1.1)
+    check(module, x)
+    for p in module.parameters():
+        p.data.mul_(0.9)
+    check(module, x)
+    assert gpu.recorded.graphs == 1
+
+
+def test_values_that_moved(gpu):
+    module, x = unit(), image()
+    for _ in range(2):
+        check(module, x)
+    for p in module.parameters():
+        p.data = 1.1 * p.data
+    for _ in range(2):
+        check(module, x)
+    assert gpu.recorded.graphs == 2
+
+
+@pytest.mark.exhaustive
+def test_products_in_tf32_are_another_plan(gpu, monkeypatch):
+    module, x = unit(), image()
+    with torch.no_grad():
+        before = engine.plan_of(module, x)
+        monkeypatch.setattr(cuda._kernel("_common"), "product_precision", lambda: "tf32x3")
+        assert engine.plan_of(module, x) is not before
+
+
+def test_a_recording_of_the_callers(gpu, monkeypatch):
+    module, x = unit(), image()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with torch.no_grad():
+        assert engine.plan_of(module, x) == "a CUDA graph is being recorded"
+
+
+def test_code_of_others_is_not_recorded(gpu):
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return 2 * x
+
+    group, x = varied(mirnet_fast.RRG(16, n_MSRB=1, **SHAPE)), image()
+    group.body[0] = Doubled()
+    with torch.no_grad():
+        first, second, third = (group(x) for _ in range(3))
+    assert torch.equal(first, second) and torch.equal(first, third)
+    assert gpu.recorded.graphs == 0
+    assert engine.engine_stats().runs
+
+
+@pytest.mark.exhaustive
+def test_one_after_the_other(gpu):
+    module, x = unit(), image()
+    for _ in range(3):
+        check(module, x)
+    assert len(gpu.stream.waited) == 2
+    (kept,) = memory._kept
+    assert len(kept) == engine.engine_stats().kept_bytes > 0
+
+
+def test_runs_at_a_time_have_a_block_each(gpu):
+    # Not in threads, which Triton's interpreter does not bear.
+    module, x = unit(), image()
+    expected = check(module, x)
+    with torch.no_grad():
+        planned = engine.plan_of(module, x)
+        held = memory.take_block(planned)
+        assert torch.equal(module(x), expected)
+        memory.give_back(held, planned)
+        assert len(memory._kept) == 2
+        assert torch.equal(module(x), expected)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(gpu, dtype):
+    module, x = unit().to(dtype), image().to(dtype)
+    expected = exact(module.float(), x.float())
+    module.to(dtype)
+    with torch.no_grad():
+        results = [module(x) for _ in range(3)]
+    error = (results[0].double() - expected).norm() / expected.norm()
+    assert error < (2e-2 if dtype == torch.bfloat16 else 3e-3)
+    torch.testing.assert_close(results[2], results[0])
+
+
+@pytest.mark.exhaustive
+def test_no_memory(gpu, monkeypatch):
+    module, x = unit(), image()
+    expected = check(module, x)
+    mirnet_fast.release_workspace()
+
+    def refuse(plan):
+        raise MemoryError
+
+    monkeypatch.setattr(cuda, "make_block", refuse)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("kernels", ["conv1x1", "conv3x3", "conv_transpose3x3"])
+def test_where_cudnn_is_faster(gpu, monkeypatch, kernels):
+    module, x = varied(mirnet_fast.ResidualUpSample(16)), image()
+    monkeypatch.setattr(
+        cuda.backends, "convolution", lambda op, *args: "triton" if op == kernels else "cudnn"
+    )
+    for _ in range(2):
+        check(module, x)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cls", [mirnet_fast.ResidualUpSample, mirnet_fast.ResidualDownSample])
+def test_sampling(gpu, cls, bias):
+    module = varied(cls(16, bias=bias))
+    for _ in range(2):
+        check(module, image(), bias=bias)
