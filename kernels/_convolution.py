@@ -39,7 +39,7 @@ from ._common import (
     tiles,
 )
 from ._configs import config
-from ._dau_forward import channel_max
+from ._dau_forward import NUMPY, channel_max
 
 NARROW = 64  # outputs, of which one warpgroup takes a tile's products
 FEWEST_PIXELS = 64  # of a tile: those of one instruction of a warpgroup's tensor core
@@ -92,6 +92,15 @@ def place_of(t, below, right, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
+def steps(count):
+    """The end of a loop's range, which may be no tensor where Triton 3.6 interprets it."""
+    if NUMPY:
+        return (count + 0 * tl.program_id(0)).handle.data.item()
+    else:
+        return count
+
+
+@triton.jit
 def products(
     x,
     weight,
@@ -127,7 +136,7 @@ def products(
     total = tl.zeros((BN, TH * TW), tl.float32)
     if BOXES:
         BLOCKS: tl.constexpr = C // BK
-        for step in range(0, taps * BLOCKS):
+        for step in range(0, steps(taps * BLOCKS)):
             dy, dx, tap = place_of(step // BLOCKS, below, right, SIZE, TRANSPOSED)
             c = step % BLOCKS * BK
             value = x.load([n, h0 + dy, w0 + dx, c]).reshape(TH * TW, BK)
@@ -138,7 +147,7 @@ def products(
     else:
         i, o = tl.arange(0, TH * TW), first + tl.arange(0, BN)
         h, w = h0 + i // TW, w0 + i % TW
-        for begin in range(0, taps * C, BK):
+        for begin in range(0, steps(taps * C), BK):
             k = begin + tl.arange(0, BK)
             dy, dx, tap = place_of(k // C, below, right, SIZE, TRANSPOSED)
             row, column = h[:, None] + dy[None, :], w[:, None] + dx[None, :]
