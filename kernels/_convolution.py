@@ -46,6 +46,8 @@ FEWEST_PIXELS = 64  # of a tile: those of one instruction of a warpgroup's tenso
 # Products of float32 as it is, which no tensor core makes.
 EXACT = {"TH": 8, "TW": 8, "BK": 16, "BN": 32, "num_warps": 8, "num_stages": 2}
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
 # What changes with the size of an image, or the place of a map in a larger one: never compiled for.
 SIZES = [
     *("height", "width", "rows", "first_row"),
@@ -331,7 +333,7 @@ def convolve(op, out, x, weight, bias, slope, residual, pooled, sums, first_row)
             OUT_ALIGNED=out_unit,
             OPERAND=operand_type(x.dtype),
             PRECISION=product_precision(),
-            OFFSET=offset_type(x, out, added),
+            OFFSET=offset_type(x, out, added, *([] if pooled is None else [pooled])),
             **c,
         )
 
@@ -404,6 +406,8 @@ def check(op, x, weight, bias, slope):
     """The number of outputs, of a weight as `packed` gives it and others that fit it."""
     if x.dim() != 4 or min(x.shape[1:]) < 1 or (x.shape[1] > 1 and x.stride(1) != 1):
         raise ValueError(f"{op}: x must be a channels_last (N, C, H, W); got {described(x)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: x must be float16, bfloat16 or float32; got {x.dtype}")
     taps, outputs = 1 if op == "conv1x1" else 9, weight.shape[0]
     _expect(op, "weight, as `packed` gives it,", weight, (outputs, taps, x.shape[1]), x)
     if outputs < 1:

@@ -280,6 +280,7 @@ class TestConv:
         "x must be a channels_last .N, C, H, W.; got .2, 6, 8, 9. with strides": {
             "x": lambda t: t.contiguous()
         },
+        "x must be float16, bfloat16 or float32; got torch.float64": {"x": lambda t: t.double()},
         "weight, as `packed` gives it, must be .7, 9, 6.,.*; got .7, 6, 3, 3.": {"weight": lambda t: t},
         "bias must be .7,., contiguous, torch.float32.*; got .1,.": {"bias": lambda t: t[:1]},
         "slope must be .7,.,.*; got .2,.": {"slope": lambda t: t[:2]},
@@ -304,7 +305,7 @@ class TestConv:
         given["weight"] = _convolution.packed(a.weight)
         for name, change in self.WRONG[message].items():
             given[name] = change(a.weight if name == "weight" else given[name])
-        with pytest.raises(ValueError, match=f"conv3x3: .*{message}"):
+        with pytest.raises((TypeError, ValueError), match=f"conv3x3: .*{message}"):
             conv3x3(**given)
 
 
