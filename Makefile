@@ -37,7 +37,8 @@ test-all: lint build $(TOOLKIT)
 	$(PYTEST) $(COVERAGE) $(if $(AFTER_TEST),-m exhaustive --cov-append)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(PYTEST) -p no:cacheprovider tests/ops tests/test_kernels_compile.py \
-	    -m "not exhaustive" -k "Triton or (few and nothing_is_wrong)"
+	    tests/test_kernels_convolutions.py \
+	    -m "not exhaustive" -k "Triton or kernels_convolutions or (few and nothing_is_wrong)"
 	$(MAKE) sanitize CASES="not exhaustive"
 
 lint: $(VENV)/installed

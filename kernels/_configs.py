@@ -41,7 +41,7 @@ DEFAULT = {
 
 # A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
 FLOAT32 = {
-    "conv3x3": {"BK": 32, "BN": 128},
+    "conv3x3": {"TW": 8, "BK": 32, "BN": 128},
     "conv3x3_narrow": {"BK": 32},
     "conv1x1": {"BK": 32, "BN": 128},
     "conv1x1_narrow": {"BK": 32},
@@ -55,10 +55,10 @@ FLOAT32 = {
 # Before sm_90, and on sm_120, the tensor cores take their operands from registers, which leaves fewer for the
 # sums; and some of these GPUs have 99 KiB of shared memory.
 WITHOUT_WGMMA = {
-    "conv3x3": {"BN": 128},
+    "conv3x3": {"BK": 32, "BN": 128},
     "conv3x3_narrow": {"TH": 8, "num_stages": 3},
     "conv1x1": {"BN": 128},
-    "conv_transpose3x3": {"BK": 32, "BN": 128, "num_stages": 3},
+    "conv_transpose3x3": {"TW": 8, "BK": 32, "BN": 128},
     "down": {"BD": 128},
     "dau_apply": {"num_stages": 3},
     "dau_apply_backward": {"BC": 64},

@@ -40,12 +40,14 @@ from ._common import (
     tiles,
 )
 from ._configs import config
-from ._dau_forward import channel_max
+from ._dau_forward import NUMPY, channel_max
 
 NARROW = 64  # outputs, of which one warpgroup takes a tile's products
 FEWEST_PIXELS = 64  # of a tile: those of one instruction of a warpgroup's tensor core
 # Products of float32 as it is, which no tensor core makes.
-EXACT = {"TH": 8, "TW": 8, "BK": 16, "BN": 32, "num_warps": 8, "num_stages": 2}
+EXACT = {"TH": 8, "TW": 8, "BK": 16, "BN": 32, "num_warps": 8, "num_stages": 1}
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # What changes with the size of an image, or the place of a map in a larger one: never compiled for.
 SIZES = [
@@ -93,6 +95,15 @@ def place_of(t, below, right, SIZE: tl.constexpr, TRANSPOSED: tl.constexpr):
 
 
 @triton.jit
+def steps(count):
+    """The end of a loop's range, which may be no tensor where Triton 3.6 interprets it."""
+    if NUMPY:
+        return (count + 0 * tl.program_id(0)).handle.data.item()
+    else:
+        return count
+
+
+@triton.jit
 def products(
     x,
     weight,
@@ -128,7 +139,7 @@ def products(
     total = tl.zeros((BN, TH * TW), tl.float32)
     if BOXES:
         BLOCKS: tl.constexpr = C // BK
-        for step in range(0, taps * BLOCKS):
+        for step in range(0, steps(taps * BLOCKS)):
             dy, dx, tap = place_of(step // BLOCKS, below, right, SIZE, TRANSPOSED)
             c = step % BLOCKS * BK
             value = x.load([n, h0 + dy, w0 + dx, c]).reshape(TH * TW, BK)
@@ -139,7 +150,7 @@ def products(
     else:
         i, o = tl.arange(0, TH * TW), first + tl.arange(0, BN)
         h, w = h0 + i // TW, w0 + i % TW
-        for begin in range(0, taps * C, BK):
+        for begin in range(0, steps(taps * C), BK):
             k = begin + tl.arange(0, BK)
             dy, dx, tap = place_of(k // C, below, right, SIZE, TRANSPOSED)
             row, column = h[:, None] + dy[None, :], w[:, None] + dx[None, :]
@@ -315,7 +326,7 @@ def convolve(op, out, x, weight, bias, slope, residual, pooled, sums, first_row)
             OUT_ALIGNED=out_unit,
             OPERAND=operand_type(x.dtype),
             PRECISION=product_precision(),
-            OFFSET=offset_type(x, out, added),
+            OFFSET=offset_type(x, out, added, *([] if pooled is None else [pooled])),
             **c,
         )
 
@@ -388,6 +399,8 @@ def check(op, x, weight, bias, slope):
     """The number of outputs, of a weight as `packed` gives it and others that fit it."""
     if x.dim() != 4 or min(x.shape[1:]) < 1 or (x.shape[1] > 1 and x.stride(1) != 1):
         raise ValueError(f"{op}: x must be a channels_last (N, C, H, W); got {described(x)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{op}: x must be float16, bfloat16 or float32; got {x.dtype}")
     taps, outputs = 1 if op == "conv1x1" else 9, weight.shape[0]
     _expect(op, "weight, as `packed` gives it,", weight, (outputs, taps, x.shape[1]), x)
     if outputs < 1:

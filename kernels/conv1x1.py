@@ -14,6 +14,6 @@ def conv1x1(out, x, weight, bias=None, slope=None, residual=None, pooled=None, s
     Args as conv3x3's, with a weight (C', 1, C).
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
     """
     convolve("conv1x1", out, x, weight, bias, slope, residual, pooled, sums, 0)

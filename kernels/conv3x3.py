@@ -30,6 +30,6 @@ def conv3x3(out, x, weight, bias=None, slope=None, residual=None, pooled=None, s
             of the programs may show in the last bit.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
     """
     convolve("conv3x3", out, x, weight, bias, slope, residual, pooled, sums, first_row)

@@ -201,7 +201,7 @@ def conv_transpose3x3(out, x, weight, bias=None, slope=None, first_row=0):
         slope: (1,) or (C',), what multiplies values that are not positive; or None.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
     """
     _launch("conv_transpose3x3", out, x, weight, bias, slope, None, None, None, first_row, None)
 
@@ -226,7 +226,7 @@ def residual_up_tail_of_conv(
             skff_select: as conv3x3's; or None.
 
     Raises:
-        ValueError: an argument does not fit; the message names it.
+        TypeError, ValueError: an argument does not fit; the message names it.
 
     Source: MIRNet (arXiv 2003.06792) section 3.3, figure 5b.
     """

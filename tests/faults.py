@@ -183,7 +183,7 @@ FAULTS = [
     ),
     Fault(
         "rounded sums",
-        "sums over the pixels of programs are added in float32, in which their order shows",
+        "the sums over a program's pixels are rounded before they are added",
         "kernels/_convolution.py",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float16).to(tl.float64)",

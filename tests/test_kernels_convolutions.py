@@ -23,24 +23,25 @@ from mirnet_fast.kernels.conv_transpose3x3 import conv_transpose3x3, residual_up
 from mirnet_fast.kernels.conv_transpose3x3 import packed as packed_transposed
 
 pytestmark = pytest.mark.untraced
-WAYS = ("boxes", "addresses")
+# How maps are read, in a dtype in which they may be.
+WAYS = {"boxes": torch.float16, "addresses": torch.float32}
 TRANSPOSED = {"stride": 2, "padding": 1, "output_padding": 1}
 
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
-    """How maps are read, where they allow both."""
+    """The dtype of a way to read maps, which is the only one where both are open."""
     if request.param == "addresses":
         monkeypatch.setattr(_configs, "has_boxes", lambda x: False)
     elif not _configs.has_boxes(torch.empty(0, device=DEVICE)):
         pytest.skip("this GPU has no boxes")
-    return request.param
+    return WAYS[request.param]
 
 
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Tiles of which a small map and few channels have many."""
-    small = {"TH": 2, "TW": 8, "BK": 16, "BN": 16, "BD": 16, "num_warps": 4, "num_stages": 2}
+    small = {"TH": 4, "TW": 4, "BK": 16, "BN": 16, "BD": 16, "num_warps": 4, "num_stages": 2}
     for kernel in ("conv3x3", "conv3x3_narrow", "conv1x1", "conv1x1_narrow", "conv_transpose3x3"):
         options = {key: small[key] for key in _configs.DEFAULT[kernel]}
         monkeypatch.setitem(_configs.trial, kernel, options)
@@ -145,7 +146,8 @@ def check_contract(subject, result, names=None, draws=2):
     assert_contract("output", result, oracle(names), errors, moved_oracles)
 
 
-def close(actual, expected, bound=3e-6):
+def close(actual, expected):
+    bound = 3e-6 if actual.dtype == torch.float32 else 1e-3
     error = (actual.double() - expected.double()).norm() / expected.double().norm()
     assert error <= bound, f"relative error {error:.1e}"
 
@@ -154,6 +156,7 @@ def double(values):
     return [None if v is None else v.double() for v in values]
 
 
+CONV_SHAPES = SHAPES | {"boxes of 16": (1, 48, 20, 5, 9)}
 UP_SHAPES = {
     "one pixel": (3, 8, 8, 1, 1, 4),
     "one row": (1, 16, 16, 1, 37, 8),
@@ -166,29 +169,30 @@ UP_SHAPES = {
 
 
 class TestConv:
-    @each(shape=list(SHAPES), dtype=GPU_FLOATS, size=(3, 1))
+    @each(shape=list(CONV_SHAPES), dtype=GPU_FLOATS, size=(3, 1))
     def test_contract(self, shape, dtype, size, way):
-        a = Conv(size, SHAPES[shape], dtype, slopes=1 if size == 3 else "each")
+        a = Conv(size, CONV_SHAPES[shape], dtype, slopes=1 if size == 3 else "each")
         check_contract(a, a.run())
 
     @pytest.mark.parametrize("name", ["bias", "slope", "residual"])
     def test_each_part_of_the_epilogue(self, name, way):
-        a = Conv(3, (1, 16, 20, 6, 7), slopes="each")
+        a = Conv(3, (1, 16, 20, 6, 7), way, slopes="each")
         chosen = {part: part == name for part in ("bias", "slope", "residual")}
         parts = [t if chosen[part] else None for t, part in zip(a.names()[2:], chosen, strict=True)]
         check_contract(a, a.run(**chosen), [*a.names()[:2], *parts])
 
     @pytest.mark.parametrize("size", [3, 1])
-    @pytest.mark.parametrize("dtype", first_of(GPU_FLOATS, 2))
+    @pytest.mark.parametrize("dtype", first_of([None, *GPU_FLOATS]))
     def test_many_tiles_and_blocks(self, size, dtype, way, small_tiles):
-        a = Conv(size, (2, 32, 20, 3, 9), dtype, slopes="each")
+        a = Conv(size, (2, 32, 20, 3, 5), dtype or way, slopes="each")
         check_contract(a, a.run())
 
-    @pytest.mark.parametrize("dtype", first_of(GPU_FLOATS, 2))
-    @pytest.mark.parametrize("shape", [(2, 16, 20, 3, 9), (1, 3, 35, 3, 12)])
+    @pytest.mark.parametrize("dtype", first_of([None, *GPU_FLOATS]))
+    @pytest.mark.parametrize("shape", first_of([(2, 16, 20, 3, 5), (1, 3, 35, 3, 12)]))
     def test_statistics(self, shape, dtype, way, small_tiles):
         """Of a program's blocks of outputs, of the output as it was rounded: the maximum is exact."""
-        a = Conv(3, shape, dtype)
+        a = Conv(3, shape, dtype or way)
+        a.residual -= 20  # so that outputs that are not there would be the largest
         statistics = a.statistics()
         out = a.run(**statistics)
         assert torch.equal(out, a.run())
@@ -204,35 +208,38 @@ class TestConv:
         a = Conv(1, (1, 16, 16, 20, 16), torch.float16)
         sums = a.statistics()["sums"]
         out = a.run(sums=sums)
-        tiles = out.float().unflatten(2, (10, 2)).unflatten(4, (2, 8)).sum((3, 5))
+        tiles = out.float().unflatten(2, (5, 4)).unflatten(4, (4, 4)).sum((3, 5))
         assert torch.equal(sums, tiles.double().sum((2, 3)))
 
     @pytest.mark.parametrize("offset", [0, 2])
     def test_slices_of_larger_maps(self, offset, way):
         """Aligned for boxes or not: what lies around is NaN and not read, and not written."""
-        a = Conv(3, (2, 32, 24, 6, 9))
+        a = Conv(3, (2, 32, 24, 6, 9), way)
         channels_last = torch.channels_last
-        around = torch.full((2, 64, 9, 14), float("nan"), device=DEVICE).contiguous(
+        around = torch.full((2, 64, 9, 14), float("nan"), dtype=way, device=DEVICE).contiguous(
             memory_format=channels_last
         )
         view = around[:, 16 + offset : 48 + offset, 1:7, 2:11]
         a.x = view.copy_(a.x)
-        big = torch.full((2, 40, 9, 13), 7.0, device=DEVICE).contiguous(memory_format=channels_last)
+        big = torch.full((2, 40, 9, 13), 7.0, dtype=way, device=DEVICE).contiguous(
+            memory_format=channels_last
+        )
         out = big[:, 8 + offset : 32 + offset, 2:8, 3:12]
-        assert _convolution.in_boxes(a.x.half(), a.weight.half().flatten(2)) is (way == "boxes")
+        by_boxes = _convolution.in_boxes(a.x, _convolution.packed(a.weight))
+        assert by_boxes is (way == WAYS["boxes"] and offset == 0)
         a.run(out)
         close(out, a.reference(*double(a.names())))
         out.fill_(7.0)
         assert (big == 7).all()
 
     def test_residual_may_be_the_output(self, way):
-        a = Conv(3, (1, 20, 67, 9, 10))
+        a = Conv(3, (1, 32, 67, 9, 10), way)
         expected = a.reference(*double(a.names()))
         close(a.run(a.residual), expected)
 
     @pytest.mark.parametrize("rows", first_of([4, 1, 5]))
     def test_in_bands_of_rows(self, rows, way):
-        a = Conv(3, (2, 16, 35, 13, 10))
+        a = Conv(3, (2, 16, 35, 13, 10), way)
         expected, whole = a.statistics(), a.empty()
         a.run(whole, **expected)
         out, statistics, residual = a.empty(), a.statistics(), a.residual
@@ -241,26 +248,26 @@ class TestConv:
             a.residual = residual[:, :, band]
             pooled = statistics["pooled"][:, :, band]
             a.run(out[:, :, band], pooled=pooled, sums=statistics["sums"], first_row=first)
-        close(out, whole, 1e-6)
+        close(out, whole)
         torch.testing.assert_close(statistics, expected, rtol=1e-5, atol=1e-4)
 
     @pytest.mark.parametrize("special", [float("nan"), float("inf")])
     def test_special_values_go_where_pytorch_has_them(self, special, way):
         """At the first pixel, which padding may read, and at the last."""
-        a = Conv(3, (2, 16, 18, 11, 13))
+        a = Conv(3, (2, 16, 18, 11, 13), way)
         for place in ((0, 0, 0, 0), (1, 5, 10, 12)):
             a.x[place] = special
         statistics = a.statistics()
         out, expected = a.run(**statistics), a.reference(*double(a.names()))
-        torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        torch.testing.assert_close(out.double(), expected, rtol=2e-3, atol=2e-3, equal_nan=True)
         assert (~expected.isfinite()).sum() == 2 * 4 * 18
-        torch.testing.assert_close(statistics["pooled"][:, 0], out.amax(1), equal_nan=True)
+        torch.testing.assert_close(statistics["pooled"][:, 0], out.float().amax(1), equal_nan=True)
         torch.testing.assert_close(
             statistics["sums"], out.double().sum((2, 3)), rtol=1e-4, atol=1e-3, equal_nan=True
         )
 
     def test_offsets_beyond_32_bits(self, way):
-        a = Conv(3, (3, 16, 16, 3, 4))
+        a = Conv(3, (3, 16, 16, 3, 4), way)
         expected = a.reference(*double(a.names()))
         a.x, a.residual, out = far_apart([a.x, a.residual, a.empty()])
         close(a.run(out), expected)
@@ -273,6 +280,7 @@ class TestConv:
         "x must be a channels_last .N, C, H, W.; got .2, 6, 8, 9. with strides": {
             "x": lambda t: t.contiguous()
         },
+        "x must be float16, bfloat16 or float32; got torch.float64": {"x": lambda t: t.double()},
         "weight, as `packed` gives it, must be .7, 9, 6.,.*; got .7, 6, 3, 3.": {"weight": lambda t: t},
         "bias must be .7,., contiguous, torch.float32.*; got .1,.": {"bias": lambda t: t[:1]},
         "slope must be .7,.,.*; got .2,.": {"slope": lambda t: t[:2]},
@@ -297,7 +305,7 @@ class TestConv:
         given["weight"] = _convolution.packed(a.weight)
         for name, change in self.WRONG[message].items():
             given[name] = change(a.weight if name == "weight" else given[name])
-        with pytest.raises(ValueError, match=f"conv3x3: .*{message}"):
+        with pytest.raises((TypeError, ValueError), match=f"conv3x3: .*{message}"):
             conv3x3(**given)
 
 
@@ -308,18 +316,18 @@ class TestTransposed:
         check_contract(a, a.run())
 
     @pytest.mark.parametrize("tail", [True, False])
-    @pytest.mark.parametrize("dtype", first_of(GPU_FLOATS, 2))
+    @pytest.mark.parametrize("dtype", first_of([None, *GPU_FLOATS]))
     def test_many_tiles_and_blocks(self, tail, dtype, way, small_tiles):
-        a = Up((2, 32, 20, 3, 9, 20), dtype, tail=tail, slopes="each")
+        a = Up((1, 32, 20, 3, 5, 20), dtype or way, tail=tail, slopes="each")
         check_contract(a, a.run())
 
     def test_without_biases(self, way):
-        a = Up((1, 16, 20, 5, 6, 8))
+        a = Up((1, 16, 20, 5, 6, 8), way)
         a.bias, a.tail = None, (a.tail[0], None)
         check_contract(a, a.run())
 
     def test_sums(self, way, small_tiles):
-        a = Up((1, 16, 20, 3, 10, 24), torch.float16)
+        a = Up((1, 16, 16, 3, 5, 20), way)
         sums = a.sums()
         out = a.run(sums=sums)
         assert torch.equal(out, a.run())
@@ -328,16 +336,18 @@ class TestTransposed:
     @pytest.mark.parametrize("tail", [True, False])
     @pytest.mark.parametrize("rows", first_of([3, 1, 4]))
     def test_in_bands_of_rows(self, tail, rows, way):
-        a = Up((2, 16, 20, 7, 6, 8), tail=tail)
+        a = Up((2, 16, 20, 7, 6, 8), way, tail=tail)
         whole, out = a.run(), a.empty()
         for first in range(0, 7, rows):
             last = min(first + rows, 7)
             a.run(out[:, :, 2 * first : 2 * last], first_row=first)
-        close(out, whole, 1e-6)
+        close(out, whole)
 
     def test_slices_of_larger_maps(self, way):
-        a = Up((2, 18, 35, 5, 6, 7), layout="sliced")
-        big = torch.full((2, 12, 12, 16), 7.0, device=DEVICE).contiguous(memory_format=torch.channels_last)
+        a = Up((2, 18, 35, 5, 6, 7), way, layout="sliced")
+        big = torch.full((2, 12, 12, 16), 7.0, dtype=way, device=DEVICE).contiguous(
+            memory_format=torch.channels_last
+        )
         out = big[:, 2:9, 1:11, 3:15]
         a.run(out)
         close(out, a.reference(*double(a.names())))
@@ -347,9 +357,9 @@ class TestTransposed:
     @pytest.mark.parametrize("special", [float("nan"), float("inf")])
     def test_special_values_go_where_pytorch_has_them(self, special, way):
         """Beyond the last channel, which no vector ends at, there are none."""
-        a = Up((2, 16, 18, 5, 6, 5))
-        a.slope.abs_()  # so that an infinity is one afterwards
-        a.tail[0].abs_()
+        a = Up((2, 16, 18, 5, 6, 5), way)
+        for weight in (a.weight, a.slope, a.tail[0]):
+            weight.abs_()  # so that an infinity is one afterwards
         for place in ((0, 0, 0, 0), (1, 5, 4, 5)):
             a.x[place] = special
         out, expected = a.run(), a.reference(*double(a.names()))
@@ -360,7 +370,7 @@ class TestTransposed:
         assert torch.equal(out.isnan(), expected.isnan())
 
     def test_offsets_beyond_32_bits(self, way):
-        a = Up((3, 16, 16, 3, 4, 16))
+        a = Up((3, 16, 16, 3, 4, 16), way)
         expected = a.reference(*double(a.names()))
         a.x, a.small, out = far_apart([a.x, a.small, a.empty()])
         close(a.run(out), expected)
