@@ -60,8 +60,12 @@ def operand_type(dtype):
 
 
 def product_precision():
-    """How float32 operands are multiplied: in TF32 only where torch's own switch allows it."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 operands are multiplied: as in the convolutions beside the kernels, which are cuDNN's.
+
+    Of torch's switches this is what cuDNN is asked for. It never raises; the getters of the older switches
+    do once a newer one was set.
+    """
+    return "tf32" if torch.backends.cudnn.conv.fp32_precision == "tf32" else "ieee"
 
 
 def on_device(x):
@@ -72,6 +76,11 @@ def on_device(x):
 def power_of_two(n, low=16):
     """The next power of two, at least `low`, the smallest side of a matrix product."""
     return max(triton.next_power_of_2(n), low)
+
+
+# Of a kernel that is launched: what changes with the size of an image. Left to itself Triton compiles anew
+# for numbers that are 1 or that 16 divides, which only the strides of maps gain by.
+for_any_size = triton.jit(do_not_specialize=["height", "width", "count", "pixels"])
 
 
 @triton.jit

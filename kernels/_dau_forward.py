@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import INTERPRETED, at, pixels_of
+from ._common import INTERPRETED, at, for_any_size, pixels_of
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -20,7 +20,7 @@ def channel_max(value):
     return tl.max(value, 1) if NUMPY else tl.reduce(value, 1, _larger)
 
 
-@triton.jit
+@for_any_size
 def stats_kernel(
     r,
     pooled,
@@ -76,7 +76,7 @@ def stats_kernel(
     tl.store(target + c, total, mask=c < C)
 
 
-@triton.jit
+@for_any_size
 def channel_gate_kernel(
     sums,
     squeeze_weight,
@@ -141,7 +141,7 @@ def spatial_gate(pooled, weight, n, h, w, inside, height, width, TAPS: tl.conste
     return tl.where(inside, 1 / (1 + tl.exp(-tl.sum(logit, 1))), 0)
 
 
-@triton.jit
+@for_any_size
 def apply_kernel(
     r,
     x,

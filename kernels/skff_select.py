@@ -17,6 +17,7 @@ import triton.language as tl
 
 from ._common import (
     at,
+    for_any_size,
     laid_out_like,
     map_in,
     map_out,
@@ -32,7 +33,7 @@ from ._configs import config
 PARTIALS = 512
 
 
-@triton.jit
+@for_any_size
 def pool_kernel(
     xs,
     x_strides,
@@ -78,7 +79,7 @@ def pool_kernel(
     tl.store(sums + first + row[:, None] * C + c[None, :], total, mask=mask)
 
 
-@triton.jit
+@for_any_size
 def attend_kernel(
     sums,
     reduce_weight,
@@ -139,7 +140,7 @@ def attend_kernel(
                 tl.store(target, tl.exp(logit - largest) / exponentials, mask=c < C)
 
 
-@triton.jit
+@for_any_size
 def combine_kernel(
     xs,
     x_strides,
@@ -169,7 +170,7 @@ def combine_kernel(
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@for_any_size
 def spread_kernel(
     grad,
     grad_n,

@@ -31,12 +31,12 @@ ROOT = Path(__file__).parents[2]
 # Bytes of shared memory that a block may have.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 ARCHS = tuple(SHARED_LIMIT)
-# "tf32" is float32 where torch's switch allows TF32.
+# "tf32" is float32 where torch's switch of convolutions allows TF32.
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 # Of the published network; the other ops run on all three streams.
 CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256)}
-# "plain": map sizes that 16 divides; "odd": sizes that it does not; "wide": 64-bit offsets.
-VARIANTS = ("plain", "odd", "wide")
+# "wide": 64-bit offsets.
+VARIANTS = ("plain", "wide")
 # Ops whose forward and backward hold a matrix product.
 PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail")
 # What known.json calls a GPU, and its architecture.
@@ -125,13 +125,13 @@ def circumstances(op, arch, gpu, variant, dtype):
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
         setattr(module, name, value)
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     try:
         yield
     finally:
         for module, name, value in before:
             setattr(module, name, value)
-        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def audit(op, channels, dtype, arch, variant="plain", gpu=None):
@@ -140,9 +140,8 @@ def audit(op, channels, dtype, arch, variant="plain", gpu=None):
     from mirnet_fast.kernels import tune
 
     torch.set_num_threads(1)
-    side = 100 if variant == "odd" else 64
     element = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
-    args = tune.arguments(op, channels, element, side=side, device="cpu")
+    args = tune.arguments(op, channels, element, side=64, device="cpu")
     rows = []
     with circumstances(op, arch, gpu, variant, dtype), recorded_launches(arch) as launches:
         calls = tune.calls(op, args)
@@ -307,7 +306,7 @@ def main():
     parser.add_argument("--arch", type=int, action="append", choices=ARCHS)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
     parser.add_argument("--few", action="store_true", help="no more than a test of every kernel needs")
-    parser.add_argument("--all", action="store_true", help="odd sizes and wide offsets of every row too")
+    parser.add_argument("--all", action="store_true", help="wide offsets of every row too")
     parser.add_argument("--write", action="store_true", help="record what is seen as the budget")
     parser.add_argument("--json", type=Path, help="also write rows, skipped ops and problems to this file")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))
