@@ -142,6 +142,14 @@ FAULTS = [
         "tests/test_kernels_host.py",
     ),
     Fault(
+        "torch of the machine",
+        "`make gpu` installs a torch beside the one that knows the GPU",
+        "Makefile",
+        'if $(PYTHON) -c "import torch" 2> /dev/null; then',
+        "if false; then",
+        "tests/test_gpu_script.py -k make",
+    ),
+    Fault(
         "padding of tables",
         "a blur reads the first pixel with weight 0, where a NaN may be",
         "kernels/_resample.py",
