@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import INTERPRETED, at, for_any_size, pixels_of
+from ._common import INTERPRETED, at, for_any_size, pixels_of, sum_of_rows
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -89,19 +89,13 @@ def channel_gate_kernel(
     C: tl.constexpr,
     D: tl.constexpr,
     CP: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # gate (N, C) from `count` partial sums an image.
     n = tl.program_id(0)
     c, block = tl.arange(0, CP), tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, CP), tl.float32)
-    first = 0
-    while first < count:
-        rows = first + block
-        source = sums + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0)
-        first += BLOCK
-    pooled = tl.sum(total, 0) / pixels
+    pooled = sum_of_rows(sums + n.to(tl.int64) * count * C, count, C, CP, ROWS) / pixels
     logit = tl.zeros((CP,), tl.float32)
     if excite_bias is not None:
         logit += tl.load(excite_bias + c, mask=c < C, other=0).to(tl.float32)

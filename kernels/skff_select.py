@@ -24,12 +24,15 @@ from ._common import (
     offset_type,
     on_device,
     pixels_of,
+    rows_at_once,
     strides,
+    sum_of_rows,
     tiles,
 )
 from ._configs import config
 
-# Partial sums of one image: enough programs to fill a GPU, few enough for one program to add.
+# Partial sums of one image by all blocks of channels: enough programs to fill a GPU, few enough for one
+# program to add.
 PARTIALS = 512
 
 
@@ -93,22 +96,14 @@ def attend_kernel(
     C: tl.constexpr,
     D: tl.constexpr,
     SLOPES: tl.constexpr,
-    BLOCK: tl.constexpr,
     CP: tl.constexpr,
+    ROWS: tl.constexpr,
     DP: tl.constexpr,
 ):
     # attention (N, B, C) from `count` partial sums an image.
     n = tl.program_id(0)
     c, d = tl.arange(0, CP), tl.arange(0, DP)
-    partial = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, CP), tl.float32)
-    first = 0
-    while first < count:
-        rows = first + partial
-        source = sums + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0)
-        first += BLOCK
-    pooled = tl.sum(total, 0) / pixels
+    pooled = sum_of_rows(sums + n.to(tl.int64) * count * C, count, C, CP, ROWS) / pixels
     inside = (d < D)[:, None] & (c < C)[None, :]
     weight = tl.load(reduce_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
     # A padded channel must not make 0 * Inf of its own.
@@ -212,11 +207,12 @@ def pool(branches, grad=None):
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
     rows = 1 if grad is None else 1 + len(branches)
     count = tiles(1, height, width, c["TH"], c["TW"])
-    programs = min(count, max(1, PARTIALS // n))
+    blocks = triton.cdiv(channels, bc)
+    programs = min(count, max(1, PARTIALS // (n * blocks)))
     sums = first.new_empty((n, programs, rows, channels), dtype=torch.float32)
     maps = branches if grad is None else [*branches, grad]
     with on_device(first):
-        pool_kernel[(programs, triton.cdiv(channels, bc), n)](
+        pool_kernel[(programs, blocks, n)](
             tuple(branches),
             tuple(map(strides, branches)),
             grad,
@@ -238,6 +234,7 @@ def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, sele
     """(N, B, C) shares of the branches, float32."""
     n, count, _, channels = sums.shape
     squeezed = reduce_weight.shape[0]
+    padded = triton.next_power_of_2(channels)
     attention = sums.new_empty((n, len(select_weights), channels))
     with on_device(sums):
         attend_kernel[(n,)](
@@ -253,7 +250,8 @@ def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, sele
             C=channels,
             D=squeezed,
             SLOPES=0 if slope is None else slope.shape[0],
-            CP=triton.next_power_of_2(channels),
+            CP=padded,
+            ROWS=rows_at_once(padded),
             DP=triton.next_power_of_2(squeezed),
             **config("skff_attend", sums),
         )

@@ -39,6 +39,9 @@ CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256)}
 VARIANTS = ("plain", "wide")
 # Ops whose forward and backward hold a matrix product.
 PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail")
+# Of one program an image, which waits for all loads of partial sums that it does not ask for at once.
+GATES = ("attend_kernel", "channel_gate_kernel")
+FEWEST_LOADS = 8
 # What known.json calls a GPU, and its architecture.
 GPU_ARCHS = {
     "A100": 80,
@@ -204,6 +207,8 @@ def problems(row, budget):
         elif row["loads_128"] < row["loads_128_needed"]:
             count, needed = row["loads_128"], row["loads_128_needed"]
             found.append(f"{count} loads of 16 bytes; its feature maps need {needed}")
+    if row["kernel"] in GATES and row["loads_128"] < FEWEST_LOADS:
+        found.append(f"a thread asks for partial sums by {row['loads_128']} loads of 16 bytes: by too few")
     found += BUDGET.exceeded(row, budget)
     return [f"{label(row)} sm_{row['arch']}: {text}" for text in found]
 
