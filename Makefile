@@ -88,8 +88,10 @@ bench: build
 	$(BIN)/python -m pytest benches
 
 # Tests and benchmarks on this machine's GPU, in eight minutes; without one, a trial on tiny maps.
-gpu: build
-	$(BIN)/python benches/gpu.py
+# By a Python that has torch already, where there is one: nothing is installed then.
+gpu:
+	if $(PYTHON) -c "import torch" 2> /dev/null; then $(PYTHON) benches/gpu.py; \
+	else $(MAKE) build && $(BIN)/python benches/gpu.py; fi
 
 # The photos that recipes name, and those for testing, from Debian's packages, into photos/.
 photos: build

@@ -50,7 +50,7 @@ if settings.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 
 
-def _sizes():
+def sizes():
     if settings.TINY:
         return [(1, 3, 16, 16)]
     if settings.DEVICE == "cpu":
@@ -87,7 +87,7 @@ def peak_mb_of(prepare, *arguments):
 
 
 @pytest.mark.parametrize("dtype", _dtypes(), ids=rows.dtype_name)
-@pytest.mark.parametrize("size", _sizes(), ids=rows.shape)
+@pytest.mark.parametrize("size", sizes(), ids=rows.shape)
 def test_network(benchmark, record, size, dtype):
     arguments = (size, dtype, torch.get_num_threads())
     variants = {name: prepare(name, *arguments) for name in VARIANTS}
@@ -107,7 +107,7 @@ def test_network(benchmark, record, size, dtype):
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread is all there is")
 def test_network_threads(benchmark, record):
     """mirnet_fast on one thread and on all of them: `x 1 thread` is what they gain."""
-    threads, size = torch.get_num_threads(), _sizes()[0 if settings.TINY else 1]
+    threads, size = torch.get_num_threads(), sizes()[0 if settings.TINY else 1]
     forward = prepare(rows.FAST, size, torch.float32, threads)
 
     def on(count):

@@ -188,6 +188,8 @@ def preferences(rows):
     """{"op dtype": the backend that took less time over all its rows}, where there were several."""
     total = {}
     for row in rows:
+        if "backend" not in row:  # the network's, which is of both
+            continue
         times = total.setdefault(f"{row['op']} {row['dtype']}", {})
         for backend, ms in by_backend(row).items():
             times[backend] = times.get(backend, 0) + ms
@@ -368,6 +370,7 @@ def main():
     if not chosen.no_tests:
         together.append(Step("small", child("small"), 120))
         together += [Step(f"check {op}", child("check", op), 150) for op in OPS]
+        together.append(Step("check network", child("network"), 200))
     if not chosen.no_benchmarks and on_gpu:
         few = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, workers // len(OPS)))}
         together += [Step(f"compile for {op}", child("rows", op, "--warm"), 180, bench | few) for op in OPS]
@@ -379,9 +382,10 @@ def main():
     if not chosen.no_tests:
         run.do(sanitizer_steps(on_gpu, environment.get("compute-sanitizer"), 30), 3)
     if not chosen.no_benchmarks:
-        for i, op in enumerate(OPS):
-            limit = max(20, (run.left - 5) / (len(OPS) - i))
-            run.do([Step(f"rows {op}", child("rows", op), limit, bench)], 1)
+        timed = ("network", *OPS)
+        for i, what in enumerate(timed):
+            limit = max(20, (run.left - 5) / (len(timed) - i))
+            run.do([Step(f"rows {what}", child("rows", what), limit, bench)], 1)
     record = run.report()
     print((chosen.folder / "report.txt").read_text())
     print(f"in {chosen.folder}: {', '.join(sorted(p.name for p in chosen.folder.iterdir()))}")

@@ -2,9 +2,10 @@
 
     environment           versions, the GPU, what is available for each op and why: JSON
     check [OP]            contract of outputs and gradients against the reference, without pytest
+    network               the same of the whole network
     small [BACKEND]       every op once, forward and backward, on odd little maps (for compute-sanitizer)
-    rows OP [--warm]      the benchmark rows of an op, one JSON line each as soon as it is there;
-                          --warm only compiles what they need
+    rows OP [--warm]      the benchmark rows of an op, or of "network", one JSON line each as soon as it is
+                          there; --warm only compiles what they need
 
 Without a GPU Triton's interpreter and the emulated GPU of the tests take its place, so that the steps
 themselves can be tried.
@@ -114,13 +115,11 @@ def _on_tensors(function, values):
     return tree_map(lambda v: function(v) if isinstance(v, torch.Tensor) else v, values)
 
 
-def _hold_contract(chosen, op, channels, side, dtype):
-    """Raise AssertionError where a backend doesn't: as tests/ops, for the network's arguments."""
-    from mirnet_fast import ops, reference
+def _hold_contract(chosen, function, published, args):
+    """Raise AssertionError where a backend doesn't: as tests/ops, on these arguments."""
     from tests.tolerance import assert_contract, distance, moved
 
-    args, published = _arguments(op, channels, dtype, side), getattr(reference, op)
-    generator = torch.Generator().manual_seed(1)
+    generator, dtype = torch.Generator().manual_seed(1), _first_tensor(args).dtype
 
     def double(values):
         return _on_tensors(torch.Tensor.double, values)
@@ -133,7 +132,7 @@ def _hold_contract(chosen, op, channels, side, dtype):
     pairs += [(_run(published, v, grad), _run(published, double(v), grad)) for v in near]
     shifted = [_run(published, _on_tensors(lambda t: moved(t, generator), args), grad) for _ in range(2)]
     with chosen():
-        fast = _run(getattr(ops, op), args, grad)
+        fast = _run(function, args, grad)
     for i, value in enumerate(fast):
         errors = [distance(low[i], exact[i]) for low, exact in pairs]
         assert_contract(
@@ -141,27 +140,68 @@ def _hold_contract(chosen, op, channels, side, dtype):
         )
 
 
-def check(*chosen):
-    """Needs no pytest, and gives an answer early."""
-    from mirnet_fast.ops import OPS
+def _first_tensor(args):
+    return args[0][0] if isinstance(args[0], tuple) else args[0]
 
-    torch.backends.cudnn.allow_tf32 = False  # the reference's own error is the yardstick
-    sizes = ((24, 18), (64, 32), (256, 16)) if ON_GPU else ((24, 18),)
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+
+def _judge(calls):
+    """Run {name: call}; the end of the process tells whether all passed."""
     failed = False
-    found = candidates().items()
-    for op, (channels, side), dtype, (name, backend) in itertools.product(
-        chosen or OPS, sizes, dtypes, found
-    ):
-        name = f"{name} {op} C={channels} {side}x{side} {dtype}"
+    for name, call in calls:
         try:
-            _hold_contract(backend, op, channels, side, dtype)
+            call()
         except Exception as error:  # the others are to be seen too
             failed = True
             print(f"FAILED {name} - {_brief(error)}", flush=True)
         else:
             print(f"PASSED {name}", flush=True)
     sys.exit(failed)
+
+
+def check(*chosen):
+    """Needs no pytest, and gives an answer early."""
+    from mirnet_fast import ops, reference
+
+    torch.backends.cudnn.allow_tf32 = False  # the reference's own error is the yardstick
+    sizes = ((24, 18), (64, 32), (256, 16)) if ON_GPU else ((24, 18),)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+
+    def calls():
+        for op, (channels, side), dtype in itertools.product(chosen or ops.OPS, sizes, dtypes):
+            args = _arguments(op, channels, dtype, side)
+            for name, backend in candidates().items():
+                held = functools.partial(
+                    _hold_contract, backend, getattr(ops, op), getattr(reference, op), args
+                )
+                yield f"{name} {op} C={channels} {side}x{side} {dtype}", held
+
+    _judge(calls())
+
+
+def network():
+    """The whole network, as a function of the image and of its parameters."""
+    import mirnet_fast
+
+    torch.backends.cudnn.allow_tf32 = False
+    config, side = ({}, 64) if ON_GPU else ({"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}, 8)
+    torch.manual_seed(0)
+    published, ours = (of(**config).to(DEVICE) for of in (mirnet_fast.reference.MIRNet, mirnet_fast.MIRNet))
+    names, values = zip(*published.named_parameters(), strict=True)
+    image = torch.rand(1, 3, side, side, device=DEVICE)
+
+    def called(module, x, *parameters):
+        filters = {name: filt.to(x.dtype) for name, filt in module.named_buffers()}
+        return torch.func.functional_call(module, dict(zip(names, parameters, strict=True)) | filters, (x,))
+
+    functions = [functools.partial(called, module) for module in (ours, published)]
+
+    def calls():
+        for dtype, (name, backend) in itertools.product((torch.float32, torch.float16), candidates().items()):
+            args = [v.detach().to(dtype) for v in (image, *values)]
+            held = functools.partial(_hold_contract, backend, *functions, args)
+            yield f"{name} network {side}x{side} {dtype}", held
+
+    _judge(calls())
 
 
 def _brief(error):
@@ -219,13 +259,19 @@ def _stand_in_for_pytest():
         return mark
 
     module = types.ModuleType("pytest")
-    module.mark, module.skip = types.SimpleNamespace(parametrize=parametrize), skip
+
+    def skipif(condition, reason):
+        return lambda function: function
+
+    module.mark, module.skip = types.SimpleNamespace(parametrize=parametrize, skipif=skipif), skip
     sys.modules["pytest"] = module
 
 
 def rows(op, *options):
     if importlib.util.find_spec("pytest") is None:
         _stand_in_for_pytest()
+    if op == "network":
+        return _network_rows(Timer(enabled="--warm" not in options))
     import harness
     import pytest
 
@@ -259,6 +305,37 @@ def rows(op, *options):
     sys.exit(failed)
 
 
+def _network_rows(timer):
+    """As benches/bench_network.py, its peaks of memory in this process."""
+    import bench_network as bench
+    import harness
+    from rows import make_row, shape
+
+    def row(size, dtype):
+        arguments = size, dtype, torch.get_num_threads()
+        variants = {name: bench.prepare(name, *arguments) for name in bench.VARIANTS}
+        harness.check_agreement(variants, dtype)
+        times = harness.timed(timer, variants, {}, budget=5)
+        if times is None:
+            return
+        row = make_row("network", size, dtype, harness.FORWARD, times)
+        if ON_GPU:
+            row["peak_mb"] = {name: _peak_mb(call) for name, call in variants.items()}
+        print(json.dumps(row), flush=True)
+
+    cases = itertools.product([torch.float16, torch.float32] if ON_GPU else [torch.float32], bench.sizes())
+    _judge((f"network {shape(size)} {dtype}", functools.partial(row, size, dtype)) for dtype, size in cases)
+
+
+def _peak_mb(call):
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 1e6)
+
+
 def table(rows):
     """That of the benchmarks."""
     from rows import table
@@ -267,4 +344,5 @@ def table(rows):
 
 
 if __name__ == "__main__":
-    {"environment": environment, "check": check, "small": small, "rows": rows}[sys.argv[1]](*sys.argv[2:])
+    steps = {"environment": environment, "check": check, "network": network, "small": small, "rows": rows}
+    steps[sys.argv[1]](*sys.argv[2:])

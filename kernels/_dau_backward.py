@@ -3,11 +3,11 @@
 import triton
 import triton.language as tl
 
-from ._common import at, pixels_of
+from ._common import at, for_any_size, pixels_of
 from ._dau_forward import spatial_gate
 
 
-@triton.jit
+@for_any_size
 def apply_backward_kernel(
     grad,
     r,
@@ -87,7 +87,7 @@ def apply_backward_kernel(
     tl.store(target + c, total, mask=c < C)
 
 
-@triton.jit
+@for_any_size
 def weight_kernel(
     grad,
     r,
@@ -140,7 +140,7 @@ def weight_kernel(
     tl.store(target + C, right, mask=mask)
 
 
-@triton.jit
+@for_any_size
 def taps_kernel(
     gates,
     pooled,
@@ -175,7 +175,7 @@ def taps_kernel(
     tl.store(target, tl.sum(total, 0), mask=dx < TAPS)
 
 
-@triton.jit
+@for_any_size
 def spread_kernel(
     r_grad,
     gates,

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import INTERPRETED, add_sums, at, pixels_of
+from ._common import INTERPRETED, add_sums, at, for_any_size, pixels_of, sum_of_rows
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -23,7 +23,7 @@ def channel_max(value):
         return tl.reduce(value, 1, _larger)
 
 
-@triton.jit
+@for_any_size
 def stats_kernel(
     r,
     pooled,
@@ -79,7 +79,7 @@ def stats_kernel(
     tl.store(target + c, total, mask=c < C)
 
 
-@triton.jit
+@for_any_size
 def channel_gate_kernel(
     sums,
     squeeze_weight,
@@ -92,19 +92,13 @@ def channel_gate_kernel(
     C: tl.constexpr,
     D: tl.constexpr,
     CP: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     # gate (N, C) from `count` partial sums an image.
     n = tl.program_id(0)
     c, block = tl.arange(0, CP), tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, CP), tl.float32)
-    first = 0
-    while first < count:
-        rows = first + block
-        source = sums + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-        total += tl.load(source, mask=(rows < count)[:, None] & (c < C)[None, :], other=0).to(tl.float32)
-        first += BLOCK
-    pooled = tl.sum(total, 0) / pixels
+    pooled = sum_of_rows(sums + n.to(tl.int64) * count * C, count, C, CP, ROWS) / pixels
     logit = tl.zeros((CP,), tl.float32)
     if excite_bias is not None:
         logit += tl.load(excite_bias + c, mask=c < C, other=0).to(tl.float32)
@@ -144,7 +138,7 @@ def spatial_gate(pooled, weight, n, h, w, inside, height, width, TAPS: tl.conste
     return tl.where(inside, 1 / (1 + tl.exp(-tl.sum(logit, 1))), 0)
 
 
-@triton.jit
+@for_any_size
 def apply_kernel(
     r,
     x,

@@ -6,6 +6,7 @@ import triton.language as tl
 
 from ._common import (
     at,
+    for_any_size,
     map_out,
     offset_type,
     on_device,
@@ -23,7 +24,7 @@ from ._configs import config
 WEIGHT_VALUES = 2**22
 
 
-@triton.jit
+@for_any_size
 def project_kernel(
     x,
     weight,
@@ -82,7 +83,7 @@ def project_kernel(
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@for_any_size
 def weight_gradient_kernel(
     grad,
     x,

@@ -10,11 +10,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import at, map_out, offset_type, on_device, pixels_of, prelu, strides, tiles
+from ._common import at, for_any_size, map_out, offset_type, on_device, pixels_of, prelu, strides, tiles
 from ._configs import config
 
 
-@triton.jit
+@for_any_size
 def resample_kernel(
     x,
     out,

@@ -29,6 +29,7 @@ from ._common import (
     operand_type,
     power_of_two,
     product_precision,
+    rows_at_once,
     strides,
     tiles,
 )
@@ -75,6 +76,7 @@ def stats(r, with_index=False):
 def channel_gate(sums, pixels, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
     """(N, C) float32 from partial sums (N, any number, C)."""
     n, count, channels = sums.shape
+    padded = triton.next_power_of_2(channels)
     gate = sums.new_empty((n, channels), dtype=torch.float32)
     with on_device(sums):
         channel_gate_kernel[(n,)](
@@ -88,7 +90,8 @@ def channel_gate(sums, pixels, squeeze_weight, squeeze_bias, excite_weight, exci
             pixels,
             C=channels,
             D=squeeze_weight.shape[0],
-            CP=triton.next_power_of_2(channels),
+            CP=padded,
+            ROWS=rows_at_once(padded),
             **config("dau_channel_gate", sums),
         )
     return gate

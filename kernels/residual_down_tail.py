@@ -15,6 +15,7 @@ import triton.language as tl
 from ._common import (
     add_sums,
     at,
+    for_any_size,
     laid_out_like,
     map_in,
     map_out,
@@ -34,7 +35,7 @@ from ._resample import resample
 from ._taps import blur_table
 
 
-@triton.jit
+@for_any_size
 def down_kernel(
     maps,
     map_strides,

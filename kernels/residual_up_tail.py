@@ -13,6 +13,7 @@ import triton.language as tl
 
 from ._common import (
     at,
+    for_any_size,
     laid_out_like,
     map_in,
     map_out,
@@ -32,7 +33,7 @@ from ._resample import resample
 from ._taps import bilinear_table
 
 
-@triton.jit
+@for_any_size
 def up_kernel(
     top,
     slope,

@@ -17,22 +17,26 @@ import triton.language as tl
 
 from ._common import (
     at,
+    for_any_size,
     laid_out_like,
     map_in,
     map_out,
     offset_type,
     on_device,
     pixels_of,
+    rows_at_once,
     strides,
+    sum_of_rows,
     tiles,
 )
 from ._configs import config
 
-# Partial sums of one image: enough programs to fill a GPU, few enough for one program to add.
+# Partial sums of one image by all blocks of channels: enough programs to fill a GPU, few enough for one
+# program to add.
 PARTIALS = 512
 
 
-@triton.jit
+@for_any_size
 def pool_kernel(
     xs,
     x_strides,
@@ -78,7 +82,7 @@ def pool_kernel(
     tl.store(sums + first + row[:, None] * C + c[None, :], total, mask=mask)
 
 
-@triton.jit
+@for_any_size
 def attend_kernel(
     sums,
     reduce_weight,
@@ -92,25 +96,18 @@ def attend_kernel(
     C: tl.constexpr,
     D: tl.constexpr,
     SLOPES: tl.constexpr,
-    BLOCK: tl.constexpr,
     CP: tl.constexpr,
+    ROWS: tl.constexpr,
     DP: tl.constexpr,
 ):
     # attention (N, B, C) from `counts` partial sums an image.
     n = tl.program_id(0)
     c, d = tl.arange(0, CP), tl.arange(0, DP)
-    partial = tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK, CP), tl.float32)
+    total = tl.zeros((CP,), tl.float32)
     for part in tl.static_range(len(sums)):
-        first = 0
         count = counts[part]
-        while first < count:
-            rows = first + partial
-            source = sums[part] + (n.to(tl.int64) * count + rows)[:, None] * C + c[None, :]
-            mask = (rows < count)[:, None] & (c < C)[None, :]
-            total += tl.load(source, mask=mask, other=0).to(tl.float32)
-            first += BLOCK
-    pooled = tl.sum(total, 0) / pixels
+        total += sum_of_rows(sums[part] + n.to(tl.int64) * count * C, count, C, CP, ROWS)
+    pooled = total / pixels
     inside = (d < D)[:, None] & (c < C)[None, :]
     weight = tl.load(reduce_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
     # A padded channel must not make 0 * Inf of its own.
@@ -142,7 +139,7 @@ def attend_kernel(
                 tl.store(target, tl.exp(logit - largest) / exponentials, mask=c < C)
 
 
-@triton.jit
+@for_any_size
 def combine_kernel(
     xs,
     x_strides,
@@ -172,7 +169,7 @@ def combine_kernel(
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@for_any_size
 def spread_kernel(
     grad,
     grad_n,
@@ -214,11 +211,12 @@ def pool(branches, grad=None):
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
     rows = 1 if grad is None else 1 + len(branches)
     count = tiles(1, height, width, c["TH"], c["TW"])
-    programs = min(count, max(1, PARTIALS // n))
+    blocks = triton.cdiv(channels, bc)
+    programs = min(count, max(1, PARTIALS // (n * blocks)))
     sums = first.new_empty((n, programs, rows, channels), dtype=torch.float32)
     maps = branches if grad is None else [*branches, grad]
     with on_device(first):
-        pool_kernel[(programs, triton.cdiv(channels, bc), n)](
+        pool_kernel[(programs, blocks, n)](
             tuple(branches),
             tuple(map(strides, branches)),
             grad,
@@ -240,6 +238,7 @@ def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, sele
     """(N, B, C) shares of the branches, float32, from a list of sums (N, any number, C)."""
     n, _, channels = sums[0].shape
     squeezed = reduce_weight.shape[0]
+    padded = triton.next_power_of_2(channels)
     attention = sums[0].new_empty((n, len(select_weights), channels), dtype=torch.float32)
     with on_device(sums[0]):
         attend_kernel[(n,)](
@@ -255,7 +254,8 @@ def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, sele
             C=channels,
             D=squeezed,
             SLOPES=0 if slope is None else slope.shape[0],
-            CP=triton.next_power_of_2(channels),
+            CP=padded,
+            ROWS=rows_at_once(padded),
             DP=triton.next_power_of_2(squeezed),
             **config("skff_attend", sums[0]),
         )

@@ -2,12 +2,15 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from .cases import exhaustive, first_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -144,9 +147,10 @@ def test_outcomes_of_pytest_are_counted_once(gpu, tmp_path):
     assert len(one.skips()) == 1 and "a reason" in one.skips()[0]
 
 
-def test_without_pytest_the_benchmarks_still_run():
+@pytest.mark.parametrize("what", first_of(["blur_pool", "network"]))
+def test_without_pytest_the_benchmarks_still_run(what):
     code = (
-        "import sys; sys.modules['pytest'] = None; sys.argv[1:] = ['rows', 'blur_pool'];"
+        f"import sys; sys.modules['pytest'] = None; sys.argv[1:] = ['rows', {what!r}];"
         "import runpy; runpy.run_path('benches/gpu_steps.py', run_name='__main__')"
     )
     tiny = {"MIRNET_BENCH_TINY": "1", "MIRNET_BENCH_ROUNDS": "3", "MIRNET_BENCH_COMPILE": "0"}
@@ -159,7 +163,51 @@ def test_without_pytest_the_benchmarks_still_run():
     )
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert [(row["op"], row["direction"]) for row in rows] == [
-        ("blur_pool", "forward"),
-        ("blur_pool", "forward+backward"),
-    ]
+    directions = ["forward"] if what == "network" else ["forward", "forward+backward"]
+    assert [(row["op"], row["direction"]) for row in rows] == [(what, direction) for direction in directions]
+
+
+@exhaustive
+def test_the_network_is_checked():
+    """By the interpreter; the emulated GPU takes minutes."""
+    code = (
+        "import sys; sys.argv[1:] = ['network']; from tests import emulation;"
+        "emulation.missing = lambda: 'not here'; import runpy;"
+        "runpy.run_path('benches/gpu_steps.py', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = [f"PASSED triton network 8x8 torch.{dtype}" for dtype in ("float32", "float16")]
+    assert done.stdout.splitlines() == passed
+
+
+def test_the_networks_rows_are_of_no_single_backend(gpu):
+    row = {name: value for name, value in ROW.items() if name not in ("backend", "layout")}
+    assert gpu.preferences([row | {"op": "network"}]) == {}
+    assert gpu.targets([row | {"op": "network"}], 50.0) == []
+
+
+def python_of(folder, has_torch):
+    """A `python3` that has torch or not, and writes down what else it is asked for."""
+    path = folder / "python3"
+    asked = folder / "asked"
+    path.write_text(
+        f'#!/bin/sh\ncase "$*" in *"import torch"*) exit {0 if has_torch else 1} ;; esac\n'
+        f'echo "$@" >> {asked}\n[ "$1" != -m ]\n'
+    )
+    path.chmod(0o755)
+    return path, asked
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize(("has_torch", "runs"), [(True, "benches/gpu.py"), (False, "-m venv {venv}")])
+def test_make_gpu_takes_the_torch_that_is_there(tmp_path, has_torch, runs):
+    path, asked = python_of(tmp_path, has_torch)
+    venv = tmp_path / "none"
+    command = ["make", "gpu", f"PYTHON={path}", f"VENV={venv}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode == 0) == has_torch
+    assert asked.read_text().splitlines() == [runs.format(venv=venv)], done.stderr
+    assert not venv.exists()

@@ -1,11 +1,18 @@
-"""Memory that can't be had is an error that says so, and the process goes on."""
+"""What a forward holds; and memory that can't be had is an error that says so, and the process goes on."""
 
 import os
 import re
 import subprocess
 import sys
+import weakref
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import mirnet_fast
+from mirnet_fast import backends
 
 from .ops.common import needs_kernels
 
@@ -106,3 +113,46 @@ def test_an_op_that_needs_more_than_there_is_names_itself_and_the_bytes():
     sizes = [2**36, 2**36, 2**36, 2**34, 2**36, 2**36]
     told = [f"{n}: out of memory: {size} bytes were asked for" for n, size in zip(names, sizes, strict=True)]
     assert done.stdout.splitlines() == told
+
+
+def storages(values):
+    return [t.untyped_storage() for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
+
+class Held(TorchDispatchMode):
+    """The most bytes that were there at a time of what is made inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.convolution.default:  # whose stand-in forgets the layout
+            result = torch.empty_like(result, memory_format=torch.channels_last)
+        given = {storage._cdata for storage in storages((args, kwargs))}
+        for storage in storages(result):
+            if storage._cdata not in given:
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.gone, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def gone(self, nbytes):
+        self.now -= nbytes
+
+
+def test_a_forward_on_a_gpu_holds_no_more_than_it_reads(monkeypatch):
+    """On the path of tensors of a GPU, for which tensors without values stand in."""
+    monkeypatch.delitem(backends._UNAVAILABLE, "triton", raising=False)
+    monkeypatch.setitem(backends._DEVICES, "triton", ("meta",))
+    network = mirnet_fast.MIRNet(n_RRG=2, n_MSRB=1).eval().to("meta", torch.float16)
+    x = torch.empty(1, 3, 256, 256, dtype=torch.float16, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), Held() as held:
+        network(x)
+    # While the lowest stream is brought up to the first, in maps: the first stream, another that was brought
+    # up, what the group adds at its end, two from the transposed convolution, the half that they come from,
+    # the one that they become, and 1 1/2 of the other streams and what was halved already.
+    assert held.peak <= 8 * x.new_empty(1, 64, 256, 256).nbytes
+    assert held.now == 0

@@ -31,8 +31,8 @@ struct GateArgs {
 template <class T>
 __global__ void __launch_bounds__(kSmallThreads, 1) gate_kernel(GateArgs<T> a) {
   const int C = a.channels, n = blockIdx.x / a.parts, part = blockIdx.x % a.parts;
-  float* const room = reinterpret_cast<float*>(shared_memory());  // (threads), (C), (C), (d)
-  float* const means = room + kSmallThreads;
+  float* const room = reinterpret_cast<float*>(shared_memory());  // (kSumsRoom), (C), (C), (d)
+  float* const means = room + kSumsRoom;
   float* const gate = means + C;
   float* const hidden = gate + C;
   add_programs(a.sums + int64_t(n) * a.programs * C, a.programs, C, C, room, means, 1 / a.pixels);
@@ -175,7 +175,7 @@ Tensor channel_gate(const LaunchContext& context, const Tensor& r, const Tensor&
                          int(parts),
                          float(r.size(2) * r.size(3))};
   context.launch(error_context(kOp, r), gate_kernel<T>, n * parts, kSmallThreads,
-                 (kSmallThreads + 2 * channels + squeezed) * sizeof(float), args);
+                 (kSumsRoom + 2 * channels + squeezed) * sizeof(float), args);
   return gate;
 }
 
@@ -339,7 +339,7 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
                                        int(few_gate_sums.size(1)),
                                        double(H * W)};
       context.launch(error_context(kOp, r), small_kernel<T>, n, kSmallThreads,
-                     (kSmallThreads + C) * sizeof(double), small);
+                     (kSumsRoom + C) * sizeof(double), small);
 
       const auto spread = [&](auto width, auto kernel) {
         const int chunks =

@@ -352,8 +352,8 @@ struct SmallBackwardArgs {
 
 template <class T>
 __global__ void __launch_bounds__(kSmallThreads, 1) small_kernel(SmallBackwardArgs<T> a) {
-  double* const room = reinterpret_cast<double*>(shared_memory());  // (threads), (C)
-  double* const logits = room + kSmallThreads;
+  double* const room = reinterpret_cast<double*>(shared_memory());  // (kSumsRoom), (C)
+  double* const logits = room + kSumsRoom;
   const int n = blockIdx.x, C = a.channels, D = a.squeezed;
   double* const means = a.means + int64_t(n) * C;
   double* const grads = a.logit_grad + int64_t(n) * C;

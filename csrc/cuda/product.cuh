@@ -27,6 +27,11 @@ constexpr int kProjectDown = 8, kProjectAcross = 16, kProjectPixels = kProjectDo
 constexpr int kProjectWarpsDown = 4, kProjectWarpChannels = 32;
 template <int N>
 constexpr int kProjectThreads = 32 * kProjectWarpsDown * N / kProjectWarpChannels;
+// Threads that a multiprocessor is to hold: blocks that wait for their copies leave it to others.
+// Of 64 registers each, which in float32 and by blocks of 512 threads would not be enough
+// everywhere.
+template <class T, int N>
+constexpr int kProjectResident = sizeof(T) == 2 && N == 64 ? 1024 : 512;
 
 // Channels of an operand in shared memory at a time.
 template <class T>
@@ -41,7 +46,7 @@ struct ProjectShared {
 };
 
 template <class T, int N, bool Aligned, bool Prelu>
-__global__ void __launch_bounds__(kProjectThreads<N>, 512 / kProjectThreads<N>)
+__global__ void __launch_bounds__(kProjectThreads<N>, kProjectResident<T, N> / kProjectThreads<N>)
     project_kernel(ProjectArgs<T> a) {
   constexpr int K = kDeep<T>, kLd = kRow<T, K>, kThreads = kProjectThreads<N>;
   using Shared = ProjectShared<T, N>;

@@ -13,8 +13,8 @@ namespace skff {
 
 template <class T>
 __global__ void __launch_bounds__(kSmallThreads, 1) attend_kernel(AttendArgs<T> a) {
-  float* const room = reinterpret_cast<float*>(shared_memory());  // (threads), (C), (d)
-  float* const means = room + kSmallThreads;
+  float* const room = reinterpret_cast<float*>(shared_memory());  // (kSumsRoom), (C), (d)
+  float* const means = room + kSumsRoom;
   float* const z = means + a.channels;
   const int n = blockIdx.x;
   add_programs(a.sums + int64_t(n) * a.programs * a.channels, a.programs, a.channels, a.channels,
@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(kSmallThreads, 1) attend_kernel(AttendArgs<T> 
   for (int d = threadIdx.x; d < a.squeezed; d += kSmallThreads)
     z[d] = activated(z[d], slope_of<T, float>(a, d), a.slope == nullptr);
   sync_threads();
-  for (int c = threadIdx.x; c < a.channels; c += kSmallThreads)
-    select_layers(a, z, c, a.attention + int64_t(n) * a.branches * a.channels + c);
+  select_layers(a, z, a.attention + int64_t(n) * a.branches * a.channels);
 }
 
 // ---- the weighted sum ------------------------------------------------------------------------
@@ -110,7 +109,7 @@ Tensor skff_select(std::vector<Tensor> branches, Tensor reduce_weight, OptionalT
     DenseWeights weights;
     AttendArgs<T> attend = weights.args<T>(w, first, sums, tables);
     attend.attention = static_cast<float*>(attention.data_ptr());
-    const size_t shared = (kSmallThreads + attend.channels + attend.squeezed) * sizeof(float);
+    const size_t shared = (kSumsRoom + attend.channels + attend.squeezed) * sizeof(float);
     context.launch(error_context(kOp, first), attend_kernel<T>, first.size(0), kSmallThreads,
                    shared, attend);
     by_width<T>(all_wide(maps) && wide({&out}), maps.size(), [&](auto width, auto count) {
@@ -167,7 +166,7 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
           static_cast<double*>(shares.data_ptr()),     static_cast<float*>(shift.data_ptr())};
       small.forward.attention = static_cast<float*>(attention.data_ptr());
       context.launch(error_context(kOp, first), attend_backward_kernel<T>, n, kSmallThreads,
-                     (kSmallThreads + D) * sizeof(double), small);
+                     (kSumsRoom + D) * sizeof(double), small);
       by_width<T>(all_wide(outs) && wide({&given}), outs.size(), [&](auto width, auto count) {
         constexpr int V = decltype(width)::value, kCount = decltype(count)::value, kInFlight = 4;
         SpreadArgs<T, kCount> args{};

@@ -16,8 +16,9 @@ namespace mirnet_fast::cuda::skff {
 constexpr const char* kOp = "skff_select";
 constexpr int kThreads = 256;
 constexpr int kListed = 16;  // branches among a kernel's arguments
-// Blocks of all images together that walk over pixels: four on each multiprocessor of a large GPU.
-constexpr int64_t kPrograms = 528;
+// Blocks of all images together that walk over pixels: two on each multiprocessor of a large GPU,
+// as many as it holds of three branches'. More would only leave more partial sums to add.
+constexpr int64_t kPrograms = 264;
 
 // Pixels of every branch that a thread loads at once: as many as two blocks' registers hold.
 constexpr int loads_in_flight(int branches, bool with_grad) {
@@ -253,17 +254,21 @@ MIRNET_DEVICE F slope_of(const AttendArgs<T>& a, int d) {
   return a.slope ? F(to_float(a.slope[a.slopes > 1 ? d : 0])) : F(0);
 }
 
-// The shares of channel c, (B) at distance `channels`.
+// The shares (B, C). All threads of the block call: a logit each, then a channel's softmax, after
+// which only the thread that made them, number c % kSmallThreads, sees the shares of channel c.
 template <class T, class F>
-MIRNET_DEVICE void select_layers(const AttendArgs<T>& a, const F* after, int c, F* shares) {
-  for (int b = 0; b < a.branches; ++b) {
-    const Select<T> layer = a.select[b];
+MIRNET_DEVICE void select_layers(const AttendArgs<T>& a, const F* after, F* shares) {
+  for (int i = threadIdx.x; i < a.branches * a.channels; i += kSmallThreads) {
+    const int c = i % a.channels;
+    const Select<T> layer = a.select[i / a.channels];
     F logit = layer.bias ? F(to_float(layer.bias[c])) : F(0);
     for (int d = 0; d < a.squeezed; ++d)
       logit += F(to_float(layer.weight[int64_t(c) * a.squeezed + d])) * after[d];
-    shares[int64_t(b) * a.channels] = logit;
+    shares[i] = logit;
   }
-  softmax(shares, a.branches, a.channels);
+  sync_threads();
+  for (int c = threadIdx.x; c < a.channels; c += kSmallThreads)
+    softmax(shares + c, a.branches, a.channels);
 }
 
 // ---- tensors ---------------------------------------------------------------------------------

@@ -25,8 +25,8 @@ template <class T>
 __global__ void __launch_bounds__(kSmallThreads, 1)
     attend_backward_kernel(AttendBackwardArgs<T> b) {
   const AttendArgs<T>& a = b.forward;
-  double* const room = reinterpret_cast<double*>(shared_memory());  // (threads), (d)
-  double* const z = room + kSmallThreads;
+  double* const room = reinterpret_cast<double*>(shared_memory());  // (kSumsRoom), (d)
+  double* const z = room + kSumsRoom;
   const int n = blockIdx.x, C = a.channels, D = a.squeezed, rows = 1 + a.branches;
   const float* const sums = a.sums + int64_t(n) * a.programs * rows * C;
   double* const means = b.means + int64_t(n) * C;
@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kSmallThreads, 1)
   for (int d = threadIdx.x; d < D; d += kSmallThreads)
     after[d] = activated(z[d], slope_of<T, double>(a, d), a.slope == nullptr);
   sync_threads();
+  select_layers(a, after, shares);
   for (int c = threadIdx.x; c < C; c += kSmallThreads) {
-    select_layers(a, after, c, shares + c);
     double mean = 0;
     for (int i = 0; i < a.branches; ++i)
       mean += shares[int64_t(i) * C + c] * grads[int64_t(i) * C + c];

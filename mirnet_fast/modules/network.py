@@ -49,9 +49,14 @@ class MSRB(Fused, reference.MSRB):
                 )
                 for j in range(self.height)
             ]
-            streams = [self.blocks[j][column](f) for j, f in enumerate(fused)]
-        full = [streams[0], *(self.last_up[str(j)](streams[j]) for j in range(1, self.height))]
-        y = convolution(self.conv_out, self.selective_kernel[0](full))
+            # What is read no more goes at once: without gradients that makes room for what comes.
+            streams.clear()
+            streams = [self.blocks[j][column](fused.pop(0)) for j in range(self.height)]
+        full = [streams.pop(0)]
+        full += [self.last_up[str(j)](streams.pop(0)) for j in range(1, self.height)]
+        y = self.selective_kernel[0](full)
+        full.clear()
+        y = convolution(self.conv_out, y)
         y = inside + y if self.SKIP else y
         # A network that only borrows this block may go on with view().
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
@@ -141,7 +146,10 @@ class MIRNet(Fused, reference.MIRNet):
     def _fused(self, x):
         self._check_size(x)
         inside = x.contiguous(memory_format=torch.channels_last)
-        y = convolution(self.conv_out, self.body(convolution(self.conv_in, inside))) + inside
+        y = convolution(self.conv_in, inside)
+        for group in self.body:  # which would hold what the first one gets until the last one ends
+            y = group(y)
+        y = convolution(self.conv_out, y) + inside
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
     def lower(self, builder: Builder, x: Value) -> Value:

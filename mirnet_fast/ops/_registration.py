@@ -136,14 +136,32 @@ def autocasts(device_type: str) -> bool:
 
 def cast(dtype: torch.dtype, *values: Any) -> tuple[Any, ...]:
     """The values, their tensors and lists of tensors in this dtype; float64 is left as it is."""
+    others = [t for t in _tensors(values) if t.is_floating_point() and t.dtype not in (dtype, torch.float64)]
+    if not others:
+        return values
+    if len(others) > 1 and _are_only_values(others):
+        # On a GPU one kernel instead of one a tensor.
+        made = [torch.empty_like(t, dtype=dtype) for t in others]
+        torch._foreach_copy_(made, others)
+    else:
+        made = [t.to(dtype) for t in others]
+    done = {id(t): m for t, m in zip(others, made, strict=True)}
 
     def one(value):
-        if isinstance(value, (list, tuple)):
-            return [one(v) for v in value]
-        eligible = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(dtype) if eligible and value.dtype != torch.float64 else value
+        return [one(v) for v in value] if isinstance(value, (list, tuple)) else done.get(id(value), value)
 
     return tuple(one(value) for value in values)
+
+
+def _are_only_values(tensors):
+    """Whether nothing records, traces or transforms what is done with them."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not backends.is_transformed()
+        and all(type(t) in (torch.Tensor, torch.nn.Parameter) for t in tensors)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    )
 
 
 def empty_like(x, shape):

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 # Bytes of shared memory that a block may have.
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 ARCHS = tuple(SHARED_LIMIT)
-# "tf32" is float32 where torch's switch allows TF32.
+# "tf32" is float32 where torch's switch of convolutions allows TF32.
 DTYPES = ("float16", "bfloat16", "float32", "tf32")
 # Of the published network; the other ops run on all three streams.
 CHANNELS = {"residual_down_tail": (64, 128), "residual_up_tail": (128, 256), "conv_transpose3x3": (128, 256)}
@@ -42,11 +42,13 @@ CONVOLUTIONS = {
     "conv_transpose3x3": ("slope", "tail"),
 }
 IMAGES = ("from_image", "to_image")
-# "plain": map sizes that 16 divides; "odd": sizes that it does not; "wide": 64-bit offsets; "few": so few
-# tiles for the GPU's multiprocessors that convolutions make smaller ones.
-VARIANTS = ("plain", "odd", "wide", "few")
+# "wide": 64-bit offsets; "few": so few tiles that convolutions make them smaller.
+VARIANTS = ("plain", "wide", "few")
 # Ops whose calls all hold a matrix product.
 PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail", *CONVOLUTIONS)
+# Of one program an image, which waits for all loads of partial sums that it does not ask for at once.
+GATES = ("attend_kernel", "channel_gate_kernel")
+FEWEST_LOADS = 8
 # What known.json calls a GPU, and its architecture.
 GPU_ARCHS = {
     "A100": 80,
@@ -140,13 +142,13 @@ def circumstances(op, arch, gpu, variant, dtype):
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
         setattr(module, name, value)
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
     try:
         yield
     finally:
         for module, name, value in before:
             setattr(module, name, value)
-        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def audit(op, channels, dtype, arch, variant="plain", gpu=None, only=None):
@@ -155,11 +157,10 @@ def audit(op, channels, dtype, arch, variant="plain", gpu=None, only=None):
     from mirnet_fast.kernels import tune
 
     torch.set_num_threads(1)
-    side = 100 if variant == "odd" else 64
     element = torch.float32 if dtype == "tf32" else getattr(torch, dtype)
     rows = []
     with circumstances(op, arch, gpu, variant, dtype), recorded_launches(arch) as launches:
-        calls = tune.calls(op, channels, element, side=side, device="cpu")
+        calls = tune.calls(op, channels, element, side=64, device="cpu")
         for direction in directions(op, channels) if only is None else (only,):
             launches.clear()
             calls[direction]()
@@ -225,6 +226,8 @@ def problems(row, budget):
         elif row["loads_128"] < row["loads_128_needed"]:
             count, needed = row["loads_128"], row["loads_128_needed"]
             found.append(f"{count} loads of 16 bytes; its feature maps need {needed}")
+    if row["kernel"] in GATES and row["loads_128"] < FEWEST_LOADS:
+        found.append(f"a thread asks for partial sums by {row['loads_128']} loads of 16 bytes: by too few")
     found += BUDGET.exceeded(row, budget)
     return [f"{label(row)} sm_{row['arch']}: {text}" for text in found]
 
@@ -336,7 +339,7 @@ def main():
     parser.add_argument("--arch", type=int, action="append", choices=ARCHS)
     parser.add_argument("--dtype", action="append", choices=DTYPES)
     parser.add_argument("--few", action="store_true", help="no more than a test of every kernel needs")
-    parser.add_argument("--all", action="store_true", help="odd sizes and wide offsets of every row too")
+    parser.add_argument("--all", action="store_true", help="wide offsets of every row too")
     parser.add_argument("--write", action="store_true", help="record what is seen as the budget")
     parser.add_argument("--json", type=Path, help="also write rows, skipped ops and problems to this file")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1))

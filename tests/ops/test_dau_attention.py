@@ -174,6 +174,7 @@ def test_many_tiles_and_blocks(op, monkeypatch, kernels, blocks):
 
     monkeypatch.setattr(kernels, "config", config)
     monkeypatch.setattr(kernels, "PARTIALS", 4 * partials)
+    monkeypatch.setattr(kernels, "rows_at_once", lambda channels: 4)
     monkeypatch.setattr(kernels, "WEIGHT_VALUES", 2 * 20**2 * partials)
     args = case(2, 20, 9, 13, squeezed=6, bias=True)(op.values(dtype))
     assert kernels.stats(args[0])[1].shape == (2, min(6, 2 * partials), 20)

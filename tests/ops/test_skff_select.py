@@ -130,9 +130,10 @@ def test_wrong_counts(op):
 def test_partial_sums(op, monkeypatch, partials):
     kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
     small = {"TH": 2, "TW": 4, "BC": 8, "num_warps": 4}
-    block = {"BLOCK": 2, "num_warps": 4}
-    monkeypatch.setattr(kernels, "config", lambda name, x: dict(block if "attend" in name else small))
-    monkeypatch.setattr(kernels, "PARTIALS", partials * 2)
+    warps = {"num_warps": 4}
+    monkeypatch.setattr(kernels, "config", lambda name, x: dict(warps if "attend" in name else small))
+    monkeypatch.setattr(kernels, "rows_at_once", lambda channels: 2)
+    monkeypatch.setattr(kernels, "PARTIALS", partials * 2 * 2)  # of two images, by two blocks of channels
     args = op.arguments("plain")
     assert kernels.pool(args[0]).shape == (2, partials, 1, 16)
     op.check_contract(args, gradient_maker("dense", torch.float32), draws=1)

@@ -2,12 +2,24 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirnet_fast
 
 from ...cases import each, first_of, pairwise
 from ...tolerance import distance
-from ..common import FLOATS, GPU_FLOATS, GRADIENTS, LAYOUT_PAIRS, LAYOUTS, gradient_maker, on_tensors, run
+from ..common import (
+    FLOATS,
+    GPU_FLOATS,
+    GRADIENTS,
+    LAYOUT_PAIRS,
+    LAYOUTS,
+    gradient_maker,
+    is_map,
+    on_tensors,
+    run,
+    tensors,
+)
 from ..subject import CPU, CUDA, DEVICE, TRITON
 from . import every_op
 
@@ -100,6 +112,33 @@ def test_autocast(op):
         output = op.fast(*args)
     assert output.dtype == torch.bfloat16
     assert torch.equal(output, op.fast(*on_tensors(torch.Tensor.bfloat16, args)))
+
+
+class Casts(TorchDispatchMode):
+    """How often PyTorch was asked to cast: tensor by tensor, and several at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_one = self.of_several = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.of_one += function is torch.ops.aten._to_copy.default
+        self.of_several += function is torch.ops.aten._foreach_copy_.default
+        return function(*args, **(kwargs or {}))
+
+
+@every_op(CPU)
+@pytest.mark.parametrize("wanted", [False, True])
+def test_autocast_casts_all_at_once_where_no_gradient_is_wanted(op, wanted):
+    args = on_tensors(lambda t: t.requires_grad_(wanted), op.arguments("plain", torch.float32))
+    if op.widest:  # as autocast's convolutions leave the maps
+        args = on_tensors(lambda t: t.detach().bfloat16() if is_map(t) else t, args)
+    others = sum(t.dtype == torch.float32 for t in tensors(args))
+    with mirnet_fast.use_backend("cpu"), torch.autocast("cpu", dtype=torch.bfloat16), Casts() as casts:
+        output = op.fast(*args)
+    assert output.requires_grad == wanted
+    at_once = others > 1 and not wanted
+    assert (casts.of_one, casts.of_several) == ((0, 1) if at_once else (others, 0))
 
 
 @every_op(CPU)
