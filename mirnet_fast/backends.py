@@ -225,7 +225,7 @@ def _once_for_a_gpu(function):
     return answer
 
 
-def convolution(op, dtype, inputs, outputs, pixels):
+def convolution(op: str, dtype: torch.dtype, inputs: int, outputs: int, pixels: int) -> str:
     """Which convolution runs on the current GPU, with what is fused behind it: "triton" or "cudnn".
 
     Args:
