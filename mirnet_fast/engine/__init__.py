@@ -1,8 +1,9 @@
 """Inference without gradients: a graph of steps, a plan of their memory, a run.
 
 `graph` has what is computed, `eligibility` whether it may be, `schedule` in which order and in which bands
-of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `cpu` the calls. `cost`
-says what they should take on one of `devices`, `explain` what of all this a model's forward would come to.
+of rows, `memory` where it lies, `plan` the list of kernel calls that comes of it, `bound` the calls, those
+of a device in `cpu` and `cuda`. `cost` says what they should take on one of `devices`, `explain` what of all
+this a model's forward would come to.
 """
 
 from .explain import explain

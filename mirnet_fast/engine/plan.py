@@ -186,7 +186,7 @@ def engine_stats() -> EngineStats:
 
 
 def release_workspace() -> None:
-    """Drop all plans, and give back what forwards without gradients on the CPU keep for the next one.
+    """Drop all plans, and give back what forwards without gradients keep for the next one.
 
     That is at most 1 GiB in all for maps, of any number of networks and threads, and what
     `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
