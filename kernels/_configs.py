@@ -36,6 +36,7 @@ DEFAULT = {
 
 # A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
 FLOAT32 = {
+    "dau_stats": {"num_warps": 8},
     "resample": {"BC": 32},
     "project": {"BK": 16, "BD": 32},
     "up": {"BK": 16, "BD": 64},
@@ -46,7 +47,7 @@ FLOAT32 = {
 BEFORE_HOPPER = {
     "down": {"BD": 128},
     "dau_apply": {"num_stages": 3},
-    "dau_apply_backward": {"BC": 64},
+    "dau_apply_backward": {"BC": 64, "TH": 8, "TW": 8},
 }
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
