@@ -46,6 +46,7 @@ FLOAT32 = {
     "conv1x1": {"BK": 32, "BN": 128},
     "conv1x1_narrow": {"BK": 32},
     "conv_transpose3x3": {"TW": 8, "BK": 32, "BN": 128},
+    "dau_stats": {"num_warps": 8},
     "resample": {"BC": 32},
     "project": {"BK": 16, "BD": 32},
     "up": {"BK": 16, "BD": 64},
@@ -61,7 +62,7 @@ WITHOUT_WGMMA = {
     "conv_transpose3x3": {"TW": 8, "BK": 32, "BN": 128},
     "down": {"BD": 128},
     "dau_apply": {"num_stages": 3},
-    "dau_apply_backward": {"BC": 64},
+    "dau_apply_backward": {"BC": 64, "TH": 8, "TW": 8},
 }
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
