@@ -30,8 +30,8 @@ class Unplannable(Exception):
 
 
 def executor_of(device: torch.device) -> ModuleType:
-    """The module that makes calls of tasks on a device."""
-    return {"cpu": cpu, "cuda": cuda}[device.type]
+    """The module that makes calls of tasks on a device; of one that plans are not for, the CPU's."""
+    return cuda if device.type == "cuda" else cpu
 
 
 class Plan:
@@ -229,8 +229,8 @@ def plan_of(
     forms = tuple(_is_channels_last(x) for x in every)
     key = x.shape, x.dtype, x.device, forms, *executor_of(x.device).settings()
     plan = snapshot.plans.get(key)
-    if isinstance(plan, Plan) and plan.executor.PINNED and plan.pointers is not snapshot.pointers:
-        plan = None
+    if plan is not None and not isinstance(plan, str) and plan.executor.PINNED:
+        plan = plan if plan.pointers is snapshot.pointers else None
     if plan is None:
         plan = _built(module, inputs, snapshot, x)
         snapshot.plans[key] = plan

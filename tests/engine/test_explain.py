@@ -232,7 +232,7 @@ def test_the_form_of_a_tensor_counts():
     assert as_given.kernel_calls == channels_last.kernel_calls
     assert check(model.train(), x).planned[0] == as_given
     (ordinary,) = explain(copy.deepcopy(model).to("meta"), SHAPE).ordinary
-    assert ordinary.reason == "the input is on meta; plans are for the CPU"
+    assert ordinary.reason == "the input is on meta; plans are for the CPU and for CUDA"
     (fusion,) = explain(mirnet_fast.SKFF(8, 2), [torch.rand(1, 8, 4, 4)] * 2).planned
     assert (fusion.name, fusion.class_name) == ("", "SKFF")
 
