@@ -41,7 +41,7 @@ DEFAULT = {
 
 # A float32 value takes two registers' worth of float16, and its products, without tensor cores, more.
 FLOAT32 = {
-    "conv3x3": {"TW": 8, "BK": 32, "BN": 128},
+    "conv3x3": {"TW": 8, "BK": 32, "BN": 128, "num_stages": 2},
     "conv3x3_narrow": {"BK": 32},
     "conv1x1": {"BK": 32, "BN": 128},
     "conv1x1_narrow": {"BK": 32},
