@@ -45,7 +45,7 @@ from ._dau_forward import NUMPY, channel_max
 NARROW = 64  # outputs, of which one warpgroup takes a tile's products
 FEWEST_PIXELS = 64  # of a tile: those of one instruction of a warpgroup's tensor core
 # Products of float32 as it is, which no tensor core makes.
-EXACT = {"TH": 8, "TW": 4, "BK": 16, "BN": 32, "num_warps": 4, "num_stages": 1}
+EXACT = {"TH": 4, "TW": 8, "BK": 16, "BN": 32, "num_warps": 4, "num_stages": 1}
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
