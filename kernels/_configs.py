@@ -63,7 +63,9 @@ WITHOUT_WGMMA = {
     "down": {"BD": 128},
     "dau_apply": {"num_stages": 3},
     "dau_apply_backward": {"BC": 64, "TH": 8, "TW": 8},
+    "project": {"num_stages": 2},
 }
+FLOAT32_WITHOUT_WGMMA = {"dau_apply_backward": {"BC": 32}}
 
 # The interpreter takes about 0.1 ms for each operation of each program, however large.
 LARGE = {"TH": 16, "TW": 32, "BK": 128, "BN": 256, "BD": 256, "BO": 256, "BC": 128}
@@ -85,6 +87,8 @@ def config(kernel, x):
         return options | {k: v for k, v in LARGE.items() if k in options}
     if _capability(x.device.index)[0] in (8, 12):
         options = options | WITHOUT_WGMMA.get(kernel, {})
+        if x.dtype == torch.float32:
+            options = options | FLOAT32_WITHOUT_WGMMA.get(kernel, {})
     name = _device_name(x.device.index)
     return dict(_known().get(name, {}).get(entry(kernel, x.dtype, x.shape[1]), options))
 

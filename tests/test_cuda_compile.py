@@ -17,8 +17,8 @@ from .audit import cuda as audit
 from .cases import exhaustive
 
 pytestmark = pytest.mark.xdist_group("nvcc")  # what one process looks at, another would again
-ONE = ["sm_90a"]
-DEFAULT = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_100"]
+ONE = ["sm_90"]
+DEFAULT = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80"]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def toolkit():
         pytest.skip(why)
 
 
-@pytest.fixture(scope="module", params=["9.0a", pytest.param("", marks=exhaustive, id="all")])
+@pytest.fixture(scope="module", params=["9.0", pytest.param("", marks=exhaustive, id="all")])
 def result(toolkit, request):
     return audit.audit(architectures=request.param)
 
@@ -74,7 +74,7 @@ def test_what_is_compiled_is_not_compiled_again(result):
     _, info = result
     objects = audit.objects_of(info)
     before = [path.stat().st_mtime_ns for path in objects]
-    audit.build("9.0a" if info["cuda_architectures"] == ONE else "")
+    audit.build("9.0" if info["cuda_architectures"] == ONE else "")
     assert before == [path.stat().st_mtime_ns for path in objects]
 
 
@@ -106,7 +106,7 @@ def test_the_library_is_no_error_of_the_import_where_torch_has_no_cuda(result):
 ROW = {
     "op": "dau_attention",
     "kernel": "apply_kernel<half, 128, true>",
-    "arch": "sm_90a",
+    "arch": "sm_90",
     "arguments": {"T": "half", "N": "128", "Aligned": "true"},
     "registers": 120,
     "shared": 0,
@@ -116,7 +116,7 @@ ROW = {
     "loads_128": 4,
     "instructions": 1000,
 }
-RECORDED = {"dau_attention apply_kernel<half, 128, true>": {"sm_90a": [120, 0]}}
+RECORDED = {"dau_attention apply_kernel<half, 128, true>": {"sm_90": [120, 0]}}
 
 
 def test_a_good_row_has_no_problems():
@@ -148,12 +148,12 @@ def test_a_bad_row_is_found(change, message):
 
 def test_a_kernel_or_architecture_that_is_gone_is_found():
     rows = [ROW | {"kernel": f"{name}<half>"} for name in audit.PRODUCTS - {"up_kernel"}]
-    assert audit.lacking(rows, ["sm_90a", "compute_120"]) == [
+    assert audit.lacking(rows, ["sm_90", "compute_120"]) == [
         "up_kernel: it is among PRODUCTS and not compiled"
     ]
     rows.append(ROW | {"kernel": "up_kernel<half>"})
     rows.append(rows[-1] | {"arch": "sm_80"})
-    found = audit.lacking(rows, ["sm_80", "sm_90a"])
+    found = audit.lacking(rows, ["sm_80", "sm_90"])
     assert len(found) == len(audit.PRODUCTS) - 1
     assert "dau_attention apply_kernel<half>: not compiled for sm_80" in found
 

@@ -1,7 +1,7 @@
 """Compile every CUDA kernel for every default architecture, without a GPU, and look at the machine code.
 
     python -m tests.audit.cuda              # the table, and what is wrong with it
-    python -m tests.audit.cuda --arch 9.0a  # of one architecture, in a fifth of the time
+    python -m tests.audit.cuda --arch 9.0   # of one architecture, in half the time
     python -m tests.audit.cuda --write      # also record registers and shared memory as the budget
 
 setup.py builds the library as MIRNET_FAST_BUILD=cuda does, warnings being errors; from its objects come

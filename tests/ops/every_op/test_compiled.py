@@ -5,28 +5,37 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 
-from ...cases import each, first_of
+from ...cases import each, exhaustive, first_of
 from ..common import LAYOUTS, on_tensors, run
 from ..subject import CPU, CUDA, TRITON
 from . import every_op
 
+# Of opcheck's tests those that ask a backend's kernel something; what is registered is the same for all.
+OF_A_KERNEL = "test_schema", "test_faketensor"
 
-def check_op(op, args):
+
+@every_op(CPU)
+@pytest.mark.parametrize("layout", first_of(("sliced", "nchw", "channels_last")))
+def test_opcheck(op, layout):
+    args = op.arguments("tiny", torch.float32, layout)
     torch.library.opcheck(op.overload, op.direct(args))
     torch.library.opcheck(op.backward_overload, op.direct_backward(args))
     args = on_tensors(lambda t: t.detach().requires_grad_(), args)
     torch.library.opcheck(op.overload, op.direct(args))
 
 
-@every_op(CPU)
-@pytest.mark.parametrize("layout", first_of(("sliced", "nchw", "channels_last")))
-def test_opcheck(op, layout):
-    check_op(op, op.arguments("tiny", torch.float32, layout))
-
-
 @every_op(TRITON, CUDA)
 def test_opcheck_on_a_gpu(op):
-    check_op(op, op.arguments("tiny"))
+    args = op.arguments("tiny")
+    torch.library.opcheck(op.overload, op.direct(args), test_utils=OF_A_KERNEL)
+    torch.library.opcheck(op.backward_overload, op.direct_backward(args), test_utils=OF_A_KERNEL)
+
+
+@exhaustive
+@every_op(TRITON, CUDA)
+def test_opcheck_with_gradients_on_a_gpu(op):
+    args = on_tensors(lambda t: t.detach().requires_grad_(), op.arguments("tiny"))
+    torch.library.opcheck(op.overload, op.direct(args))
 
 
 @every_op(TRITON, CUDA)
