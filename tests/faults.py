@@ -318,6 +318,14 @@ FAULTS = [
         "tests/test_modules.py",
     ),
     Fault(
+        "wait in a plan",
+        "the host waits for a slope in the middle of a GPU's plan",
+        "mirnet_fast/engine/cuda.py",
+        "        result = activation(result)\n",
+        "        result = F.leaky_relu(result, activation.weight[0].item())\n",
+        "tests/engine/test_cuda.py -k waits",
+    ),
+    Fault(
         "fake strides",
         "torch.compile is promised another memory format than comes",
         "mirnet_fast/ops/_registration.py",

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from ..ops import convolution
 from .graph import MAP, POOLED, SUMS, Value
 from .schedule import Task, Window, whole
 
@@ -136,26 +134,6 @@ def _part(tensor, window):
     if value.kind == SUMS:
         return tensor[begin] if end - begin == 1 else tensor[begin:end]
     return tensor if (begin, end) == (0, value.height) else tensor[:, :, begin:end]
-
-
-def conv_of_torch(
-    layer: nn.Conv2d,
-    activation: nn.Module | None,
-    out: torch.Tensor,
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    row: int,
-) -> None:
-    """Rows of a convolution that the kernels do not run, its activation and the residual."""
-    result = convolution.called_on_rows(layer, x, row, row + out.shape[2])
-    if isinstance(activation, nn.PReLU) and activation.weight.numel() == 1 and result.numel():
-        result = F.leaky_relu_(result, activation.weight.item())
-    elif activation is not None:
-        result = activation(result)
-    if residual is None:
-        out.copy_(result)
-    else:
-        torch.add(result, residual, out=out)
 
 
 def _module_call(bound, task):

@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .. import backends
 from ..ops import convolution
 from ..ops.convolution import slope_of
 from . import in_place, memory
-from .bound import Binder, Bound, conv_of_torch
+from .bound import Binder, Bound
 from .graph import Step
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def _conv(bound, task):
     layer, activation = task.layers["conv"], task.layers["activation"]
     x, residual, out = task.reads["x"], bound.of(task.reads["residual"]), bound.of(task.writes["out"])
     if not task.layers["by_kernels"]:
-        bound.emit(conv_of_torch, layer, activation, out, bound.of(x), residual, task.row)
+        bound.emit(_conv_of_torch, layer, activation, out, bound.of(x), residual, task.row)
         return
     weights = layer.weight, layer.bias, slope_of(activation, layer.weight)
     if task.kind == "conv1x1":
@@ -71,6 +72,26 @@ def _conv(bound, task):
         return
     statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
     bound.emit(in_place.conv3x3_into, out, bound.of(x), *weights, residual, *statistics, task.row)
+
+
+def _conv_of_torch(
+    layer: nn.Conv2d,
+    activation: nn.Module | None,
+    out: torch.Tensor,
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    row: int,
+) -> None:
+    """Rows of a convolution that the kernels do not run, its activation and the residual."""
+    result = convolution.called_on_rows(layer, x, row, row + out.shape[2])
+    if isinstance(activation, nn.PReLU) and activation.weight.numel() == 1 and result.numel():
+        result = F.leaky_relu_(result, activation.weight.item())
+    elif activation is not None:
+        result = activation(result)
+    if residual is None:
+        out.copy_(result)
+    else:
+        torch.add(result, residual, out=out)
 
 
 def _residual_down_tail(bound, task):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from .. import backends
-from ..ops.convolution import called, slope_of
+from ..ops.convolution import slope_of
 from . import memory
-from .bound import Binder, Bound, conv_of_torch
+from .bound import Binder, Bound
 from .graph import SUMS, Step, Value
 from .schedule import Window
 
@@ -166,6 +167,12 @@ class Graph(Bound):
         one = rows[0] if len(rows) == 1 and rows[0].is_contiguous() else self.gathered(rows)
         return one.flatten(1, 2)
 
+    def channels_last(self, weight: torch.Tensor) -> torch.Tensor:
+        """A convolution's weight as cuDNN reads it beside channels_last maps."""
+        if weight.is_contiguous(memory_format=torch.channels_last):
+            return weight
+        return self.gathered([weight.permute(0, 2, 3, 1)]).permute(0, 3, 1, 2)
+
     def gathered(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """The concatenation of tensors over their first axis, up to date in every run."""
         counts = [len(part) for part in parts]
@@ -203,7 +210,7 @@ def _conv(bound, task):
         bound.of(window) for window in (task.reads["x"], task.reads["residual"], task.writes["out"])
     )
     if not task.layers["by_kernels"]:
-        bound.emit(conv_of_torch, layer, activation, out, x, residual, task.row)
+        bound.emit(_conv_of_cudnn, layer, bound.channels_last(layer.weight), activation, out, x, residual)
         return
     slope, also = slope_of(activation, layer.weight), task.layers.get("also")
     if also is None:
@@ -212,6 +219,16 @@ def _conv(bound, task):
         weights = _joined(bound, layer, slope, also)
     statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
     bound.emit(getattr(_kernel(task.kind), task.kind), out, x, *weights, residual, *statistics)
+
+
+def _conv_of_cudnn(layer, weight, activation, out, x, residual):
+    result = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    if activation is not None:
+        result = activation(result)
+    if residual is None:
+        out.copy_(result)
+    else:
+        torch.add(result, residual, out=out)
 
 
 def _joined(bound, layer, slope, other):
@@ -234,7 +251,7 @@ def _residual_up_tail(bound, task):
     layer, (slope, top_weight, top_bias, bottom_weight, bottom_bias) = task.layers["conv"], _tail(task)
     if not task.layers["by_kernels"]:
         tail = slope, top_weight, top_bias, bottom_weight, bottom_bias
-        bound.emit(_residual_up_tail_of_torch, layer, out, x, bottom, tail)
+        bound.emit(_residual_up_tail_of_cudnn, layer, bound.channels_last(layer.weight), out, x, bottom, tail)
         return
     weight = bound.packed(layer.weight.transpose(0, 1))
     inputs = len(layer.weight)
@@ -253,9 +270,10 @@ def _residual_up_tail(bound, task):
     bound.emit(into, out, x, weight, layer.bias, small, slope, top_weight, top_bias, 0, sums)
 
 
-def _residual_up_tail_of_torch(layer, out, x, bottom, tail):
-    """The same where cuDNN runs the transposed convolution."""
-    out.copy_(_kernel("residual_up_tail").residual_up_tail(called(layer, x), bottom, *tail))
+def _residual_up_tail_of_cudnn(layer, weight, out, x, bottom, tail):
+    places = layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation
+    large = F.conv_transpose2d(x, weight, layer.bias, *places)
+    out.copy_(_kernel("residual_up_tail").residual_up_tail(large, bottom, *tail))
 
 
 def _residual_down_tail(bound, task):

@@ -132,8 +132,9 @@ def test_a_whole_block(gpu):
     assert (gpu.recorded.graphs, gpu.recorded.replays) == (1, 2)
 
 
-@pytest.mark.exhaustive
-def test_nothing_waits(gpu):
+@pytest.mark.parametrize("convolutions", ["cudnn", "triton"])
+def test_nothing_waits(gpu, monkeypatch, convolutions):
+    monkeypatch.setattr(cuda.backends, "convolution", lambda *convolution: convolutions)
     seen = []
 
     class Watch(TorchDispatchMode):
@@ -141,12 +142,13 @@ def test_nothing_waits(gpu):
             seen.append(func._schema.name)
             return func(*args, **(kwargs or {}))
 
-    module, x = unit(), image()
+    module, x = varied(mirnet_fast.ResidualUpSample(16)), image()
     check(module, x)
     with torch.no_grad(), Watch():
         module(x)
         recording = len(seen)
         module(x)
+    assert ("aten::convolution" in seen[:recording]) == (convolutions == "cudnn")
     assert not WAITING & {*seen[:recording]}
     assert not WAITING & {*seen[recording:]}
 
