@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from . import ROOT
 from .flags import COMMON_FLAGS, CUDA_FLAGS, GLUE_FLAGS, ISA_FLAGS, LIBRARY_LINK_FLAGS, LOOP_FLAGS
-from .plan import CUDA_FRONT_END, CUDA_LIBRARY, LIBRARY, Plan
+from .plan import CUDA_LIBRARY, CUDA_PTX_OF, LIBRARY, Plan
 from .toolchain import cuda_of
 
 
@@ -61,9 +61,11 @@ def sources(pattern: str) -> list[str]:
 
 def write_cuda(plan: Plan, file: NinjaFile, torch_headers: str, torch_libraries: str) -> str:
     """The steps for the CUDA kernels; returns the file they become."""
+    codes = [name.split("_") for name in plan.architectures]
+    ptx = {("sm", number): of for number, of in CUDA_PTX_OF.items()}
     made = " ".join(
-        f"-gencode arch={f'compute_{CUDA_FRONT_END}' if name.startswith('sm_') else name},code={name}"
-        for name in plan.architectures
+        f"-gencode arch=compute_{ptx.get((kind, number), number)},code={kind}_{number}"
+        for kind, number in codes
     )
     flags = f"{CUDA_FLAGS} {made} {torch_headers}"
     # A folder for each list of architectures, so that a build of one, for a test, costs no other its objects.

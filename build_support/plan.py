@@ -20,9 +20,9 @@ from .toolchain import (
 CHOICES = ("auto", "none", "cpu", "cuda")
 LIBRARY, CUDA_LIBRARY = "mirnet_fast.libmirnet_fast_cpu", "mirnet_fast.libmirnet_fast_cuda"
 CUDA_DEFAULT = ("80", "86", "89", "90", "100", "120")
-# All GPUs share what nvcc's front end makes of this one, which takes three times as long as its assembler:
-# no kernel asks for anything that only later ones have.
-CUDA_FRONT_END = "80"
+# GPUs share what nvcc's front end makes, which takes three times as long as its assembler: no kernel asks for
+# anything that only the later ones of them have. Of one front end for all, some kernels spill on sm_100.
+CUDA_PTX_OF = {"86": "80", "89": "80", "90": "80", "120": "100"}
 CUDA_MINIMUM = 80  # the first with the copies and the tensor-core instructions that the kernels use
 
 
@@ -39,7 +39,9 @@ def cuda_architectures(wanted: str, knows: Collection[str]) -> tuple[list[str], 
         Wrong: it is not such a list, or has what nvcc does not know.
     """
     if not wanted.strip():
-        return [*(f"sm_{name}" for name in CUDA_DEFAULT if name in knows), f"compute_{CUDA_FRONT_END}"], None
+        chosen = [name for name in CUDA_DEFAULT if name in knows]
+        newest = CUDA_PTX_OF.get(chosen[-1], chosen[-1])
+        return [*(f"sm_{name}" for name in chosen), f"compute_{newest}"], None
     result, old = [], []
     for entry in wanted.replace(";", " ").split():
         match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)

@@ -54,7 +54,7 @@ def test_auto_builds_the_cuda_kernels_where_torch_has_cuda(tmp_path, monkeypatch
     toolkit(tmp_path / "cuda")
     plan = planned(monkeypatch, torch_with_cuda, CUDA_HOME=tmp_path / "cuda")
     assert plan.extensions == [LIBRARY, CUDA_LIBRARY]
-    names = "sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, compute_80"
+    names = "sm_80, sm_86, sm_89, sm_90, sm_100, sm_120, compute_100"
     assert f"CUDA kernels with nvcc 13.0.88 for {names}" in plan.notes
     assert cuda_of(torch_with_cuda) == "13.0"
 
@@ -106,7 +106,7 @@ KNOWN = {"75", "80", "86", "89", "90", "100", "120"}
 @pytest.mark.parametrize(
     ("wanted", "knows", "expected"),
     [
-        ("", KNOWN, "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_80"),
+        ("", KNOWN, "sm_80 sm_86 sm_89 sm_90 sm_100 sm_120 compute_100"),
         ("", KNOWN - {"100", "120"}, "sm_80 sm_86 sm_89 sm_90 compute_80"),
         ("8.0;9.0a;12.0+PTX", KNOWN, "sm_80 sm_90a sm_120 compute_120"),
         ("8.6 10.0f", KNOWN, "sm_86 sm_100f"),
@@ -156,7 +156,7 @@ def test_the_cuda_library_is_linked_against_torch_or_a_stub_of_its_name(
         flags = {a.split(":")[0].removeprefix("build b/"): b for a, b in pairwise(lines)}
         compiled = flags["sm_80-sm_120-compute_120/csrc/cuda/op.cu.o"]
         assert "arch=compute_80,code=sm_80" in compiled
-        assert "arch=compute_80,code=sm_120" in compiled
+        assert "arch=compute_100,code=sm_120" in compiled
         assert "arch=compute_120,code=compute_120" in compiled
         assert " -ltorch_cuda " in flags["libmirnet_fast_cuda.so"]
         assert ("stub/libtorch_cuda.so" in flags) == (cuda == "None")

@@ -18,7 +18,7 @@ from .cases import exhaustive
 
 pytestmark = pytest.mark.xdist_group("nvcc")  # what one process looks at, another would again
 ONE = ["sm_90"]
-DEFAULT = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80"]
+DEFAULT = ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_100"]
 
 
 @pytest.fixture(scope="module")
