@@ -279,8 +279,8 @@ def _residual_up_tail(bound, task):
         n, _, height, width = task.reads["bottom"].value.shape
         small = torch.empty(
             (n, len(bottom_weight), height, width),
-            dtype=out.dtype,
-            device=out.device,
+            dtype=bound._dtype,
+            device=bound._block.device,
             memory_format=torch.channels_last,
         )
         bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(bottom_weight), bottom_bias)

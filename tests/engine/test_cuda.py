@@ -240,9 +240,10 @@ def test_no_memory(gpu, monkeypatch):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kernels", ["conv1x1", "conv3x3", "conv_transpose3x3"])
-def test_where_cudnn_is_faster(gpu, monkeypatch, kernels):
-    module, x = varied(mirnet_fast.ResidualUpSample(16)), image()
+def test_where_cudnn_is_faster(gpu, monkeypatch, kernels, layout):
+    module, x = varied(mirnet_fast.ResidualUpSample(16)), image().contiguous(memory_format=layout)
     monkeypatch.setattr(
         cuda.backends, "convolution", lambda op, *args: "triton" if op == kernels else "cudnn"
     )
