@@ -580,6 +580,9 @@ def plan(run, tests=True, benchmarks=True):
     if tests:
         steps += test_steps(on_gpu, run.environment.get("missing packages", []), 200)
         steps += sanitizer_steps(on_gpu, run.environment.get("compute-sanitizer"), 60)
+    for step in steps:
+        if step.limit_alone and not on_gpu:
+            step.limit_alone *= 5  # the interpreter takes seconds for what a GPU does at once
     return steps
 
 
