@@ -574,7 +574,7 @@ def plan(run, tests=True, benchmarks=True):
     sizes = SIZES if on_gpu else SIZES[:1]
     steps = []
     if tests:
-        steps += check_steps(200)
+        steps += check_steps(240)
     if benchmarks:
         steps += [*network_steps(environments, 300, sizes), *other_timed_steps(environments, 300)]
     if tests:

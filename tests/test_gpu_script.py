@@ -318,8 +318,8 @@ def test_the_network_is_checked():
     lines = run_step("pass", "network", "triton", "float32")
     plans = [f"PASSED triton network float32, plan, convolutions by {by}" for by in ("triton", "cudnn")]
     assert [line for line in lines if line.startswith(("PASSED", "FAILED", "SKIPPED"))] == [
-        "PASSED triton network float32, with gradients",
         *plans,
+        "PASSED triton network float32, with gradients",
     ]
 
 
@@ -335,14 +335,15 @@ def test_what_is_measured_alone(arguments):
 
 
 STAND_ALONE = """
-import os, sys
+import os, sys, time
 import gpu_steps
 
 def fails():
     raise ValueError("what is wrong")
 
-cases = [("good", lambda: print("said")), ("bad", fails), ("crash", os.abort), ("last", lambda: None)]
-gpu_steps.run_cases([gpu_steps.Case(*case) for case in cases])
+cases = [("good", lambda: print("said")), ("bad", fails), ("crash", os.abort)]
+cases += [("hang", lambda: time.sleep(60)), ("last", lambda: None)]
+gpu_steps.run_cases([gpu_steps.Case(*case) for case in cases], seconds=3)
 """
 
 
@@ -351,9 +352,13 @@ def test_cases_stand_alone(gpu, tmp_path):
     run = gpu.Run(tmp_path, 120, None)
     one = step(gpu, "cases", STAND_ALONE, limit=100, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'benches'}"})
     run.do([one], 1)
-    assert one.counts == {"PASSED": 2, "FAILED": 2}
-    assert 'raise ValueError("what is wrong")' in one.output or "in fails" in one.output
-    assert one.failures() == ["FAILED bad - ValueError: what is wrong", "FAILED crash - exit status -6 in it"]
+    assert one.counts == {"PASSED": 2, "FAILED": 3}
+    assert "in fails" in one.output and "Timeout (0:00:03)!" in one.output
+    assert one.failures() == [
+        "FAILED bad - ValueError: what is wrong",
+        "FAILED crash - exit status -6 in it",
+        "FAILED hang - exit status 1 in it",
+    ]
 
 
 def test_the_networks_rows_are_of_no_single_backend(gpu):

@@ -156,7 +156,7 @@ class Graph(Bound):
                 self.values[self._kept] = self._result.clone()
 
     def timed(self) -> list[float]:
-        """As Bound's, by the GPU's clock: without the graph, and without the time in which Python launches."""
+        """As Bound's, by the GPU's clock: not as a graph, and without the time in which Python launches."""
         inputs = dict(self.values)
         with _kernel("_common").on_device(self._sums):
             for _ in range(2):  # the first may compile
