@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TRITON_OLDEST := 3.6.0
 BIN := $(VENV)/bin
-CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES = $(shell find csrc tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 # The tests compile the CUDA kernels, for which no GPU is needed: nvcc from PyPI where there is none.
 NVCC_VERSION := 13.0
 ifeq ($(shell command -v nvcc)$(wildcard $(CUDA_HOME)/bin/nvcc /usr/local/cuda/bin/nvcc),)
@@ -87,7 +87,7 @@ fuzz-sanitized: sanitized
 bench: build
 	$(BIN)/python -m pytest benches
 
-# Tests and benchmarks on this machine's GPU, in eight minutes; without one, a trial on tiny maps.
+# Tests and benchmarks on this machine's GPU, in nine minutes; without one, a trial of all that on tiny maps.
 # By a Python that has torch already, where there is one: nothing is installed then.
 gpu:
 	if $(PYTHON) -c "import torch" 2> /dev/null; then $(PYTHON) benches/gpu.py; \

@@ -11,7 +11,7 @@ import rows
 import settings
 import torch
 
-from mirnet_fast import MIRNet, measure, reference
+from mirnet_fast import MIRNet, measure, reference, use_backend
 
 CONFIG = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 1} if settings.TINY else {}
 
@@ -28,7 +28,9 @@ def eager_channels_last(network, image):
 def compiled(mode, network, image):
     torch.compiler.reset()
     network = copy.deepcopy(network).to(memory_format=torch.channels_last)
-    network = torch.compile(network, mode=mode, dynamic=False)
+    # Tried on tiny maps it need not compile, which takes minutes.
+    how = {"backend": "eager"} if settings.TINY else {"mode": mode}
+    network = torch.compile(network, dynamic=False, **how)
     return eager(network, image.contiguous(memory_format=torch.channels_last))
 
 
@@ -38,6 +40,29 @@ def fast(network, image):
     return eager(fused.to(image.device, image.dtype), image)
 
 
+def op_by_op(network, image):
+    """Without a plan: the kernels are called from Python one by one."""
+    call = fast(network, image)
+
+    def forward():
+        with torch.enable_grad():  # plans are for forwards without
+            return call()
+
+    return forward
+
+
+def by_triton(network, image):
+    """Every convolution by Triton, too, and not by cuDNN."""
+    call = fast(network, image)
+
+    def forward():
+        with use_backend("triton"):
+            return call()
+
+    return forward
+
+
+OP_BY_OP, BY_TRITON = f"{rows.FAST} op by op", f"{rows.FAST} triton"
 # {variant: function of the reference network and an image, which returns the call to measure}
 VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, rows.FAST: fast}
 NO_PEERS = {}
@@ -46,6 +71,8 @@ if settings.DEVICE == "cpu":
     peers_here, NO_PEERS = peers.installed()
     VARIANTS |= peers_here
     PAUSE = 0 if settings.TINY else 0.3
+else:
+    VARIANTS |= {OP_BY_OP: op_by_op, BY_TRITON: by_triton}
 if settings.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
 

@@ -2,13 +2,15 @@
 
 import contextlib
 import copy
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import mirnet_fast
 from mirnet_fast import engine, reference
-from mirnet_fast.engine import plan
+from mirnet_fast.engine import cuda, plan
 
 
 def make(seed=0):
@@ -60,3 +62,56 @@ def dau_of(network):
 def add_in_place(network):
     for p in network.parameters():
         p.mul_(1.25)
+
+
+class Recorded:
+    """As a CUDA graph: the launches of one run, with the addresses that they had."""
+
+    def __init__(self):
+        self.graphs, self.replays = 0, 0
+
+    def __call__(self, run):
+        bound, launches = run.__self__, []
+        for call in bound.calls:
+            function = getattr(call, "func", None)
+            if function == bound._call:
+                function, args = call.args
+                launches.append(partial(function, *map(bound._found, args)))
+            elif function not in (bound._allocate, bound.values.pop):
+                launches.append(call)
+            call()
+        self.graphs += 1
+
+        def replay():
+            self.replays += 1
+            for launch in launches:
+                launch()
+
+        return replay
+
+
+class Stream:
+    """Counts the events that it waits for."""
+
+    def __init__(self):
+        self.waited = []
+
+    def record_event(self):
+        return object()
+
+    def wait_event(self, event):
+        self.waited.append(event)
+
+
+@contextlib.contextmanager
+def as_if_on_a_gpu():
+    """Inside, everything on the CPU is planned as if it were on a GPU, in Triton's interpreter."""
+    recorded, stream = Recorded(), Stream()
+    mirnet_fast.release_workspace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "executor_of", lambda device: cuda)
+        patch.setattr(cuda, "recorded", recorded)
+        patch.setattr(torch.cuda, "current_stream", lambda device: stream)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        yield SimpleNamespace(recorded=recorded, stream=stream)
+    mirnet_fast.release_workspace()

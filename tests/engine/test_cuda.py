@@ -1,8 +1,6 @@
 """Plans of a GPU's executor, in Triton's interpreter, with stand-ins for streams and CUDA graphs."""
 
 import os
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirnet_fast
 from mirnet_fast import engine, reference
-from mirnet_fast.engine import cuda, memory, plan
+from mirnet_fast.engine import cuda, memory
+
+from .common import as_if_on_a_gpu
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("runs in Triton's interpreter; set TRITON_INTERPRET=1", allow_module_level=True)
@@ -22,57 +22,10 @@ SHAPE = {"height": 2, "width": 1, "stride": 2, "bias": False}
 WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
 
 
-class Recorded:
-    """As a CUDA graph: the launches of one run, with the addresses that they had."""
-
-    def __init__(self):
-        self.graphs, self.replays = 0, 0
-
-    def __call__(self, run):
-        bound, launches = run.__self__, []
-        for call in bound.calls:
-            function = getattr(call, "func", None)
-            if function == bound._call:
-                function, args = call.args
-                launches.append(partial(function, *map(bound._found, args)))
-            elif function not in (bound._allocate, bound.values.pop):
-                launches.append(call)
-            call()
-        self.graphs += 1
-
-        def replay():
-            self.replays += 1
-            for launch in launches:
-                launch()
-
-        return replay
-
-
-class Stream:
-    """Counts the events that it waits for."""
-
-    def __init__(self):
-        self.waited = []
-
-    def record_event(self):
-        return object()
-
-    def wait_event(self, event):
-        self.waited.append(event)
-
-
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    """Everything on the CPU is planned as if it were on a GPU."""
-    recorded, stream = Recorded(), Stream()
-    monkeypatch.setattr(plan, "executor_of", lambda device: cuda)
-    monkeypatch.setattr(cuda, "recorded", recorded)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    mirnet_fast.release_workspace()
-    with mirnet_fast.use_backend("triton"):
-        yield SimpleNamespace(recorded=recorded, stream=stream)
-    mirnet_fast.release_workspace()
+def gpu():
+    with as_if_on_a_gpu() as standins, mirnet_fast.use_backend("triton"):
+        yield standins
 
 
 def unit(channels=16):
@@ -170,6 +123,31 @@ def test_values_changed_in_place(gpu, last):
     assert gpu.recorded.graphs == 1
 
 
+def test_time_of_each_task(gpu, monkeypatch):
+    class Event:
+        """Of a clock that an event takes a millisecond of."""
+
+        count = 0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.time = Event.count = Event.count + 1
+
+        def elapsed_time(self, later):
+            return later.time - self.time
+
+    for name, value in (("Event", Event), ("synchronize", lambda: None), ("_sleep", lambda cycles: None)):
+        monkeypatch.setattr(torch.cuda, name, value)
+    module, x = unit(), image()
+    expected = check(module, x)
+    with torch.no_grad():
+        planned = engine.plan_of(module, x)
+        assert planned.timed([x]) == [1e-3] * len(planned.tasks)
+        assert torch.equal(module(x), expected)
+
+
 def test_values_that_moved(gpu):
     module, x = unit(), image()
     for _ in range(2):
@@ -262,9 +240,10 @@ def test_no_memory(gpu, monkeypatch):
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kernels", ["conv1x1", "conv3x3", "conv_transpose3x3"])
-def test_where_cudnn_is_faster(gpu, monkeypatch, kernels):
-    module, x = varied(mirnet_fast.ResidualUpSample(16)), image()
+def test_where_cudnn_is_faster(gpu, monkeypatch, kernels, layout):
+    module, x = varied(mirnet_fast.ResidualUpSample(16)), image().contiguous(memory_format=layout)
     monkeypatch.setattr(
         cuda.backends, "convolution", lambda op, *args: "triton" if op == kernels else "cudnn"
     )
