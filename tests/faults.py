@@ -182,6 +182,22 @@ FAULTS = [
         "tests/ops -k 'Cuda and (skff_select or dau_attention) and contract'",
     ),
     Fault(
+        "order of weights",
+        "of a weight whose taps lie apart, rows of taps are exchanged with their columns",
+        "kernels/_gather.py",
+        "row // width % height * tl.load(part + 5) + row % width * tl.load(part + 6)",
+        "row // width % height * tl.load(part + 6) + row % width * tl.load(part + 5)",
+        "tests/test_kernels_gather.py",
+    ),
+    Fault(
+        "sums of the run before",
+        "the kernels add to the sums of the run before",
+        "mirnet_fast/engine/cuda.py",
+        "cleared = [self._sums.view(self._dtype)] if self._sums.numel() else []",
+        "cleared = [self._sums.view(self._dtype)[:0]] if self._sums.numel() else []",
+        "tests/engine/test_cuda.py -k replayed",
+    ),
+    Fault(
         "padding of tables",
         "a blur reads the first pixel with weight 0, where a NaN may be",
         "kernels/_resample.py",
