@@ -171,7 +171,7 @@ FAULTS = [
         "kernels/_dau_forward.py",
         "channel = tl.gather(gate, c, 0)",
         "channel = tl.gather(gate, c - first, 0)",
-        "tests/ops/test_dau_attention.py -k 'Triton and tiles_and_blocks'",
+        "tests/ops/test_dau_attention.py -k 'Triton and more_channels'",
     ),
     Fault(
         "partial sums in CUDA",
@@ -248,7 +248,7 @@ FAULTS = [
     Fault(
         "sums beyond the border",
         "pixels of a tile beyond the map count in the sums",
-        "kernels/_convolution.py",
+        "kernels/_common.py",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)",
         "part = tl.sum(value, 0).to(tl.float64)",
         "tests/test_kernels_convolutions.py -k 'statistics or sums'",
@@ -256,7 +256,7 @@ FAULTS = [
     Fault(
         "rounded sums",
         "the sums over a program's pixels are rounded before they are added",
-        "kernels/_convolution.py",
+        "kernels/_common.py",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float16).to(tl.float64)",
         "tests/test_kernels_convolutions.py -k sums",
