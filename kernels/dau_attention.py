@@ -348,5 +348,5 @@ class _Gate:
             logit_grad.T @ self._hidden,
             logit_grad.sum(0),
         )
-        pairs = [(value, weight) for value, weight in zip(gradients, self._weights, strict=True)]
+        pairs = zip(gradients, self._weights, strict=True)
         return [pair for pair in pairs if pair[1] is not None], before_grad @ self._squeeze
