@@ -80,7 +80,7 @@ def power_of_two(n, low=16):
 
 # Of a kernel that is launched: what changes with the size of an image. Left to itself Triton compiles anew
 # for numbers that are 1 or that 16 divides, which only the strides of maps gain by.
-for_any_size = triton.jit(do_not_specialize=["height", "width", "count", "counts", "pixels"])
+for_any_size = triton.jit(do_not_specialize=["height", "width", "count", "pixels"])
 
 
 @triton.jit
@@ -112,28 +112,6 @@ def add_sums(sums, value, inside, o, K: tl.constexpr):
     # In float64: of values of float16 these additions are exact, so that their order does not matter.
     part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)
     tl.atomic_add(sums + o, part, mask=o < K, sem="relaxed")
-
-
-@triton.jit
-def sum_of_rows(sums, count, C: tl.constexpr, CP: tl.constexpr, ROWS: tl.constexpr):
-    """(CP,) sums over the `count` rows of partial sums (count, C) of an image; in the same order every time.
-
-    One program reads them all, and nothing else can go on meanwhile, so it asks for ROWS at a time: of 512
-    rows of 64 channels, 128 KB, in two rounds. At 64 bytes a cycle that are 1.2 us (predicted for an H200);
-    to share them out among programs would cost another launch, or as long a wait for one another.
-    """
-    row, c = tl.arange(0, ROWS), tl.arange(0, CP)
-    total = tl.zeros((ROWS, CP), tl.float32)
-    for first in range(0, count, ROWS):
-        inside = (first + row < count)[:, None] & (c < C)[None, :]
-        value = tl.load(sums + (first + row)[:, None] * C + c[None, :], mask=inside, other=0)
-        total += value.to(tl.float32)  # of float64, where others than these kernels summed
-    return tl.sum(total, 0)
-
-
-def rows_at_once(padded_channels):
-    """ROWS of sum_of_rows: 32 values a thread of 16 warps."""
-    return min(max(2**14 // padded_channels, 1), 512)
 
 
 def tiles(n, height, width, th, tw):

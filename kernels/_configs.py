@@ -23,7 +23,6 @@ DEFAULT = {
     "conv1x1_narrow": {"TH": 8, "TW": 16, "BK": 64, "BN": 64, "num_warps": 4, "num_stages": 3},
     "resample": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "dau_stats": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 4},
-    "dau_channel_gate": {"BLOCK": 16, "num_warps": 16},
     "dau_apply": {"TH": 4, "TW": 16, "BK": 32, "BO": 256, "num_warps": 8, "num_stages": 2},
     "dau_apply_backward": {"TH": 4, "TW": 16, "BK": 32, "BC": 128, "num_warps": 8, "num_stages": 2},
     "dau_weight": {"TH": 4, "TW": 16, "BC": 64, "num_warps": 4},
@@ -34,7 +33,6 @@ DEFAULT = {
     "up": {"TH": 8, "TW": 8, "BK": 64, "BD": 128, "num_warps": 4, "num_stages": 3},
     "down": {"TH": 8, "TW": 8, "BK": 32, "BD": 256, "num_warps": 8, "num_stages": 2},
     "skff_pool": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
-    "skff_attend": {"num_warps": 16},
     "skff_combine": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
     "skff_spread": {"TH": 8, "TW": 16, "BC": 64, "num_warps": 8},
 }

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ._common import INTERPRETED, add_sums, at, for_any_size, pixels_of, sum_of_rows
+from ._common import INTERPRETED, add_sums, at, for_any_size, pixels_of
 
 NUMPY = tl.constexpr(INTERPRETED)
 
@@ -79,43 +79,38 @@ def stats_kernel(
     tl.store(target + c, total, mask=c < C)
 
 
-@for_any_size
-def channel_gate_kernel(
+@triton.jit
+def channel_gate(
     sums,
     squeeze_weight,
     squeeze_bias,
     excite_weight,
     excite_bias,
-    gate,
-    count,
     pixels,
     C: tl.constexpr,
     D: tl.constexpr,
     CP: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    BD: tl.constexpr,
 ):
-    # gate (N, C) from `count` partial sums an image.
-    n = tl.program_id(0)
-    c, block = tl.arange(0, CP), tl.arange(0, BLOCK)
-    pooled = sum_of_rows(sums + n.to(tl.int64) * count * C, count, C, CP, ROWS) / pixels
+    """(CP,) from the sums (C,) over the pixels of an image."""
+    c = tl.arange(0, CP)
+    pooled = tl.load(sums + c, mask=c < C, other=0).to(tl.float32) / pixels
     logit = tl.zeros((CP,), tl.float32)
     if excite_bias is not None:
         logit += tl.load(excite_bias + c, mask=c < C, other=0).to(tl.float32)
-    first = 0
-    while first < D:
-        d = first + block
+    for first in tl.range(0, D, BD):
+        d = first + tl.arange(0, BD)
         inside = (d < D)[:, None] & (c < C)[None, :]
-        weight = tl.load(squeeze_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
+        # Both are asked for before either is needed.
+        squeeze = tl.load(squeeze_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
+        excite = tl.load(excite_weight + c[None, :] * D + d[:, None], mask=inside, other=0).to(tl.float32)
         # A padded channel must not make 0 * Inf of its own.
-        hidden = tl.sum(tl.where(inside, weight * pooled[None, :], 0), 1)
+        hidden = tl.sum(tl.where(inside, squeeze * pooled[None, :], 0), 1)
         if squeeze_bias is not None:
             hidden += tl.load(squeeze_bias + d, mask=d < D, other=0).to(tl.float32)
         hidden = tl.where(hidden <= 0, 0.0, hidden)
-        weight = tl.load(excite_weight + c[None, :] * D + d[:, None], mask=inside, other=0).to(tl.float32)
-        logit += tl.sum(tl.where(inside, weight * hidden[:, None], 0), 0)
-        first += BLOCK
-    tl.store(gate + n * C + c, 1 / (1 + tl.exp(-logit)), mask=c < C)
+        logit += tl.sum(tl.where(inside, excite * hidden[:, None], 0), 0)
+    return 1 / (1 + tl.exp(-logit))
 
 
 @triton.jit
@@ -143,12 +138,16 @@ def apply_kernel(
     r,
     x,
     pooled,
+    sums,
     spatial_weight,
-    channel_gate,
+    squeeze_weight,
+    squeeze_bias,
+    excite_weight,
+    excite_bias,
     fuse_weight,
     fuse_bias,
     out,
-    sums,
+    out_sums,
     r_n,
     r_h,
     r_w,
@@ -160,8 +159,12 @@ def apply_kernel(
     out_w,
     height,
     width,
+    pixels,
     C: tl.constexpr,
+    D: tl.constexpr,
     TAPS: tl.constexpr,
+    CP: tl.constexpr,
+    BD: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     BK: tl.constexpr,
@@ -179,6 +182,8 @@ def apply_kernel(
         # Asked for before everything else, where the registers hold it: read last, it would be waited for.
         if EARLY:
             added = tl.load(residual, mask=written, other=0)
+    small = squeeze_weight, squeeze_bias, excite_weight, excite_bias
+    gate = channel_gate(sums + n * C, *small, pixels, C, D, CP, BD)
     spatial = spatial_gate(pooled, spatial_weight, n, h, w, inside, height, width, TAPS, OFFSET)
     source = r + at(n, h, w, r_n, r_h, r_w, OFFSET)[:, None]
     # The spatial gate is a factor of the first product, the channel gate one of the second's weight:
@@ -188,7 +193,7 @@ def apply_kernel(
     for first in tl.range(0, C, BK):
         c = first + tl.arange(0, BK)
         value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0).to(OPERAND)
-        channel = tl.load(channel_gate + n * C + c, mask=c < C, other=0)
+        channel = tl.gather(gate, c, 0)
         mask = (c < C)[:, None] & (o < C)[None, :]
         weight = fuse_weight + o[None, :] * (2 * C) + c[:, None]
         half = tl.load(weight, mask=mask, other=0).to(OPERAND)
@@ -207,5 +212,5 @@ def apply_kernel(
     target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + o[None, :]
     result = total.to(out.dtype.element_ty)
     tl.store(target, result, mask=written)
-    if sums is not None:
-        add_sums(sums + n.to(tl.int64) * C, result.to(tl.float32), inside, o, C)
+    if out_sums is not None:
+        add_sums(out_sums + n.to(tl.int64) * C, result.to(tl.float32), inside, o, C)

@@ -1,10 +1,10 @@
 """dau_attention: spatial gate and channel gate on r, the 1x1 convolution of both, plus x.
 
 Forward: `stats_kernel` reads r once and leaves each pixel's channel maximum and mean and partial
-sums of each channel; `channel_gate_kernel`, one program an image, adds those in order and does the
-small layers; `apply_kernel` does the k x k convolution on the two small maps, multiplies r by both
-halves of the fuse weight, the gates applied on the way, and adds bias and x. Floor: 4 maps, 3 where
-a producer gives the statistics (`dau_attention_into`).
+sums of each channel, which PyTorch adds; `apply_kernel` does the small layers of the channel gate and
+the k x k convolution on the two small maps, multiplies r by both halves of the fuse weight, the gates
+applied on the way, and adds bias and x. Floor: 4 maps, 3 where a producer gives the statistics
+(`dau_attention_into`).
 
 Backward: the statistics again, with the index of the maximum (1 map); `apply_backward_kernel` leaves
 in r's gradient all but the pooled terms (3 maps); `weight_kernel` multiplies gradient and gated r
@@ -14,6 +14,11 @@ bias of the 1x1 convolution, which the published network has not, costs one more
 Tile: pixels by all channels up to 256, so that r is read once; of the products, as many pixels as
 keep the float32 sums in registers, for the weights are read again by every tile, from the cache.
 The statistics' tiles are 128 pixels by 64 channels, eight 16-byte loads a thread.
+
+The small layers in a launch of their own, a program an image, would leave all multiprocessors but one
+waiting. In each program they take, with 64, 128 and 256 channels in 16 bits (r = 8), 3, 9 and 34 KiB from
+the second-level cache beside 40, 112 and 352 of maps and fuse weight, and one multiplication for 512 of
+the products.
 """
 
 import torch
@@ -29,16 +34,17 @@ from ._common import (
     operand_type,
     power_of_two,
     product_precision,
-    rows_at_once,
     strides,
     tiles,
 )
 from ._configs import config
 from ._dau_backward import apply_backward_kernel, spread_kernel, taps_kernel, weight_kernel
-from ._dau_forward import apply_kernel, channel_gate_kernel, stats_kernel
+from ._dau_forward import apply_kernel, stats_kernel
 
-# Partial sums of one image: enough programs to fill a GPU, few enough for one program to add.
+# Partial sums of one image: enough programs to fill a GPU.
 PARTIALS = 512
+# Squeezed channels of the channel gate that a program has at a time: all of the published network's.
+SQUEEZED = 32
 # Values of all partial sums of the fuse weight's gradient together.
 WEIGHT_VALUES = 2**21
 
@@ -73,30 +79,6 @@ def stats(r, with_index=False):
     return pooled, sums, index
 
 
-def channel_gate(sums, pixels, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
-    """(N, C) float32 from partial sums (N, any number, C)."""
-    n, count, channels = sums.shape
-    padded = triton.next_power_of_2(channels)
-    gate = sums.new_empty((n, channels), dtype=torch.float32)
-    with on_device(sums):
-        channel_gate_kernel[(n,)](
-            sums,
-            squeeze_weight.contiguous(),
-            None if squeeze_bias is None else squeeze_bias.contiguous(),
-            excite_weight.contiguous(),
-            None if excite_bias is None else excite_bias.contiguous(),
-            gate,
-            count,
-            pixels,
-            C=channels,
-            D=squeeze_weight.shape[0],
-            CP=padded,
-            ROWS=rows_at_once(padded),
-            **config("dau_channel_gate", sums),
-        )
-    return gate
-
-
 def dau_attention_into(
     out,
     r,
@@ -119,14 +101,14 @@ def dau_attention_into(
         r, x: (N, C, H, W); x may be None.
         pooled: (N, 2, H, W) float32, contiguous, the maximum and mean over the channels of r. With `sums`, or
             both None: then both are taken of r here.
-        sums: (N, C) or (N, any number, C), float32 or float64, contiguous: parts of the sums over r's pixels.
+        sums: (N, C) float64, contiguous, those over r's pixels.
         out_sums: (N, C) float64, contiguous, to which the sums over the pixels of out are added; or None.
     """
     n, channels, height, width = r.shape
     if pooled is None:
         pooled, sums, _ = stats(r)
-    parts = sums.view(n, -1, channels)
-    gate = channel_gate(parts, height * width, squeeze_weight, squeeze_bias, excite_weight, excite_bias)
+        sums = sums.sum(1, dtype=torch.float64)
+    squeezed = squeeze_weight.shape[0]
     c = _product_options("dau_apply", r, "BO")
     blocks = triton.cdiv(channels, c["BO"])
     if blocks > 1 and out.data_ptr() == r.data_ptr():
@@ -136,8 +118,12 @@ def dau_attention_into(
             r,
             x,
             pooled,
+            sums,
             spatial_weight.contiguous(),
-            gate,
+            squeeze_weight.contiguous(),
+            None if squeeze_bias is None else squeeze_bias.contiguous(),
+            excite_weight.contiguous(),
+            None if excite_bias is None else excite_bias.contiguous(),
             fuse_weight.contiguous(),
             None if fuse_bias is None else fuse_bias.contiguous(),
             out,
@@ -147,8 +133,12 @@ def dau_attention_into(
             *strides(out),
             height,
             width,
+            height * width,
             C=channels,
+            D=squeezed,
             TAPS=spatial_weight.shape[2],
+            CP=power_of_two(channels),
+            BD=min(SQUEEZED, triton.next_power_of_2(squeezed)),
             OPERAND=operand_type(r.dtype),
             PRECISION=product_precision(),
             OFFSET=offset_type(r, out, pooled, *([] if x is None else [x])),
@@ -218,7 +208,8 @@ def dau_attention_backward(
     spatial = spatial_weight.contiguous()
     fuse = fuse_weight.contiguous()
     pooled, r_sums, index = stats(inner, with_index=True)
-    gate = channel_gate(r_sums, height * width, *small_weights)
+    small = _Gate(r_sums.sum(1, dtype=torch.float64) / (height * width), *small_weights)
+    gate = small.gate.float()
     gates = torch.empty_like(pooled)
     shared = {"C": channels, "OFFSET": offset_type(inner, grad, r_grad, pooled)}
     product = {"OPERAND": operand_type(r.dtype), "PRECISION": product_precision()}
@@ -297,7 +288,8 @@ def dau_attention_backward(
             **c,
         )
 
-    small, shift = _small_backward(r_sums, gate_sums, height * width, *small_weights)
+    small_gradients, pooled_grad = small.backward(gate_sums.sum(1, dtype=torch.float64))
+    shift = (pooled_grad / (height * width)).float()
     c = config("dau_spread", r)
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
     with on_device(r):
@@ -316,7 +308,7 @@ def dau_attention_backward(
             **c,
         )
 
-    gradients = [(tap_sums.sum(0), spatial_weight), *small, (weight_sums.sum(0), fuse_weight)]
+    gradients = [(tap_sums.sum(0), spatial_weight), *small_gradients, (weight_sums.sum(0), fuse_weight)]
     if fuse_bias is not None:
         gradients.append((grad.sum((0, 2, 3), dtype=torch.float32), fuse_bias))
     return [laid_out_like(r_grad, r), *(_gradient(value, weight) for value, weight in gradients)]
@@ -330,28 +322,31 @@ def _gradient(value, weight):
     return laid_out_like(value.contiguous(memory_format=torch.channels_last), weight)
 
 
-def _small_backward(r_sums, gate_sums, pixels, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
-    """[(gradient, its weight)] and what every pixel gets through the pooling (N, C).
+class _Gate:
+    """The channel gate (N, C) of means (N, C) of r, in float64: a few thousand numbers."""
 
-    On a few thousand numbers, in float64.
-    """
-    pooled = r_sums.double().sum(1) / pixels
-    squeeze, excite = squeeze_weight.flatten(1).double(), excite_weight.flatten(1).double()
-    before = pooled @ squeeze.T
-    if squeeze_bias is not None:
-        before = before + squeeze_bias.double()
-    hidden = torch.where(before <= 0, 0, before)
-    logit = hidden @ excite.T
-    if excite_bias is not None:
-        logit = logit + excite_bias.double()
-    gate = logit.sigmoid()
-    logit_grad = gate_sums.double().sum(1) * gate * (1 - gate)
-    before_grad = torch.where(before <= 0, 0, logit_grad @ excite)
-    gradients = [
-        (before_grad.T @ pooled, squeeze_weight),
-        (before_grad.sum(0), squeeze_bias),
-        (logit_grad.T @ hidden, excite_weight),
-        (logit_grad.sum(0), excite_bias),
-    ]
-    shift = (before_grad @ squeeze / pixels).float()
-    return [(value, weight) for value, weight in gradients if weight is not None], shift
+    def __init__(self, pooled, squeeze_weight, squeeze_bias, excite_weight, excite_bias):
+        self._weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias
+        self._pooled, self._squeeze = pooled, squeeze_weight.flatten(1).double()
+        self._excite = excite_weight.flatten(1).double()
+        self._before = pooled @ self._squeeze.T
+        if squeeze_bias is not None:
+            self._before = self._before + squeeze_bias.double()
+        self._hidden = torch.where(self._before <= 0, 0, self._before)
+        logit = self._hidden @ self._excite.T
+        if excite_bias is not None:
+            logit = logit + excite_bias.double()
+        self.gate = logit.sigmoid()
+
+    def backward(self, gate_grad):
+        """[(gradient of a weight, the weight)], gradient of the means."""
+        logit_grad = gate_grad * self.gate * (1 - self.gate)
+        before_grad = torch.where(self._before <= 0, 0, logit_grad @ self._excite)
+        gradients = (
+            before_grad.T @ self._pooled,
+            before_grad.sum(0),
+            logit_grad.T @ self._hidden,
+            logit_grad.sum(0),
+        )
+        pairs = zip(gradients, self._weights, strict=True)
+        return [pair for pair in pairs if pair[1] is not None], before_grad @ self._squeeze

@@ -1,14 +1,21 @@
 """skff_select: pooled statistics of the branches' sum, softmax over the branches, weighted sum.
 
 Forward: `pool_kernel` reads the branches once and leaves sums over pixels, a few hundred partial ones
-an image; `attend_kernel`, one program an image, adds them in order and does the small layers and
-the softmax; `combine_kernel` reads the branches again and writes the output. Backward: the same
-pooling, each branch also multiplied by the gradient; the small layers; one pass from the gradient
-to all branches. Floors, in maps: 2B + 1 forward (B + 1 where a producer gives the sums:
-`skff_select_into`), B + 1 and 1 + B backward.
+an image, which PyTorch adds; `combine_kernel` does the small layers and the softmax, reads the
+branches again and writes the output. Backward: the same pooling, each branch also multiplied by the
+gradient; the small layers; one pass from the gradient to all branches. Floors, in maps: 2B + 1
+forward (B + 1 where a producer gives the sums: `skff_select_into`), B + 1 and 1 + B backward.
 
 Tile: 128 pixels by 64 channels, four 16-byte accesses a thread and branch, so that three branches
 have twelve in flight; nothing is read twice, so the shape of the tile is free.
+
+The small layers in a launch of their own, a program an image, would leave all multiprocessors but one
+waiting. So each program does them: of three branches in 16 bits, 64, 128 and 256 channels (r = 8), it
+reads for that 5.5, 13 and 34 KiB from the second-level cache, where a tile of all maps has 64 KiB, and
+multiplies 0.25, 0.6 and 1.75 times for each value of a tile, beside the 3 of the sum. No more programs
+are launched than run at a time, each for every so many tiles, so that of large images that is a small
+part; of small ones it is still less than a launch. The first tile is asked for before the small layers,
+which take as long as it does to come.
 """
 
 import torch
@@ -24,16 +31,16 @@ from ._common import (
     offset_type,
     on_device,
     pixels_of,
-    rows_at_once,
+    prelu,
     strides,
-    sum_of_rows,
     tiles,
 )
-from ._configs import config
+from ._configs import config, multiprocessors
 
-# Partial sums of one image by all blocks of channels: enough programs to fill a GPU, few enough for one
-# program to add.
+# Partial sums of one image by all blocks of channels: enough programs to fill a GPU.
 PARTIALS = 512
+# Programs for each multiprocessor, which share the tiles: as many as it has room for at a time.
+PROGRAMS = 2
 
 
 @for_any_size
@@ -82,34 +89,31 @@ def pool_kernel(
     tl.store(sums + first + row[:, None] * C + c[None, :], total, mask=mask)
 
 
-@for_any_size
-def attend_kernel(
+@triton.jit
+def shares_of(
     sums,
     reduce_weight,
     reduce_bias,
     slope,
     select_weights,
     select_biases,
-    attention,
-    counts,
     pixels,
+    n,
+    c,
     C: tl.constexpr,
     D: tl.constexpr,
     SLOPES: tl.constexpr,
     CP: tl.constexpr,
-    ROWS: tl.constexpr,
     DP: tl.constexpr,
 ):
-    # attention (N, B, C) from `counts` partial sums an image.
-    n = tl.program_id(0)
-    c, d = tl.arange(0, CP), tl.arange(0, DP)
+    """Of image n the share of each branch in the channels c; `sums` are parts of those over the pixels."""
+    every, d = tl.arange(0, CP), tl.arange(0, DP)
+    inside = (d < D)[:, None] & (every < C)[None, :]
+    weight = tl.load(reduce_weight + d[:, None] * C + every[None, :], mask=inside, other=0).to(tl.float32)
     total = tl.zeros((CP,), tl.float32)
     for part in tl.static_range(len(sums)):
-        count = counts[part]
-        total += sum_of_rows(sums[part] + n.to(tl.int64) * count * C, count, C, CP, ROWS)
+        total += tl.load(sums[part] + n * C + every, mask=every < C, other=0).to(tl.float32)
     pooled = total / pixels
-    inside = (d < D)[:, None] & (c < C)[None, :]
-    weight = tl.load(reduce_weight + d[:, None] * C + c[None, :], mask=inside, other=0).to(tl.float32)
     # A padded channel must not make 0 * Inf of its own.
     z = tl.sum(tl.where(inside, weight * pooled[None, :], 0), 1)
     if reduce_bias is not None:
@@ -117,56 +121,97 @@ def attend_kernel(
     if SLOPES == 0:
         z = tl.where(z <= 0, 0.0, z)
     else:
-        a = tl.load(slope + d % SLOPES, mask=d < D, other=0).to(tl.float32)
-        z = tl.where(z > 0, z, a * z)
-    # The logits three times: for the largest, for the sum of the exponentials, for the shares.
-    largest = tl.full((CP,), -float("inf"), tl.float32)
-    exponentials = tl.zeros((CP,), tl.float32)
-    for turn in tl.static_range(3):
-        for b in tl.static_range(len(select_weights)):
-            source = select_weights[b] + c[:, None] * D + d[None, :]
-            across = (c < C)[:, None] & (d < D)[None, :]
-            weight = tl.load(source, mask=across, other=0).to(tl.float32)
-            logit = tl.sum(tl.where(across, weight * z[None, :], 0), 1)
-            if len(select_biases) > 0:
-                logit += tl.load(select_biases[b] + c, mask=c < C, other=0).to(tl.float32)
-            if turn == 0:
-                largest = tl.maximum(largest, logit)
-            elif turn == 1:
-                exponentials += tl.exp(logit - largest)
-            else:
-                target = attention + (n * len(select_weights) + b) * C + c
-                tl.store(target, tl.exp(logit - largest) / exponentials, mask=c < C)
+        z = prelu(z, tl.load(slope + d % SLOPES, mask=d < D, other=0).to(tl.float32))
+    across = (c < C)[:, None] & (d < D)[None, :]
+    logits = ()
+    for b in tl.static_range(len(select_weights)):
+        source = select_weights[b] + c[:, None] * D + d[None, :]
+        weight = tl.load(source, mask=across, other=0).to(tl.float32)
+        logit = tl.sum(tl.where(across, weight * z[None, :], 0), 1)
+        if len(select_biases) > 0:
+            logit += tl.load(select_biases[b] + c, mask=c < C, other=0).to(tl.float32)
+        logits += (logit,)
+    largest = logits[0]
+    for b in tl.static_range(1, len(select_weights)):
+        largest = tl.maximum(largest, logits[b])
+    exponentials = tl.zeros_like(largest)
+    for b in tl.static_range(len(select_weights)):
+        exponentials += tl.exp(logits[b] - largest)
+    shares = ()
+    for b in tl.static_range(len(select_weights)):
+        shares += (tl.exp(logits[b] - largest) / exponentials,)
+    return shares
+
+
+@triton.jit
+def tile_of(
+    xs,
+    x_strides,
+    tile,
+    n,
+    c,
+    height,
+    width,
+    C: tl.constexpr,
+    TH: tl.constexpr,
+    TW: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    """Of each branch the values in a tile of image n."""
+    _, h, w, inside = pixels_of(tile, height, width, TH, TW)
+    mask = inside[:, None] & (c < C)[None, :]
+    values = ()
+    for b in tl.static_range(len(xs)):
+        s = x_strides[b]
+        source = xs[b] + at(n, h, w, s[0], s[1], s[2], OFFSET)[:, None] + c[None, :]
+        values += (tl.load(source, mask=mask, other=0),)
+    return values
 
 
 @for_any_size
 def combine_kernel(
     xs,
     x_strides,
-    attention,
+    sums,
+    reduce_weight,
+    reduce_bias,
+    slope,
+    select_weights,
+    select_biases,
     out,
     out_n,
     out_h,
     out_w,
     height,
     width,
+    count,
+    pixels,
     C: tl.constexpr,
+    D: tl.constexpr,
+    SLOPES: tl.constexpr,
+    CP: tl.constexpr,
+    DP: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     BC: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
+    # `count` tiles an image.
+    tile, n = tl.program_id(0), tl.program_id(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mask = inside[:, None] & (c < C)[None, :]
-    total = tl.zeros((TH * TW, BC), tl.float32)
-    for b in tl.static_range(len(xs)):
-        s = x_strides[b]
-        source = xs[b] + at(n, h, w, s[0], s[1], s[2], OFFSET)[:, None] + c[None, :]
-        share = tl.load(attention + (n * len(xs) + b) * C + c, mask=c < C, other=0)
-        total += share[None, :] * tl.load(source, mask=mask, other=0).to(tl.float32)
-    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + c[None, :]
-    tl.store(target, total.to(out.dtype.element_ty), mask=mask)
+    values = tile_of(xs, x_strides, tile, n, c, height, width, C, TH, TW, OFFSET)
+    weights = reduce_weight, reduce_bias, slope, select_weights, select_biases
+    shares = shares_of(sums, *weights, pixels, n, c, C, D, SLOPES, CP, DP)
+    while tile < count:
+        total = tl.zeros((TH * TW, BC), tl.float32)
+        for b in tl.static_range(len(xs)):
+            total += shares[b][None, :] * values[b].to(tl.float32)
+        _, h, w, inside = pixels_of(tile, height, width, TH, TW)
+        target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + c[None, :]
+        tl.store(target, total.to(out.dtype.element_ty), mask=inside[:, None] & (c < C)[None, :])
+        tile += tl.num_programs(0)
+        if tile < count:
+            values = tile_of(xs, x_strides, tile, n, c, height, width, C, TH, TW, OFFSET)
 
 
 @for_any_size
@@ -234,34 +279,6 @@ def pool(branches, grad=None):
     return sums
 
 
-def attend(sums, pixels, reduce_weight, reduce_bias, slope, select_weights, select_biases):
-    """(N, B, C) shares of the branches, float32, from a list of sums (N, any number, C)."""
-    n, _, channels = sums[0].shape
-    squeezed = reduce_weight.shape[0]
-    padded = triton.next_power_of_2(channels)
-    attention = sums[0].new_empty((n, len(select_weights), channels), dtype=torch.float32)
-    with on_device(sums[0]):
-        attend_kernel[(n,)](
-            tuple(sums),
-            reduce_weight.contiguous(),
-            reduce_bias,
-            slope,
-            tuple(w.contiguous() for w in select_weights),
-            tuple(b.contiguous() for b in select_biases),
-            attention,
-            tuple(part.shape[1] for part in sums),
-            pixels,
-            C=channels,
-            D=squeezed,
-            SLOPES=0 if slope is None else slope.shape[0],
-            CP=padded,
-            ROWS=rows_at_once(padded),
-            DP=triton.next_power_of_2(squeezed),
-            **config("skff_attend", sums[0]),
-        )
-    return attention
-
-
 def skff_select_into(
     out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases, sums=()
 ):
@@ -270,25 +287,37 @@ def skff_select_into(
     Args:
         out: as the branches, written; may be one of them.
         branches: B maps (N, C, H, W).
-        sums: parts (N, C) or (N, any number, C), float32 or float64, contiguous, whose total is that of all
-            branches over their pixels; none: they are taken of the branches here.
+        sums: parts (N, C), float64, contiguous, whose total is that of all branches over their pixels; none:
+            they are taken of the branches here.
     """
     n, channels, height, width = out.shape
-    parts = [part.view(n, -1, channels) for part in sums] or [pool(branches).squeeze(2)]
-    weights = reduce_weight, reduce_bias, slope, select_weights, select_biases
-    attention = attend(parts, height * width, *weights)
+    squeezed = reduce_weight.shape[0]
+    parts = sums or [pool(branches).sum((1, 2), dtype=torch.float64)]
     c = config("skff_combine", out)
     bc = min(c.pop("BC"), triton.next_power_of_2(channels))
+    count, blocks = tiles(1, height, width, c["TH"], c["TW"]), triton.cdiv(channels, bc)
+    programs = min(count, max(1, PROGRAMS * multiprocessors(out) // (n * blocks)))
     with on_device(out):
-        combine_kernel[(tiles(n, height, width, c["TH"], c["TW"]), triton.cdiv(channels, bc))](
+        combine_kernel[(programs, blocks, n)](
             tuple(branches),
             tuple(map(strides, branches)),
-            attention,
+            tuple(parts),
+            reduce_weight.contiguous(),
+            reduce_bias,
+            slope,
+            tuple(w.contiguous() for w in select_weights),
+            tuple(b.contiguous() for b in select_biases),
             out,
             *strides(out),
             height,
             width,
+            count,
+            height * width,
             C=channels,
+            D=squeezed,
+            SLOPES=0 if slope is None else slope.shape[0],
+            CP=triton.next_power_of_2(channels),
+            DP=triton.next_power_of_2(squeezed),
             BC=bc,
             OFFSET=offset_type(*branches, out),
             **c,

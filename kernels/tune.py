@@ -99,7 +99,11 @@ def calls(op, channels, dtype, side=None, device="cuda"):
     """{direction: call without arguments}, as in `arguments`; of a convolution {what is fused: call}."""
     if op in CONVOLUTIONS:
         return _of_convolution(op, _draw(channels, dtype, side, device))
-    args = arguments(op, channels, dtype, side, device)
+    return calls_with(op, arguments(op, channels, dtype, side, device))
+
+
+def calls_with(op, args):
+    """{direction: call without arguments} of an op that is none of the convolutions."""
     module = importlib.import_module(f"mirnet_fast.kernels.{op}")
     forward, backward = getattr(module, op), getattr(module, f"{op}_backward")
     grad = torch.randn_like(forward(*args))

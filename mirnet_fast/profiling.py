@@ -21,7 +21,7 @@ from .engine.eligibility import Part
 from .engine.graph import MAP
 
 OURS, REFERENCE, COMPILED = "mirnet_fast", "reference", "torch.compile"
-OUTSIDE = "outside of these"
+OUTSIDE, GATHERING = "outside of these", "weights in order, sums cleared"
 
 _SUMMED = ("calls", "seconds", "flops", "nbytes", "floor", "predicted")  # of a Row
 # Events of torch.compile around what it calls; and what is not shown of names: it numbers its kernels.
@@ -112,6 +112,7 @@ def predict(
         _row(name, task.kind, cost.of(task, dtype.itemsize), device)
         for name, task in zip(names, tasks, strict=True)
     )
+    rows.append(_row(GATHERING, "gather", cost.of_gathering(tasks, dtype.itemsize), device))
     rows.sort(key=lambda row: row.predicted or 0.0, reverse=True)
     return Prediction(rows, _sum("total", rows), peak_bytes)
 

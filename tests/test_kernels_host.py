@@ -91,7 +91,7 @@ for op, channels, (height, width) in json.loads(sys.argv[1]):
     with audit.circumstances(op, 90, None, "plain", "float16"):
         triton.runtime.driver.set_active(audit.Driver(90))
         args = tune.arguments(op, channels, torch.float16, side=8, device="cpu")
-        for call in tune.calls(op, tree_map_only(torch.Tensor, resized, args)):
+        for call in tune.calls_with(op, tree_map_only(torch.Tensor, resized, args)).values():
             call()
     print(json.dumps([name for name in compiled if name not in before]))
 """

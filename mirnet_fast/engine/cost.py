@@ -100,6 +100,25 @@ def of(task: Task, itemsize: int, winograd: bool = False) -> Cost:
     return Cost(flops, sum(done.values()), nbytes, pixels, channels)
 
 
+def of_gathering(tasks: Sequence[Task], itemsize: int) -> Cost:
+    """The Cost of a GPU's launch before Tasks: brings weights to the kernels' order, and clears sums.
+
+    Args:
+        itemsize: bytes of a weight's element.
+    """
+    joined = {task.reads["x"].value for task in tasks if task.kind == "residual_up_tail"}
+    values = sum(
+        weight.numel()
+        for task in tasks
+        for name, weight in _weights(task.layers)
+        if task.writes["out"].value in joined
+        or (task.kind == "residual_up_tail" and name in ("conv", "bottom_conv"))
+        or (task.kind == "conv3x3" and not weight.is_contiguous(memory_format=torch.channels_last))
+    )
+    sums = {w.value: _nbytes(w, itemsize) for task in tasks for w in task.windows() if w.value.kind == SUMS}
+    return Cost(0, 0, 2 * itemsize * values + sum(sums.values()), values, 1)
+
+
 def products(
     kind: str, images: int, pixels: int, weights: Sequence[tuple[str, tuple[int, ...]]]
 ) -> dict[str, int]:
@@ -142,7 +161,8 @@ def tasks_without_bands(
 ) -> tuple[list[Task], int]:
     """(the tasks of a forward, bytes of memory beyond weights, image and result) as a GPU should run it.
 
-    Each task is one kernel, and works on whole maps: those that need gates or shares compute them.
+    Each task is one kernel, and works on whole maps: those that need gates or shares compute them. One more
+    launch is before them all: `of_gathering`.
 
     Args:
         network: one that lowers itself; where its parameters are does not matter.

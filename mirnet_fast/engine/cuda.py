@@ -3,10 +3,10 @@
 The first run of a plan in a block launches kernel after kernel, which compiles what was not yet; the second
 is recorded; from then on a run is one launch of the graph, without Python between the kernels. Weights are
 read where they lie. Those that the kernels read in another order are brought to it at the beginning of each
-run, so that values changed in place are seen; a plan does not outlive tensors that moved.
+run, by one launch that also clears the sums, so that values changed in place are seen; a plan does not
+outlive tensors that moved.
 """
 
-import functools
 import importlib
 import itertools
 import time
@@ -117,14 +117,18 @@ class Graph(Bound):
     """A plan's launches in one block, recorded at the second run."""
 
     def __init__(self, plan: "Plan", block: Block) -> None:
-        self._sources, self._packed = [], []  # weights, and where they lie as the kernels read them
+        # Weights, and where they lie as the kernels read them.
+        self._sources: list[torch.Tensor] = []
+        self._packed: list[torch.Tensor] = []
         self._sums = torch.zeros(_numbers_of_sums(plan.tasks), dtype=torch.float64, device=block.device)
         self._used = 0
         super().__init__(plan, block, _BINDERS)
-        # The kernels add to sums; a weight of another order is copied, all of them in one call.
-        before: list[Callable[[], object]] = [self._sums.zero_] if self._sums.numel() else []
-        if self._sources:
-            before.append(functools.partial(_copy_all, self._packed, self._sources))
+        before: list[Callable[[], object]] = []
+        if self._sources or self._sums.numel():  # which the kernels add to
+            # Of sums and weights the first alone may be of another dtype.
+            cleared = [self._sums.view(self._dtype)] if self._sums.numel() else []
+            targets, sources = [*cleared, *self._packed], [*([None] * len(cleared)), *self._sources]
+            before.append(_kernel("_gather").Gathering(targets, sources).run)
         self.calls[:0] = before
         self._begin = len(before)
         self._ends = [end + len(before) for end in self._ends]
@@ -189,8 +193,7 @@ class Graph(Bound):
     def packed(self, *weights: torch.Tensor) -> torch.Tensor:
         """Convolutions' weights (C', C, k, k) as one, as a kernel reads it: (all C', k * k, C)."""
         rows = [weight.permute(0, 2, 3, 1) for weight in weights]
-        one = rows[0] if len(rows) == 1 and rows[0].is_contiguous() else self.gathered(rows)
-        return one.flatten(1, 2)
+        return self.gathered(rows).flatten(1, 2)
 
     def channels_last(self, weight: torch.Tensor) -> torch.Tensor:
         """A convolution's weight as cuDNN reads it beside channels_last maps."""
@@ -199,7 +202,9 @@ class Graph(Bound):
         return self.gathered([weight.permute(0, 2, 3, 1)]).permute(0, 3, 1, 2)
 
     def gathered(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The concatenation of tensors over their first axis, up to date in every run."""
+        """The concatenation of tensors over their first axis, contiguous and up to date in every run."""
+        if len(parts) == 1 and parts[0].is_contiguous():
+            return parts[0]
         counts = [len(part) for part in parts]
         result = torch.empty((sum(counts), *parts[0].shape[1:]), dtype=parts[0].dtype, device=parts[0].device)
         self._packed += result.split(counts)
@@ -213,10 +218,6 @@ def recorded(run: Callable[[], None]) -> Callable[[], None]:
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may go on meanwhile
         run()
     return graph.replay
-
-
-def _copy_all(targets, sources):
-    torch._foreach_copy_(targets, sources)
 
 
 def _numbers_of_sums(tasks):
@@ -329,7 +330,8 @@ def _skff_select(bound, task):
 def _dau_attention(bound, task):
     layers = task.layers
     squeeze, excite, fuse = layers["squeeze"], layers["excite"], layers["fuse"]
-    weights = layers["spatial"].weight, squeeze.weight, squeeze.bias, excite.weight, excite.bias
+    spatial = bound.gathered([layers["spatial"].weight])
+    weights = spatial, squeeze.weight, squeeze.bias, excite.weight, excite.bias
     arguments = [bound.of(task.reads[name]) for name in ("r", "x")]
     statistics = [bound.of(task.reads[name]) for name in ("pooled", "sums")]
     statistics.append(bound.of(task.writes.get("sums")))

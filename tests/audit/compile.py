@@ -46,9 +46,6 @@ IMAGES = ("from_image", "to_image")
 VARIANTS = ("plain", "wide", "few")
 # Ops whose calls all hold a matrix product.
 PRODUCTS = ("dau_attention", "residual_down_tail", "residual_up_tail", *CONVOLUTIONS)
-# Of one program an image, which waits for all loads of partial sums that it does not ask for at once.
-GATES = ("attend_kernel", "channel_gate_kernel")
-FEWEST_LOADS = 8
 # What known.json calls a GPU, and its architecture.
 GPU_ARCHS = {
     "A100": 80,
@@ -226,8 +223,6 @@ def problems(row, budget):
         elif row["loads_128"] < row["loads_128_needed"]:
             count, needed = row["loads_128"], row["loads_128_needed"]
             found.append(f"{count} loads of 16 bytes; its feature maps need {needed}")
-    if row["kernel"] in GATES and row["loads_128"] < FEWEST_LOADS:
-        found.append(f"a thread asks for partial sums by {row['loads_128']} loads of 16 bytes: by too few")
     found += BUDGET.exceeded(row, budget)
     return [f"{label(row)} sm_{row['arch']}: {text}" for text in found]
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mirnet_fast
 from mirnet_fast import measure, reference
 from mirnet_fast.engine import cost, devices, schedule
-from mirnet_fast.engine.graph import Builder
+from mirnet_fast.engine.graph import SUMS, Builder
 from mirnet_fast.engine.schedule import Scheduler
 
 from ..ops.common import needs_kernels
@@ -168,6 +168,24 @@ def test_the_published_network_by_hand():
     assert len(tasks) == steps == 299
     largest = HALF * 64 * 65536
     assert 4 * largest < peak_bytes < 8 * largest
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_weights_that_are_brought_to_order(layout):
+    """Those of 3x3 convolutions, and of the residual up-samplings all but the last, in any layout."""
+    network, shape = on_meta().to(memory_format=layout), (1, 3, 256, 256)
+    tasks, _ = cost.tasks_without_bands(network, shape, HALF)
+    # As `test_the_published_network_by_hand` has them: four of 128 channels and three of 256.
+    ups = sum(count * (9 * c * c + c * c + c * c // 2) for count, c in ((4, 128), (3, 256)))
+    conv = 2 * (2 * 64**2 + 2 * 128**2) // 2 + 64**2 + 4 * sum(c * c for c, _ in STREAMS)
+    others = BLOCKS * 9 * conv + 9 * (3 * 64**2 + 2 * 3 * 64)
+    values = BLOCKS * ups + (others if layout == torch.contiguous_format else 0)
+    found = cost.of_gathering(tasks, HALF)
+    sums = 8 * sum(
+        math.prod(v.shape) for v in {w.value for t in tasks for w in t.windows()} if v.kind == SUMS
+    )
+    assert found.nbytes == 2 * HALF * values + sums
+    assert found.flops == 0 and sums > 8 * BLOCKS * 6 * 64
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 48), (2, 3, 16, 16)])

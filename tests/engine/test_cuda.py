@@ -1,6 +1,7 @@
 """Plans of a GPU's executor, in Triton's interpreter, with stand-ins for streams and CUDA graphs."""
 
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirnet_fast
 from mirnet_fast import engine, reference
-from mirnet_fast.engine import cuda, memory
+from mirnet_fast.engine import cost, cuda, memory, plan
+from mirnet_fast.engine.bound import Bound
 
+from ..cases import first_of
 from .common import as_if_on_a_gpu
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -20,6 +23,21 @@ SHAPE = {"height": 2, "width": 1, "stride": 2, "bias": False}
 
 # What makes the host wait for a GPU, or the other way round.
 WAITING = {"aten::_local_scalar_dense", "aten::item", "aten::nonzero", "aten::is_nonzero", "aten::equal"}
+
+
+class Launches(TorchDispatchMode):
+    """Counts what a GPU is given to do: Triton's kernels, which do not run, and PyTorch's operators."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.counts = Counter()
+        launch = "triton.runtime.interpreter.GridExecutor.__call__"
+        monkeypatch.setattr(launch, lambda kernel, *args, **kwargs: self.counts.update([kernel.fn.__name__]))
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "empty" not in func._schema.name:
+            self.counts[func._schema.name] += 1
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +101,33 @@ def test_a_whole_block(gpu):
     assert kinds >= {"conv1x1", "conv3x3", "residual_down_tail", "residual_up_tail", "skff_select"}
     assert any(task.layers.get("also") for task in planned.tasks)
     assert (gpu.recorded.graphs, gpu.recorded.replays) == (1, 2)
+
+
+# A small network, and the published one.
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("config", first_of([{"n_feat": 16, "n_RRG": 1, "n_MSRB": 1}, {}]))
+def test_each_step_is_one_launch(gpu, monkeypatch, config, layout):
+    """And there is one more, before them; whatever the memory format of the weights.
+
+    Beside the graph a run copies the image into it and the result out of it.
+    """
+    with torch.device("meta"):
+        network = mirnet_fast.MIRNet(**config).eval().half().to(memory_format=layout)
+        x = torch.empty((1, 3, 256, 256), dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        planned = plan.Plan(network, x)
+        bound = planned._bound(cuda.make_block(planned))
+    bound.values |= dict.fromkeys(planned._inputs, x)
+    with Launches(monkeypatch) as launches:
+        Bound.run(bound)
+    assert launches.counts.pop("gather_kernel") == 1
+    assert not [name for name in launches.counts if name.startswith("aten")]
+    assert launches.counts.total() == len(planned.tasks)
+    assert config or 1 + launches.counts.total() <= 300
+    # The cost model leaves out slopes and the taps of gates.
+    tasks, _ = cost.tasks_without_bands(network, x.shape, 2)
+    gathered = 2 * sum(t.nbytes for t in bound._packed) + bound._sums.nbytes
+    assert cost.of_gathering(tasks, 2).nbytes == pytest.approx(gathered, rel=0.02)
 
 
 @pytest.mark.parametrize("convolutions", ["cudnn", "triton"])

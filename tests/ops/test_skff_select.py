@@ -130,10 +130,10 @@ def test_wrong_counts(op):
 def test_partial_sums(op, monkeypatch, partials):
     kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
     small = {"TH": 2, "TW": 4, "BC": 8, "num_warps": 4}
-    warps = {"num_warps": 4}
-    monkeypatch.setattr(kernels, "config", lambda name, x: dict(warps if "attend" in name else small))
-    monkeypatch.setattr(kernels, "rows_at_once", lambda channels: 2)
-    monkeypatch.setattr(kernels, "PARTIALS", partials * 2 * 2)  # of two images, by two blocks of channels
+    monkeypatch.setattr(kernels, "config", lambda name, x: dict(small))
+    # Of two images, by two blocks of channels.
+    monkeypatch.setattr(kernels, "PARTIALS", partials * 2 * 2)
+    monkeypatch.setattr(kernels, "multiprocessors", lambda x: partials * 2 * 2 // kernels.PROGRAMS)
     args = op.arguments("plain")
     assert kernels.pool(args[0]).shape == (2, partials, 1, 16)
     op.check_contract(args, gradient_maker("dense", torch.float32), draws=1)
@@ -150,8 +150,7 @@ def test_sums_of_a_producer(op):
     kernels = importlib.import_module("mirnet_fast.kernels.skff_select")
     maps = [b.contiguous(memory_format=torch.channels_last) for b in branches]
     first, *rest = [b.double().sum((2, 3)) for b in maps]
-    rows = sum(b.sum(3).transpose(1, 2) for b in maps[1:]).contiguous()
-    for sums in ([], [first, *rest], [first, rows]):
+    for sums in ([], [first, *rest], [first, sum(rest)]):
         out = torch.empty_like(maps[0])
         kernels.skff_select_into(out, maps, *weights, sums)
         torch.testing.assert_close(out, ops.skff_select(maps, *weights))
