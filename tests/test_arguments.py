@@ -59,8 +59,7 @@ OF_CPU = {
         sums(N, E),
         0,
     ],
-    "conv_transpose3x3": [x, t(C, E, 3, 3), t(E), t(E)],
-    "conv_transpose3x3_into": [m(N, E, 2 * H, 2 * W), x, t(C, E, 3, 3), t(E), t(E), 0],
+    "conv_transpose3x3": [x, t(C, E, 3, 3), t(E)],
     "dau_attention_into": [m(N, C, H, W), x, x, *DAU, t(N, 2, H, W), sums(N, C), sums(N, C)],
     "residual_down_tail_into": [lower, x, x, *DOWN, sums(N, E)],
     "residual_up_tail_rows": [upper, big, small, *UP, 0],
@@ -130,7 +129,6 @@ FREE = {
     "conv_transpose3x3": {(0,): ANY_SIZE - {"longer along 1", "shorter along 1"}},
     # The result is some rows of what these are the whole of.
     "conv3x3_into": {(1,): {"longer along 2"}},
-    "conv_transpose3x3_into": {(1,): {"longer along 2"}},
     "residual_up_tail_rows": {(2,): {"longer along 2"}},
     "residual_up_tail_of_conv": {(1,): {"longer along 2"}, (4,): {"longer along 2"}},
 }
