@@ -66,7 +66,7 @@ def test_no_room_has_an_op_that_is_not_listed(room):
 def kernels_that_write():
     """{name: schema} of the ops of the C++ library that write into their arguments."""
     sources = "".join(path.read_text() for path in sorted((ROOT / "csrc" / "cpu").glob("*.cpp")))
-    names = re.findall(r'm\.impl\("(\w+)"', sources)
+    names = re.findall(r"MIRNET_IMPL\((\w+)\)", sources)
     schemas = {name: getattr(torch.ops.mirnet_fast_cpu, name).default._schema for name in names}
     return {name: s for name, s in schemas.items() if any(a.alias_info for a in s.arguments)}
 

@@ -61,12 +61,9 @@ Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slop
   return out;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv3x3", TORCH_BOX(&Op<&conv3x3>::call));
-  m.impl("conv3x3_into", TORCH_BOX(&Op<&conv3x3_into>::call));
+  MIRNET_IMPL(conv3x3);
+  MIRNET_IMPL(conv3x3_into);
 }
 
 }  // namespace mirnet_fast::cpu

@@ -23,11 +23,6 @@ Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias) {
   return out;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
-STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv_transpose3x3", TORCH_BOX(&Op<&conv_transpose3x3>::call));
-}
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) { MIRNET_IMPL(conv_transpose3x3); }
 
 }  // namespace mirnet_fast::cpu
