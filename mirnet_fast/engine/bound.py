@@ -158,6 +158,30 @@ def conv_of_torch(
         torch.add(result, residual, out=out)
 
 
+def tail_weights(
+    task: Task,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """The last arguments of a residual resampler's tail."""
+    slope, top, bottom = (task.layers[name] for name in ("activation", "top_conv", "bottom_conv"))
+    return slope.weight, top.weight, top.bias, bottom.weight, bottom.bias
+
+
+def skff_weights(task: Task) -> tuple[torch.Tensor | list[torch.Tensor] | None, ...]:
+    """The arguments of skff_select behind the branches."""
+    reduce, activation, fcs = (task.layers[name] for name in ("reduce", "activation", "fcs"))
+    slope, weights = convolution.slope_of(activation, reduce.weight), [fc.weight for fc in fcs]
+    return reduce.weight, reduce.bias, slope, weights, [] if fcs[0].bias is None else [fc.bias for fc in fcs]
+
+
+def dau_arguments(bound: Bound, task: Task) -> list[object]:
+    """The arguments of dau_attention_into: maps, weights and statistics."""
+    spatial, squeeze, excite, fuse = (task.layers[name] for name in ("spatial", "squeeze", "excite", "fuse"))
+    weights = spatial.weight, squeeze.weight, squeeze.bias, excite.weight, excite.bias, fuse.weight, fuse.bias
+    maps = task.writes["out"], task.reads["r"], task.reads["x"]
+    statistics = task.reads["pooled"], task.reads["sums"], task.writes.get("sums")
+    return [*map(bound.of, maps), *weights, *map(bound.of, statistics)]
+
+
 def _module_call(bound, task):
     module, out = task.layers["module"], task.writes["out"].value
     bound.calls.append(partial(bound.call_module, module, bound.of(task.reads["x"]), out))
