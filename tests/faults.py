@@ -216,7 +216,7 @@ FAULTS = [
     Fault(
         "sums beyond the border",
         "pixels of a tile beyond the map count in the sums",
-        "kernels/_convolution.py",
+        "kernels/_common.py",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)",
         "part = tl.sum(value, 0).to(tl.float64)",
         "tests/test_kernels_convolutions.py -k 'statistics or sums'",
@@ -224,7 +224,7 @@ FAULTS = [
     Fault(
         "rounded sums",
         "the sums over a program's pixels are rounded before they are added",
-        "kernels/_convolution.py",
+        "kernels/_common.py",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float64)",
         "part = tl.sum(tl.where(inside[:, None], value, 0), 0).to(tl.float16).to(tl.float64)",
         "tests/test_kernels_convolutions.py -k sums",
@@ -312,9 +312,9 @@ FAULTS = [
     Fault(
         "residual",
         "without gradients the DAU adds no input",
-        "mirnet_fast/engine/cpu.py",
-        'arguments = [bound.of(task.reads[name]) for name in ("r", "x")]',
-        'arguments = [bound.of(task.reads["r"]), None]',
+        "mirnet_fast/engine/bound.py",
+        'maps = task.writes["out"], task.reads["r"], task.reads["x"]',
+        'maps = task.writes["out"], task.reads["r"], None',
         "tests/test_modules.py",
     ),
     Fault(
