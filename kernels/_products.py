@@ -24,6 +24,28 @@ from ._configs import config
 WEIGHT_VALUES = 2**22
 
 
+@triton.jit
+def multiplied(source, inside, weight, slope, d, C, D, SLOPES, BK: tl.constexpr, OPERAND, PRECISION):
+    """(pixels, outputs d): weight (D, C) times the pixels at `source`, or with SLOPES times PReLU of them."""
+    total = tl.zeros((inside.shape[0], d.shape[0]), tl.float32)
+    for first in range(0, C, BK):
+        c = first + tl.arange(0, BK)
+        value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0)
+        if SLOPES > 0:
+            a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32)
+        share = tl.load(
+            weight + c[:, None] + d[None, :] * C, mask=(c < C)[:, None] & (d < D)[None, :], other=0
+        )
+        if SLOPES > 0:
+            value = prelu(value.to(tl.float32), a[None, :]).to(OPERAND)
+        elif value.dtype != OPERAND:
+            value = value.to(tl.float32).to(OPERAND)
+        if share.dtype != OPERAND:
+            share = share.to(tl.float32).to(OPERAND)
+        total = tl.dot(value, share, total, input_precision=PRECISION)
+    return total
+
+
 @for_any_size
 def project_kernel(
     x,
@@ -32,15 +54,9 @@ def project_kernel(
     slope,
     top,
     slope_sums,
-    x_n,
-    x_h,
-    x_w,
-    out_n,
-    out_h,
-    out_w,
-    top_n,
-    top_h,
-    top_w,
+    x_strides,
+    out_strides,
+    top_strides,
     height,
     width,
     C: tl.constexpr,
@@ -57,29 +73,18 @@ def project_kernel(
     # out = weight x; with `top`, times the derivative of its PReLU. Floor: both maps once (and top).
     n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
-    source = x + at(n, h, w, x_n, x_h, x_w, OFFSET)[:, None]
-    total = tl.zeros((TH * TW, BD), tl.float32)
-    for first in range(0, C, BK):
-        c = first + tl.arange(0, BK)
-        value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0)
-        share = tl.load(
-            weight + c[:, None] + d[None, :] * C, mask=(c < C)[:, None] & (d < D)[None, :], other=0
-        )
-        if x.dtype.element_ty != OPERAND:
-            value = value.to(tl.float32).to(OPERAND)
-        if weight.dtype.element_ty != OPERAND:
-            share = share.to(tl.float32).to(OPERAND)
-        total = tl.dot(value, share, total, input_precision=PRECISION)
+    source = x + at(n, h, w, *x_strides, OFFSET)[:, None]
+    total = multiplied(source, inside, weight, None, d, C, D, 0, BK, OPERAND, PRECISION)
     mask = inside[:, None] & (d < D)[None, :]
     if top is not None:
         a = tl.load(slope + d % SLOPES, mask=d < D, other=0).to(tl.float32)
-        position = top + at(n, h, w, top_n, top_h, top_w, OFFSET)[:, None] + d[None, :]
+        position = top + at(n, h, w, *top_strides, OFFSET)[:, None] + d[None, :]
         before = tl.load(position, mask=mask, other=0).to(tl.float32)
         # Outside the map 0 times an infinite weight may have left a NaN.
         through = tl.sum(tl.where((before > 0) | (inside == 0)[:, None], 0, before * total), 0)
         tl.store(slope_sums + tl.program_id(0).to(tl.int64) * D + d, through, mask=d < D)
         total = tl.where(before > 0, total, a[None, :] * total)
-    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + d[None, :]
+    target = out + at(n, h, w, *out_strides, OFFSET)[:, None] + d[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -89,12 +94,8 @@ def weight_gradient_kernel(
     x,
     slope,
     sums,
-    grad_n,
-    grad_h,
-    grad_w,
-    x_n,
-    x_h,
-    x_w,
+    grad_strides,
+    x_strides,
     height,
     width,
     count,
@@ -119,9 +120,9 @@ def weight_gradient_kernel(
     tile = program
     while tile < count:
         n, h, w, inside = pixels_of(tile, height, width, TH, TW)
-        source = grad + at(n, h, w, grad_n, grad_h, grad_w, OFFSET)[None, :] + d[:, None]
+        source = grad + at(n, h, w, *grad_strides, OFFSET)[None, :] + d[:, None]
         g = tl.load(source, mask=(d < D)[:, None] & inside[None, :], other=0)
-        source = x + at(n, h, w, x_n, x_h, x_w, OFFSET)[:, None] + c[None, :]
+        source = x + at(n, h, w, *x_strides, OFFSET)[:, None] + c[None, :]
         value = tl.load(source, mask=inside[:, None] & (c < C)[None, :], other=0)
         if SLOPES > 0:
             value = prelu(value.to(tl.float32), a[None, :]).to(OPERAND)
@@ -159,9 +160,9 @@ def project(x, weight, slope=None, top=None, dtype=None):
                 slope,
                 top,
                 sums,
-                *strides(x),
-                *strides(out),
-                *strides(out if top is None else top),
+                strides(x),
+                strides(out),
+                strides(out if top is None else top),
                 height,
                 width,
                 C=channels,
@@ -197,8 +198,8 @@ def weight_gradient(grad, x, dtype, slope=None):
             x,
             slope,
             sums,
-            *strides(grad),
-            *strides(x),
+            strides(grad),
+            strides(x),
             height,
             width,
             count,

@@ -14,6 +14,32 @@ from ._common import at, for_any_size, map_out, offset_type, on_device, pixels_o
 from ._configs import config
 
 
+@triton.jit
+def resampled(
+    x, x_strides, pixels, c, slopes, rows, cols, C, ROW_TAPS: tl.constexpr, COL_TAPS: tl.constexpr, OFFSET
+):
+    """(pixels, channels c), float32, of x resampled; of PReLU(x) where there are slopes of these channels.
+
+    rows, cols: (index, weight), the tables.
+    """
+    n, h, w, inside = pixels
+    total = tl.zeros((inside.shape[0], c.shape[0]), tl.float32)
+    for i in tl.static_range(ROW_TAPS):
+        row = tl.load(rows[0] + h * ROW_TAPS + i, mask=inside, other=0)
+        row_share = tl.load(rows[1] + h * ROW_TAPS + i, mask=inside, other=0)
+        for j in tl.static_range(COL_TAPS):
+            col = tl.load(cols[0] + w * COL_TAPS + j, mask=inside, other=0)
+            share = row_share * tl.load(cols[1] + w * COL_TAPS + j, mask=inside, other=0)
+            # Padding of the tables is not read: NaN times 0 would be NaN.
+            source = x + at(n, row, col, *x_strides, OFFSET)[:, None] + c[None, :]
+            mask = (share != 0)[:, None] & (c < C)[None, :]
+            value = tl.load(source, mask=mask, other=0).to(tl.float32)
+            if slopes is not None:
+                value = prelu(value, slopes[None, :])
+            total += share[:, None] * value
+    return total
+
+
 @for_any_size
 def resample_kernel(
     x,
@@ -21,19 +47,11 @@ def resample_kernel(
     slope,
     top,
     slope_sums,
-    row_index,
-    row_weight,
-    col_index,
-    col_weight,
-    x_n,
-    x_h,
-    x_w,
-    out_n,
-    out_h,
-    out_w,
-    top_n,
-    top_h,
-    top_w,
+    rows,
+    cols,
+    x_strides,
+    out_strides,
+    top_strides,
     height,
     width,
     C: tl.constexpr,
@@ -45,32 +63,20 @@ def resample_kernel(
     BC: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
+    pixels = pixels_of(tl.program_id(0), height, width, TH, TW)
+    n, h, w, inside = pixels
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    if SLOPES > 0:
-        a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32)
-    total = tl.zeros((TH * TW, BC), tl.float32)
-    for i in tl.static_range(ROW_TAPS):
-        row = tl.load(row_index + h * ROW_TAPS + i, mask=inside, other=0)
-        row_share = tl.load(row_weight + h * ROW_TAPS + i, mask=inside, other=0)
-        for j in tl.static_range(COL_TAPS):
-            col = tl.load(col_index + w * COL_TAPS + j, mask=inside, other=0)
-            share = row_share * tl.load(col_weight + w * COL_TAPS + j, mask=inside, other=0)
-            # Padding of the tables is not read: NaN times 0 would be NaN.
-            source = x + at(n, row, col, x_n, x_h, x_w, OFFSET)[:, None] + c[None, :]
-            mask = (share != 0)[:, None] & (c < C)[None, :]
-            value = tl.load(source, mask=mask, other=0).to(tl.float32)
-            if SLOPES > 0 and top is None:
-                value = prelu(value, a[None, :])
-            total += share[:, None] * value
+    a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32) if SLOPES > 0 else None
+    slopes = a if top is None else None
+    total = resampled(x, x_strides, pixels, c, slopes, rows, cols, C, ROW_TAPS, COL_TAPS, OFFSET)
     mask = inside[:, None] & (c < C)[None, :]
     if top is not None:
-        source = top + at(n, h, w, top_n, top_h, top_w, OFFSET)[:, None] + c[None, :]
+        source = top + at(n, h, w, *top_strides, OFFSET)[:, None] + c[None, :]
         before = tl.load(source, mask=mask, other=0).to(tl.float32)
         through = tl.sum(tl.where(before > 0, 0, before * total), 0)
         tl.store(slope_sums + tl.program_id(0).to(tl.int64) * C + c, through, mask=c < C)
         total = tl.where(before > 0, total, a[None, :] * total)
-    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + c[None, :]
+    target = out + at(n, h, w, *out_strides, OFFSET)[:, None] + c[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -95,11 +101,11 @@ def resample(x, rows, cols, slope=None, top=None, dtype=None):
                 slope,
                 top,
                 sums,
-                *rows,
-                *cols,
-                *strides(x),
-                *strides(out),
-                *strides(x if top is None else top),
+                rows,
+                cols,
+                strides(x),
+                strides(out),
+                strides(x if top is None else top),
                 height,
                 width,
                 C=channels,

@@ -24,14 +24,13 @@ from ._common import (
     operand_type,
     pixels_of,
     power_of_two,
-    prelu,
     product_precision,
     strides,
     tiles,
 )
 from ._configs import config
 from ._products import bias_gradient, project, slope_gradient, weight_gradient
-from ._resample import resample
+from ._resample import resample, resampled
 from ._taps import blur_table
 
 
@@ -44,13 +43,9 @@ def down_kernel(
     slope,
     out,
     sums,
-    row_index,
-    row_weight,
-    col_index,
-    col_weight,
-    out_n,
-    out_h,
-    out_w,
+    rows,
+    cols,
+    out_strides,
     height,
     width,
     C: tl.constexpr,
@@ -66,28 +61,16 @@ def down_kernel(
     PRECISION: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
+    pixels = pixels_of(tl.program_id(0), height, width, TH, TW)
+    n, h, w, inside = pixels
     d = tl.program_id(1) * BD + tl.arange(0, BD)
     total = tl.zeros((TH * TW, BD), tl.float32)
     for half in tl.static_range(2):
-        s = map_strides[half]
         for first in range(0, C, BK):
             c = first + tl.arange(0, BK)
-            blurred = tl.zeros((TH * TW, BK), tl.float32)
-            if half == 0:
-                a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32)
-            for i in tl.static_range(ROW_TAPS):
-                row = tl.load(row_index + h * ROW_TAPS + i, mask=inside, other=0)
-                row_share = tl.load(row_weight + h * ROW_TAPS + i, mask=inside, other=0)
-                for j in tl.static_range(COL_TAPS):
-                    col = tl.load(col_index + w * COL_TAPS + j, mask=inside, other=0)
-                    share = row_share * tl.load(col_weight + w * COL_TAPS + j, mask=inside, other=0)
-                    source = maps[half] + at(n, row, col, s[0], s[1], s[2], OFFSET)[:, None] + c[None, :]
-                    mask = (share != 0)[:, None] & (c < C)[None, :]
-                    value = tl.load(source, mask=mask, other=0).to(tl.float32)
-                    if half == 0:
-                        value = prelu(value, a[None, :])
-                    blurred += share[:, None] * value
+            a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32) if half == 0 else None
+            x, x_strides = maps[half], map_strides[half]
+            blurred = resampled(x, x_strides, pixels, c, a, rows, cols, C, ROW_TAPS, COL_TAPS, OFFSET)
             across = (c < C)[:, None] & (d < D)[None, :]
             weight = tl.load(weights[half] + c[:, None] + d[None, :] * C, mask=across, other=0)
             if weights[half].dtype.element_ty != OPERAND:
@@ -96,7 +79,7 @@ def down_kernel(
     for half in tl.static_range(2):
         if biases[half] is not None:
             total += tl.load(biases[half] + d, mask=d < D, other=0).to(tl.float32)[None, :]
-    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + d[None, :]
+    target = out + at(n, h, w, *out_strides, OFFSET)[:, None] + d[None, :]
     value = total.to(out.dtype.element_ty)
     tl.store(target, value, mask=inside[:, None] & (d < D)[None, :])
     if sums is not None:
@@ -141,9 +124,9 @@ def residual_down_tail_into(
             slope,
             out,
             sums,
-            *rows,
-            *cols,
-            *strides(out),
+            rows,
+            cols,
+            strides(out),
             height,
             width,
             C=channels,

@@ -22,13 +22,12 @@ from ._common import (
     operand_type,
     pixels_of,
     power_of_two,
-    prelu,
     product_precision,
     strides,
     tiles,
 )
 from ._configs import config
-from ._products import bias_gradient, project, slope_gradient, weight_gradient
+from ._products import bias_gradient, multiplied, project, slope_gradient, weight_gradient
 from ._resample import resample
 from ._taps import bilinear_table
 
@@ -42,15 +41,9 @@ def up_kernel(
     top_bias,
     bottom_bias,
     out,
-    top_n,
-    top_h,
-    top_w,
-    small_n,
-    small_h,
-    small_w,
-    out_n,
-    out_h,
-    out_w,
+    top_strides,
+    small_strides,
+    out_strides,
     height,
     width,
     C: tl.constexpr,
@@ -66,18 +59,8 @@ def up_kernel(
 ):
     n, h, w, inside = pixels_of(tl.program_id(0), height, width, TH, TW)
     d = tl.program_id(1) * BD + tl.arange(0, BD)
-    source = top + at(n, h, w, top_n, top_h, top_w, OFFSET)[:, None]
-    total = tl.zeros((TH * TW, BD), tl.float32)
-    for first in range(0, C, BK):
-        c = first + tl.arange(0, BK)
-        value = tl.load(source + c[None, :], mask=inside[:, None] & (c < C)[None, :], other=0).to(tl.float32)
-        a = tl.load(slope + c % SLOPES, mask=c < C, other=0).to(tl.float32)
-        share = tl.load(
-            weight + c[:, None] + d[None, :] * C, mask=(c < C)[:, None] & (d < D)[None, :], other=0
-        )
-        if weight.dtype.element_ty != OPERAND:
-            share = share.to(tl.float32).to(OPERAND)
-        total = tl.dot(prelu(value, a[None, :]).to(OPERAND), share, total, input_precision=PRECISION)
+    source = top + at(n, h, w, *top_strides, OFFSET)[:, None]
+    total = multiplied(source, inside, weight, slope, d, C, D, SLOPES, BK, OPERAND, PRECISION)
     mask = inside[:, None] & (d < D)[None, :]
     # Bilinear, align_corners=False: three quarters of the pixel that this one lies in, a quarter of
     # the neighbour it is nearer to; at the border that is the pixel itself.
@@ -87,14 +70,14 @@ def up_kernel(
         for right in tl.static_range(2):
             col = w // 2 + right * (w % 2 * 2 - 1)
             col = tl.minimum(tl.maximum(col, 0), width // 2 - 1)
-            position = small + at(n, row, col, small_n, small_h, small_w, OFFSET)[:, None] + d[None, :]
+            position = small + at(n, row, col, *small_strides, OFFSET)[:, None] + d[None, :]
             share = (0.75 - 0.5 * down) * (0.75 - 0.5 * right)
             total += share * tl.load(position, mask=mask, other=0).to(tl.float32)
     if top_bias is not None:
         total += tl.load(top_bias + d, mask=d < D, other=0).to(tl.float32)[None, :]
     if bottom_bias is not None:
         total += tl.load(bottom_bias + d, mask=d < D, other=0).to(tl.float32)[None, :]
-    target = out + at(n, h, w, out_n, out_h, out_w, OFFSET)[:, None] + d[None, :]
+    target = out + at(n, h, w, *out_strides, OFFSET)[:, None] + d[None, :]
     tl.store(target, total.to(out.dtype.element_ty), mask=mask)
 
 
@@ -119,9 +102,9 @@ def residual_up_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bo
             top_bias,
             bottom_bias,
             out,
-            *strides(large),
-            *strides(small),
-            *strides(out),
+            strides(large),
+            strides(small),
+            strides(out),
             height,
             width,
             C=channels,

@@ -352,9 +352,9 @@ FAULTS = [
     Fault(
         "residual",
         "without gradients the DAU adds no input",
-        "mirnet_fast/engine/cpu.py",
-        'arguments = [bound.of(task.reads[name]) for name in ("r", "x")]',
-        'arguments = [bound.of(task.reads["r"]), None]',
+        "mirnet_fast/engine/bound.py",
+        'maps = task.writes["out"], task.reads["r"], task.reads["x"]',
+        'maps = task.writes["out"], task.reads["r"], None',
         "tests/test_modules.py",
     ),
     Fault(

@@ -139,7 +139,7 @@ def conv(m):
     engine = torch.ops.mirnet_fast_cpu
     if kind == "conv_transpose3x3":
         oracle = torch.nn.functional.conv_transpose2d(*exact, stride=2, padding=1, output_padding=1)
-        return kind, engine.conv_transpose3x3(x, weight, bias, None), oracle
+        return kind, engine.conv_transpose3x3(x, weight, bias), oracle
     oracle = torch.nn.functional.conv2d(*exact, padding=shape[-1] // 2)
     if kind == "conv3x3":
         return kind, engine.conv3x3(x, weight, bias, None, None), oracle

@@ -42,12 +42,9 @@ std::vector<Tensor> blur_pool_backward(Tensor grad, Tensor x, int64_t filt_size,
   return {x_grad};
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("blur_pool", TORCH_BOX(&Op<&blur_pool>::call));
-  m.impl("blur_pool_backward", TORCH_BOX(&Op<&blur_pool_backward>::call));
+  MIRNET_IMPL(blur_pool);
+  MIRNET_IMPL(blur_pool_backward);
 }
 
 }  // namespace mirnet_fast::cpu

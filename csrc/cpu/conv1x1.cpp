@@ -29,11 +29,6 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
       args.out.w * std::max(C, D));
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
-STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv1x1_into", TORCH_BOX(&Op<&conv1x1_into>::call));
-}
+STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) { MIRNET_IMPL(conv1x1_into); }
 
 }  // namespace mirnet_fast::cpu

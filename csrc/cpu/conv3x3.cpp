@@ -21,7 +21,9 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
     check(kOp, "residual", *residual, shape, x);
     check_channels_last(kOp, "residual", *residual);
   }
-  check_rows(kOp, first_row, out.size(2), x.size(2));
+  MIRNET_CHECK(first_row >= 0 && first_row + out.size(2) <= x.size(2), kOp,
+               ": the rows from first_row on must lie inside x's ", x.size(2),
+               "; got first_row = ", first_row, " and ", out.size(2), " rows");
   check_statistics(kOp, out, C, pooled, sums);
 
   ConvArgs args{};
@@ -59,12 +61,9 @@ Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor slop
   return out;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("conv3x3", TORCH_BOX(&Op<&conv3x3>::call));
-  m.impl("conv3x3_into", TORCH_BOX(&Op<&conv3x3_into>::call));
+  MIRNET_IMPL(conv3x3);
+  MIRNET_IMPL(conv3x3_into);
 }
 
 }  // namespace mirnet_fast::cpu

@@ -35,11 +35,6 @@ inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weigh
   return size[1 - inputs];
 }
 
-inline void check_rows(const char* op, int64_t first_row, int64_t count, int64_t all) {
-  MIRNET_CHECK(first_row >= 0 && first_row + count <= all, op, ": the rows from first_row on must",
-               " lie inside x's ", all, "; got first_row = ", first_row, " and ", count, " rows");
-}
-
 // bias and slope, and an output of this shape.
 inline void check_convolution(const char* op, const Tensor& out, const Shape& shape,
                               const Tensor& x, const OptionalTensor& bias,

@@ -275,13 +275,10 @@ std::vector<Tensor> dau_attention_backward(Tensor grad, Tensor r, Tensor spatial
   return gradients;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("dau_attention", TORCH_BOX(&Op<&dau_attention>::call));
-  m.impl("dau_attention_into", TORCH_BOX(&Op<&dau_attention_into>::call));
-  m.impl("dau_attention_backward", TORCH_BOX(&Op<&dau_attention_backward>::call));
+  MIRNET_IMPL(dau_attention);
+  MIRNET_IMPL(dau_attention_into);
+  MIRNET_IMPL(dau_attention_backward);
 }
 
 }  // namespace mirnet_fast::cpu

@@ -90,4 +90,7 @@ struct Named<F, Name> {
   }
 };
 
+// Inside STABLE_TORCH_LIBRARY_IMPL(..., m): the function of this name is the op's kernel.
+#define MIRNET_IMPL(name) m.impl(#name, TORCH_BOX((&Named<&name, &kOp>::call)))
+
 }  // namespace mirnet_fast::cpu

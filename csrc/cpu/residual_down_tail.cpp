@@ -1,5 +1,4 @@
 // residual_down_tail on the CPU: filter tables and packed weights for simd/residual_down_tail.cpp.
-#include "panels.h"
 #include "tail_sums.h"
 #include "tap_tables.h"
 
@@ -21,26 +20,18 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
   check_down_tail(kOp, top, bottom, weights);
   check(kOp, "out", out, down_tail_shape(top, top_weight.size(0)), top);
   const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
-  const int64_t C = top.size(1), D = top_weight.size(0);
+  const int64_t D = top_weight.size(0);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), D);
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    using A = Acc<T>;
     DownArgs args{};
     args.top = map_of(top);
     args.bottom = map_of(bottom);
     args.out = map_of(out);
     args.rows = rows.view();
     args.cols = cols.view();
-    const Vector<A> slopes = channel_slopes<T>(slope, C);
-    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
-    const auto packed_top = packed(top_values.data(), C, 1, D, C);
-    const auto packed_bottom = packed(bottom_values.data(), C, 1, D, C);
-    const Vector<A> bias = summed_bias<T>(top_bias, bottom_bias, D);
-    args.slope = slopes.data();
-    args.packed_top = packed_top.get();
-    args.packed_bottom = packed_bottom.get();
-    args.bias = bias.empty() ? nullptr : bias.data();
+    const TailOperands<T> operands(weights, false);
+    operands.give_to(args);
     GroupedSums grouped(sums, args.out.n, args.out.h, D);
     args.out_sums = grouped.parts();
     run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
@@ -84,13 +75,8 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
     args.cols = cols.view();
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
-    const Vector<A> slopes = channel_slopes<T>(slope, C);
-    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
-    const auto packed_top = packed(top_values.data(), 1, C, C, D);
-    const auto packed_bottom = packed(bottom_values.data(), 1, C, C, D);
-    args.slope = slopes.data();
-    args.packed_top = packed_top.get();
-    args.packed_bottom = packed_bottom.get();
+    const TailOperands<T> operands(weights, true);
+    operands.give_to(args);
 
     const Map& small = args.grad;
     const int64_t ld = MIRNET_KERNEL(padded, A)(C);
@@ -121,13 +107,10 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
   return gradients;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("residual_down_tail", TORCH_BOX(&Op<&residual_down_tail>::call));
-  m.impl("residual_down_tail_into", TORCH_BOX(&Op<&residual_down_tail_into>::call));
-  m.impl("residual_down_tail_backward", TORCH_BOX(&Op<&residual_down_tail_backward>::call));
+  MIRNET_IMPL(residual_down_tail);
+  MIRNET_IMPL(residual_down_tail_into);
+  MIRNET_IMPL(residual_down_tail_backward);
 }
 
 }  // namespace mirnet_fast::cpu

@@ -1,6 +1,5 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
 #include "convolution.h"
-#include "panels.h"
 #include "tail_sums.h"
 #include "tap_tables.h"
 
@@ -15,34 +14,28 @@ template <class T>
 struct Forward {
   using A = Acc<T>;
   TapTable rows, cols;
-  Vector<A> slopes, bias;
-  Block<A> packed_top, packed_bottom, projected;
+  TailOperands<T> operands;
+  Block<A> projected;
   UpArgs args{};
 
   Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row)
-      : rows(bilinear_taps(bottom.size(2))), cols(bilinear_taps(bottom.size(3))) {
-    const int64_t C = w.top.size(1), E = bottom.size(1), D = w.top.size(0);
+      : rows(bilinear_taps(bottom.size(2))),
+        cols(bilinear_taps(bottom.size(3))),
+        operands(w, false) {
     args.bottom = map_of(bottom);
     args.out = map_of(out);
     args.rows = rows.view();
     args.cols = cols.view();
-    slopes = channel_slopes<T>(w.slope, C);
-    packed_top = packed(Ordered<T>(w.top).data(), C, 1, D, C);
-    packed_bottom = packed(Ordered<T>(w.bottom).data(), E, 1, D, E);
-    bias = summed_bias<T>(w.top_bias, w.bottom_bias, D);
+    operands.give_to(args);
     const Map& small = args.bottom;
     // An enlarged row reads the small row it lies in and one neighbour.
     const int64_t last_row = first_row + args.out.h;
     args.first_row = first_row;
     args.projected_first = std::max<int64_t>(first_row / 2 - 1, 0);
     args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
-    projected = Block<A>(small.n * args.projected_rows * small.w * D);
-    args.slope = slopes.data();
-    args.packed_top = packed_top.get();
-    args.packed_bottom = packed_bottom.get();
-    args.bias = bias.empty() ? nullptr : bias.data();
+    projected = Block<A>(small.n * args.projected_rows * small.w * args.out.c);
     args.projected = projected.get();
-    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * E);
+    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * small.c);
   }
 };
 
@@ -148,13 +141,8 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
     args.bottom_grad = map_of(bottom_grad);
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
-    const Vector<A> slopes = channel_slopes<T>(slope, C);
-    const Ordered<T> top_values(top_weight), bottom_values(bottom_weight);
-    const auto packed_top = packed(top_values.data(), 1, C, C, D);
-    const auto packed_bottom = packed(bottom_values.data(), 1, E, E, D);
-    args.slope = slopes.data();
-    args.packed_top = packed_top.get();
-    args.packed_bottom = packed_bottom.get();
+    const TailOperands<T> operands(weights, true);
+    operands.give_to(args);
 
     const int64_t ld = MIRNET_KERNEL(padded, A)(C), lde = MIRNET_KERNEL(padded, A)(E);
     args.chunks = matrix_chunks_of(args.top);
@@ -180,14 +168,11 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
   return gradients;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("residual_up_tail", TORCH_BOX(&Op<&residual_up_tail>::call));
-  m.impl("residual_up_tail_rows", TORCH_BOX(&Op<&residual_up_tail_rows>::call));
-  m.impl("residual_up_tail_of_conv", TORCH_BOX(&Op<&residual_up_tail_of_conv>::call));
-  m.impl("residual_up_tail_backward", TORCH_BOX(&Op<&residual_up_tail_backward>::call));
+  MIRNET_IMPL(residual_up_tail);
+  MIRNET_IMPL(residual_up_tail_rows);
+  MIRNET_IMPL(residual_up_tail_of_conv);
+  MIRNET_IMPL(residual_up_tail_backward);
 }
 
 }  // namespace mirnet_fast::cpu

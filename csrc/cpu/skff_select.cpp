@@ -240,14 +240,11 @@ std::vector<Tensor> skff_select_backward(Tensor grad, std::vector<Tensor> branch
   return gradients;
 }
 
-template <auto F>
-using Op = Named<F, &kOp>;
-
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) {
-  m.impl("skff_select", TORCH_BOX(&Op<&skff_select>::call));
-  m.impl("skff_select_into", TORCH_BOX(&Op<&skff_select_into>::call));
-  m.impl("skff_pool", TORCH_BOX(&Op<&skff_pool>::call));
-  m.impl("skff_select_backward", TORCH_BOX(&Op<&skff_select_backward>::call));
+  MIRNET_IMPL(skff_select);
+  MIRNET_IMPL(skff_select_into);
+  MIRNET_IMPL(skff_pool);
+  MIRNET_IMPL(skff_select_backward);
 }
 
 }  // namespace mirnet_fast::cpu

@@ -1,9 +1,9 @@
-// The tails of both residual resamplers: values of their PReLU slope and biases, and their
-// gradients from the sums over pixels.
+// The tails of both residual resamplers: their weights as the loops read them, and the gradients
+// from the sums over pixels.
 #pragma once
 
 #include "../common/tail_arguments.h"
-#include "run.h"
+#include "panels.h"
 #include "sums.h"
 #include "tensors.h"
 
@@ -30,6 +30,36 @@ Vector<Acc<T>> summed_bias(const OptionalTensor& a, const OptionalTensor& b, int
     }
   return result;
 }
+
+// A tail's weights as the loops read them: for the forward, or turned for the backward.
+template <class T>
+struct TailOperands {
+  using A = Acc<T>;
+  Vector<A> slopes, bias;  // the latter of a forward alone
+  Block<A> top, bottom;
+
+  TailOperands(const TailWeights& w, bool backward)
+      : slopes(channel_slopes<T>(w.slope, w.top.size(1))),
+        top(panels(w.top, backward)),
+        bottom(panels(w.bottom, backward)) {
+    if (!backward) bias = summed_bias<T>(w.top_bias, w.bottom_bias, w.top.size(0));
+  }
+
+  template <class Args>
+  void give_to(Args& args) const {
+    args.slope = slopes.data();
+    args.packed_top = top.get();
+    args.packed_bottom = bottom.get();
+    args.bias = bias.empty() ? nullptr : bias.data();
+  }
+
+ private:
+  static Block<A> panels(const Tensor& weight, bool backward) {
+    const int64_t D = weight.size(0), C = weight.size(1);
+    const Ordered<T> values(weight);
+    return backward ? packed(values.data(), 1, C, C, D) : packed(values.data(), C, 1, D, C);
+  }
+};
 
 // Columns [first, first + count) of (chunks, stride) sums.
 struct ChunkSums {

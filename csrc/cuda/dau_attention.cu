@@ -214,21 +214,15 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
                             int(spatial_weight.size(2)),
                             int(r.size(2)),
                             int(r.size(3))};
-    const auto go = [&](auto width, auto kernel) {
+    // The halo of a large window takes more than the wide tile leaves.
+    const bool many = channels > 64 && ApplyShared<T, 128>::bytes(args.taps) <= kSharedLimit;
+    by_outputs<T, 64>(aligned, many, [&](auto width, auto is_aligned) {
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kDown, kAcross>(n, r.size(2), r.size(3)) * ceil_div(channels, N);
-      context.launch(error_context(kOp, r), kernel, blocks, kThreads<N>,
-                     ApplyShared<T, N>::bytes(args.taps), args);
-    };
-    if (!aligned)
-      go(Width<64>{}, apply_kernel<T, 64, false>);
-    else if (sizeof(T) == 4 || channels <= 64 ||
-             // The halo of a large window takes more than the wide tile leaves.
-             ApplyShared<T, 128>::bytes(args.taps) > kSharedLimit)
-      go(Width<64>{}, apply_kernel<T, 64, true>);
-    else if constexpr (sizeof(T) == 2)
-      go(Width<128>{}, apply_kernel<T, 128, true>);
+      context.launch(error_context(kOp, r), apply_kernel<T, N, decltype(is_aligned)::value>, blocks,
+                     kThreads<N>, ApplyShared<T, N>::bytes(args.taps), args);
+    });
   });
   return laid_out_like(out, r);
 }

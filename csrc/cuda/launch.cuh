@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "../common/arguments.h"
 #include "device.cuh"
@@ -61,6 +62,18 @@ template <int V>
 struct Width {
   static constexpr int value = V;
 };
+
+// f(Width<N>{}, aligned) for a product's tile: Few outputs, or with 16-bit values and aligned maps
+// twice as many where there are `many`.
+template <class T, int Few, class F>
+void by_outputs(bool aligned, bool many, F f) {
+  if (!aligned)
+    f(Width<Few>{}, std::false_type{});
+  else if (sizeof(T) == 4 || !many)
+    f(Width<Few>{}, std::true_type{});
+  else if constexpr (sizeof(T) == 2)
+    f(Width<2 * Few>{}, std::true_type{});
+}
 
 // ---- feature maps ----------------------------------------------------------------------------
 

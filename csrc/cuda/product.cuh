@@ -155,19 +155,14 @@ std::pair<Tensor, OptionalTensor> project_through(const char* op, const LaunchCo
     args.slopes = int(slope->numel());
     args.slope_sums = static_cast<float*>(sums->data_ptr());
   }
-  const auto go = [&](auto width, auto kernel) {
+  if (tiles == 0) return {out, sums};
+  const bool aligned = wide({&x, &out}) && aligned_data(weight);
+  by_outputs<T, 64>(aligned, outputs > 64, [&](auto width, auto is_aligned) {
     constexpr int N = decltype(width)::value;
-    context.launch(error_context(op, x), kernel, tiles * ceil_div(outputs, N), kProjectThreads<N>,
-                   ProjectShared<T, N>::kBytes, args);
-  };
-  if (tiles > 0) {
-    if (!(wide({&x, &out}) && aligned_data(weight)))
-      go(Width<64>{}, project_kernel<T, 64, false, Prelu>);
-    else if (sizeof(T) == 4 || outputs <= 64)
-      go(Width<64>{}, project_kernel<T, 64, true, Prelu>);
-    else if constexpr (sizeof(T) == 2)
-      go(Width<128>{}, project_kernel<T, 128, true, Prelu>);
-  }
+    context.launch(error_context(op, x), project_kernel<T, N, decltype(is_aligned)::value, Prelu>,
+                   tiles * ceil_div(outputs, N), kProjectThreads<N>, ProjectShared<T, N>::kBytes,
+                   args);
+  });
   return {out, sums};
 }
 

@@ -151,19 +151,13 @@ Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_we
                            int(top.size(3)),
                            int(out.size(2)),
                            int(out.size(3))};
-    const auto go = [&](auto width, auto kernel) {
+    by_outputs<T, 128>(aligned, outputs > 128, [&](auto width, auto is_aligned) {
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kSide, kSide>(top.size(0), out.size(2), out.size(3)) * ceil_div(outputs, N);
-      context.launch(error_context(kOp, top), kernel, blocks, kThreads<N>, DownShared<T, N>::kBytes,
-                     args);
-    };
-    if (!aligned)
-      go(Width<128>{}, down_kernel<T, 128, false>);
-    else if (sizeof(T) == 4 || outputs <= 128)
-      go(Width<128>{}, down_kernel<T, 128, true>);
-    else if constexpr (sizeof(T) == 2)
-      go(Width<256>{}, down_kernel<T, 256, true>);
+      context.launch(error_context(kOp, top), down_kernel<T, N, decltype(is_aligned)::value>,
+                     blocks, kThreads<N>, DownShared<T, N>::kBytes, args);
+    });
   });
   return laid_out_like(out, top);
 }

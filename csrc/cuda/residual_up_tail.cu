@@ -157,19 +157,13 @@ Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weig
         w.top.data<T>(),        w.top_bias.data<T>(),   w.bottom.data<T>(), w.bottom_bias.data<T>(),
         int(top.size(1)),       int(bottom.size(1)),    int(outputs),       int(slope.numel()),
         int(top.size(2)),       int(top.size(3))};
-    const auto go = [&](auto width, auto kernel) {
+    by_outputs<T, 64>(aligned, outputs > 64, [&](auto width, auto is_aligned) {
       constexpr int N = decltype(width)::value;
       const int64_t blocks =
           tiles_of<kDown, kAcross>(top.size(0), top.size(2), top.size(3)) * ceil_div(outputs, N);
-      context.launch(error_context(kOp, top), kernel, blocks, kThreads<N>, UpShared<T, N>::kBytes,
-                     args);
-    };
-    if (!aligned)
-      go(Width<64>{}, up_kernel<T, 64, false>);
-    else if (sizeof(T) == 4 || outputs <= 64)
-      go(Width<64>{}, up_kernel<T, 64, true>);
-    else if constexpr (sizeof(T) == 2)
-      go(Width<128>{}, up_kernel<T, 128, true>);
+      context.launch(error_context(kOp, top), up_kernel<T, N, decltype(is_aligned)::value>, blocks,
+                     kThreads<N>, UpShared<T, N>::kBytes, args);
+    });
   });
   return laid_out_like(out, top);
 }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..ops.convolution import slope_of
 from .graph import MAP, POOLED, SUMS, Value
 from .schedule import Task, Window, whole
 
@@ -134,6 +135,30 @@ def _part(tensor, window):
     if value.kind == SUMS:
         return tensor[begin] if end - begin == 1 else tensor[begin:end]
     return tensor if (begin, end) == (0, value.height) else tensor[:, :, begin:end]
+
+
+def tail_weights(
+    task: Task,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor | None]:
+    """The last arguments of a residual resampler's tail."""
+    slope, top, bottom = (task.layers[name] for name in ("activation", "top_conv", "bottom_conv"))
+    return slope.weight, top.weight, top.bias, bottom.weight, bottom.bias
+
+
+def skff_weights(task: Task) -> tuple[torch.Tensor | list[torch.Tensor] | None, ...]:
+    """The arguments of skff_select behind the branches."""
+    reduce, activation, fcs = (task.layers[name] for name in ("reduce", "activation", "fcs"))
+    slope, weights = slope_of(activation, reduce.weight), [fc.weight for fc in fcs]
+    return reduce.weight, reduce.bias, slope, weights, [] if fcs[0].bias is None else [fc.bias for fc in fcs]
+
+
+def dau_arguments(bound: Bound, task: Task, spatial_weight: torch.Tensor) -> list[object]:
+    """The arguments of dau_attention_into: maps, weights and statistics."""
+    squeeze, excite, fuse = (task.layers[name] for name in ("squeeze", "excite", "fuse"))
+    weights = spatial_weight, squeeze.weight, squeeze.bias, excite.weight, excite.bias, fuse.weight, fuse.bias
+    maps = task.writes["out"], task.reads["r"], task.reads["x"]
+    statistics = task.reads["pooled"], task.reads["sums"], task.writes.get("sums")
+    return [*map(bound.of, maps), *weights, *map(bound.of, statistics)]
 
 
 def _module_call(bound, task):

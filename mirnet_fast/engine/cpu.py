@@ -10,7 +10,7 @@ from .. import backends
 from ..ops import convolution
 from ..ops.convolution import slope_of
 from . import in_place, memory
-from .bound import Binder, Bound
+from .bound import Binder, Bound, dau_arguments, skff_weights, tail_weights
 from .graph import Step
 
 if TYPE_CHECKING:
@@ -98,12 +98,12 @@ def _residual_down_tail(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
     sums = bound.of(task.writes.get("sums"))
     out = bound.of(task.writes["out"])
-    bound.emit(in_place.residual_down_tail_into, out, *operands, *_tail(task), sums)
+    bound.emit(in_place.residual_down_tail_into, out, *operands, *tail_weights(task), sums)
 
 
 def _residual_up_tail(bound, task):
     out, x, bottom = bound.of(task.writes["out"]), bound.of(task.reads["x"]), bound.of(task.reads["bottom"])
-    layer, tail = task.layers["conv"], _tail(task)
+    layer, tail = task.layers["conv"], tail_weights(task)
     if not task.layers["by_kernels"]:
         bound.emit(_residual_up_tail_of_torch, layer, out, x, bottom, tail, task.row)
         return
@@ -117,24 +117,10 @@ def _residual_up_tail_of_torch(layer, out, x, bottom, tail, row):
     in_place.residual_up_tail_rows(out, top, bottom, *tail, row)
 
 
-def _tail(task):
-    slope, top, bottom = (task.layers[name] for name in ("activation", "top_conv", "bottom_conv"))
-    return slope.weight, top.weight, top.bias, bottom.weight, bottom.bias
-
-
 def _skff_select(bound, task):
-    reduce, activation, fcs = (task.layers[name] for name in ("reduce", "activation", "fcs"))
-    biases = [] if fcs[0].bias is None else [fc.bias for fc in fcs]
-    weights = (
-        reduce.weight,
-        reduce.bias,
-        slope_of(activation, reduce.weight),
-        [fc.weight for fc in fcs],
-        biases,
-    )
     branches, sums = bound.of(task.reads["branches"]), bound.of(task.reads["sums"])
     out = bound.of(task.writes["out"])
-    bound.emit(in_place.skff_select_into, out, branches, *weights, sums, task.layers["pixels"])
+    bound.emit(in_place.skff_select_into, out, branches, *skff_weights(task), sums, task.layers["pixels"])
 
 
 def _skff_pool(bound, task):
@@ -142,14 +128,7 @@ def _skff_pool(bound, task):
 
 
 def _dau_attention(bound, task):
-    layers = task.layers
-    squeeze, excite, fuse = layers["squeeze"], layers["excite"], layers["fuse"]
-    weights = layers["spatial"].weight, squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    arguments = [bound.of(task.reads[name]) for name in ("r", "x")]
-    statistics = [bound.of(task.reads[name]) for name in ("pooled", "sums")]
-    statistics.append(bound.of(task.writes.get("sums")))
-    out = bound.of(task.writes["out"])
-    bound.emit(in_place.dau_attention_into, out, *arguments, *weights, fuse.weight, fuse.bias, *statistics)
+    bound.emit(in_place.dau_attention_into, *dau_arguments(bound, task, task.layers["spatial"].weight))
 
 
 _BINDERS: dict[str, Binder] = {

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .. import backends
 from ..ops.convolution import slope_of
 from . import memory
-from .bound import Binder, Bound
+from .bound import Binder, Bound, dau_arguments, skff_weights, tail_weights
 from .graph import SUMS, Step, Value
 from .schedule import Window
 
@@ -274,9 +274,9 @@ def _residual_up_tail(bound, task):
     out, x, bottom = (
         bound.of(window) for window in (task.writes["out"], task.reads["x"], task.reads["bottom"])
     )
-    layer, (slope, top_weight, top_bias, bottom_weight, bottom_bias) = task.layers["conv"], _tail(task)
+    layer, tail = task.layers["conv"], tail_weights(task)
+    slope, top_weight, top_bias, bottom_weight, bottom_bias = tail
     if not task.layers["by_kernels"]:
-        tail = slope, top_weight, top_bias, bottom_weight, bottom_bias
         bound.emit(_residual_up_tail_of_cudnn, layer, bound.channels_last(layer.weight), out, x, bottom, tail)
         return
     weight = bound.packed(layer.weight.transpose(0, 1))
@@ -305,39 +305,19 @@ def _residual_up_tail_of_cudnn(layer, weight, out, x, bottom, tail):
 def _residual_down_tail(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
     out, sums = bound.of(task.writes["out"]), bound.of(task.writes.get("sums"))
-    bound.emit(_kernel("residual_down_tail").residual_down_tail_into, out, *operands, *_tail(task), sums)
-
-
-def _tail(task):
-    slope, top, bottom = (task.layers[name] for name in ("activation", "top_conv", "bottom_conv"))
-    return slope.weight, top.weight, top.bias, bottom.weight, bottom.bias
+    into, weights = _kernel("residual_down_tail").residual_down_tail_into, tail_weights(task)
+    bound.emit(into, out, *operands, *weights, sums)
 
 
 def _skff_select(bound, task):
-    reduce, activation, fcs = (task.layers[name] for name in ("reduce", "activation", "fcs"))
-    biases = [] if fcs[0].bias is None else [fc.bias for fc in fcs]
-    weights = (
-        reduce.weight,
-        reduce.bias,
-        slope_of(activation, reduce.weight),
-        [fc.weight for fc in fcs],
-        biases,
-    )
     into, out = _kernel("skff_select").skff_select_into, bound.of(task.writes["out"])
-    bound.emit(into, out, bound.of(task.reads["branches"]), *weights, bound.of(task.reads["sums"]))
+    branches, sums = bound.of(task.reads["branches"]), bound.of(task.reads["sums"])
+    bound.emit(into, out, branches, *skff_weights(task), sums)
 
 
 def _dau_attention(bound, task):
-    layers = task.layers
-    squeeze, excite, fuse = layers["squeeze"], layers["excite"], layers["fuse"]
-    spatial = bound.gathered([layers["spatial"].weight])
-    weights = spatial, squeeze.weight, squeeze.bias, excite.weight, excite.bias
-    arguments = [bound.of(task.reads[name]) for name in ("r", "x")]
-    statistics = [bound.of(task.reads[name]) for name in ("pooled", "sums")]
-    statistics.append(bound.of(task.writes.get("sums")))
-    into = _kernel("dau_attention").dau_attention_into
-    out = bound.of(task.writes["out"])
-    bound.emit(into, out, *arguments, *weights, fuse.weight, fuse.bias, *statistics)
+    arguments = dau_arguments(bound, task, bound.gathered([task.layers["spatial"].weight]))
+    bound.emit(_kernel("dau_attention").dau_attention_into, *arguments)
 
 
 _BINDERS: dict[str, Binder] = {

@@ -151,33 +151,34 @@ class ResidualUpSample(Fused, reference.ResidualUpSample):
         )
 
 
-class DownSample(Part, reference.DownSample):
+class _Steps(Part):
+    """Residual steps of 2, one after the other."""
+
+    def _layers(self) -> Iterable[nn.Module]:
+        return (self.body,)
+
+    def lower(self, builder: Builder, x: Value) -> Value:
+        """The same as steps of a graph."""
+        for step in self.body:
+            x = builder.apply(step, x, (x.shape[0], *self._sizes(*x.shape[1:])))
+        return x
+
+
+class DownSample(_Steps, reference.DownSample):
     """Down-sampling by a power of two (section 3.3)."""
 
     Step = ResidualDownSample
 
-    def _layers(self) -> Iterable[nn.Module]:
-        return (self.body,)
-
-    def lower(self, builder: Builder, x: Value) -> Value:
-        """The same as steps of a graph."""
-        for step in self.body:
-            n, channels, height, width = x.shape
-            x = builder.apply(step, x, (n, 2 * channels, (height + 1) // 2, (width + 1) // 2))
-        return x
+    @staticmethod
+    def _sizes(channels, height, width):
+        return 2 * channels, (height + 1) // 2, (width + 1) // 2
 
 
-class UpSample(Part, reference.UpSample):
+class UpSample(_Steps, reference.UpSample):
     """Up-sampling by a power of two (section 3.3)."""
 
     Step = ResidualUpSample
 
-    def _layers(self) -> Iterable[nn.Module]:
-        return (self.body,)
-
-    def lower(self, builder: Builder, x: Value) -> Value:
-        """The same as steps of a graph."""
-        for step in self.body:
-            n, channels, height, width = x.shape
-            x = builder.apply(step, x, (n, channels // 2, 2 * height, 2 * width))
-        return x
+    @staticmethod
+    def _sizes(channels, height, width):
+        return channels // 2, 2 * height, 2 * width

@@ -29,7 +29,7 @@ def convolution(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch
     if not is_for_kernels(layer, x.shape, x.dtype):
         return called(layer, x)
     if type(layer) is nn.ConvTranspose2d:
-        return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, layer.weight, layer.bias, None)
+        return torch.ops.mirnet_fast_cpu.conv_transpose3x3(x, layer.weight, layer.bias)
     return torch.ops.mirnet_fast_cpu.conv3x3(x, layer.weight, layer.bias, None, None)
 
 

@@ -61,18 +61,9 @@ def dau_attention(
     return call(op, r, x, *weights)
 
 
-def check(
-    r: torch.Tensor,
-    x: torch.Tensor | None,
-    spatial_weight: torch.Tensor,
-    squeeze_weight: torch.Tensor,
-    squeeze_bias: torch.Tensor | None,
-    excite_weight: torch.Tensor,
-    excite_bias: torch.Tensor | None,
-    fuse_weight: torch.Tensor,
-    fuse_bias: torch.Tensor | None,
-) -> None:
+def check(r: torch.Tensor, x: torch.Tensor | None, *weights: Any) -> None:
     op = "dau_attention"
+    spatial_weight, squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias = weights
     _checks.feature_map(op, "r", r)
     _checks.optional_like(op, "x", x, r.shape, "r", r)
     channels = r.shape[1]

@@ -67,15 +67,9 @@ def check_branches(branches: Sequence[torch.Tensor]) -> None:
         _checks.like(op, f"branches[{i}]", branch, first.shape, "branches[0]", first)
 
 
-def check(
-    branches: Sequence[torch.Tensor],
-    reduce_weight: torch.Tensor,
-    reduce_bias: torch.Tensor | None,
-    slope: torch.Tensor | None,
-    select_weights: Sequence[torch.Tensor],
-    select_biases: Sequence[torch.Tensor],
-) -> None:
+def check(branches: Sequence[torch.Tensor], *weights: Any) -> None:
     op = "skff_select"
+    reduce_weight, reduce_bias, slope, select_weights, select_biases = weights
     check_branches(branches)
     first = branches[0]
     channels = first.shape[1]

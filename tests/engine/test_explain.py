@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -417,11 +418,8 @@ def test_in_threads_and_modes():
                 if str(explain(model, SHAPE)) != told if i % 2 else not torch.equal(model(x), expected):
                     wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(work, range(4))]
     assert not wrong
     with torch.inference_mode():
         assert str(explain(model, SHAPE)) == told

@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -217,7 +218,7 @@ def test_many_threads_share_the_bound(network, blocks, monkeypatch):
     forward(network, image)
     bound = blocks[0].touched * 3 // 2 // memory.PAGE * memory.PAGE
     monkeypatch.setattr(memory, "KEPT_BYTES", bound)
-    inside, results, take = threading.Barrier(4), [], memory.take_block
+    inside, take = threading.Barrier(4), memory.take_block
 
     def together(plan):
         block = take(plan)
@@ -225,14 +226,10 @@ def test_many_threads_share_the_bound(network, blocks, monkeypatch):
         return block
 
     monkeypatch.setattr(memory, "take_block", together)
-    threads = [threading.Thread(target=lambda: results.append(forward(network, image))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        results = [*pool.map(lambda _: forward(network, image), range(4))]
     assert len(blocks) == len(memory._kept) == 4
     assert memory.kept_bytes() <= bound
-    assert len(results) == 4
     for result in results:
         torch.testing.assert_close(result, expected)
 

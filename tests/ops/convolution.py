@@ -72,11 +72,3 @@ def check_gradients(make, shape, layout):
     a.x = a.x.detach()
     [alone] = torch.autograd.grad(a.run(a.bias).sum(), [a.weight])
     assert alone.shape == a.weight.shape
-
-
-def check_no_gradient(make, op):
-    """Of one with an epilogue."""
-    a = make(*SHAPES["one row"])
-    a.x.requires_grad_()
-    with pytest.raises(NotImplementedError, match=f"{op}: there are gradients only without slope"):
-        a.run(slope=a.slope)

@@ -146,7 +146,7 @@ class TestOfConv:
     @pytest.mark.parametrize("shape", CONV_SHAPES)
     def test_same_as_one_after_the_other(self, shape):
         a = ConvArguments(CONV_SHAPES[shape])
-        top = torch.ops.mirnet_fast_cpu.conv_transpose3x3(a.x, *a.conv, None)
+        top = torch.ops.mirnet_fast_cpu.conv_transpose3x3(a.x, *a.conv)
         expected = torch.ops.mirnet_fast_cpu.residual_up_tail(top, a.bottom, *a.weights())
         assert torch.equal(a.run(), expected)
 

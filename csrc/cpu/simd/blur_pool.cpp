@@ -28,8 +28,6 @@ void blur_pool_rows(const BlurPoolArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-template void blur_pool_rows<float>(const BlurPoolArgs&, int64_t, int64_t);
-template void blur_pool_rows<double>(const BlurPoolArgs&, int64_t, int64_t);
-template void blur_pool_rows<bf16>(const BlurPoolArgs&, int64_t, int64_t);
+MIRNET_INSTANTIATE(blur_pool_rows, BlurPoolArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

@@ -1,9 +1,9 @@
 // conv_transpose3x3: the transposed 3x3 convolution of stride 2 (padding 1, output padding 1) as
 // its four sub-pixel phases: an even output row or column has one tap, an odd one two, and these go
-// by F(4, 2). Fused: bias, PReLU, and in conv_transpose3x3_tail all of residual_up_tail and the
-// sums of the result for skff_select. Floor: the products of 16 + 20 + 20 + 25 points for 144
-// multiply-adds of the phases (and 576 with inserted zeros). A tile is 4 x 4 pixels of each phase,
-// from 5 x 5 of the input; the phases of a block follow each other, so its input is in the cache.
+// by F(4, 2). Fused: bias, and in conv_transpose3x3_tail all of residual_up_tail and the sums of
+// the result for skff_select. Floor: the products of 16 + 20 + 20 + 25 points for 144 multiply-adds
+// of the phases (and 576 with inserted zeros). A tile is 4 x 4 pixels of each phase, from 5 x 5 of
+// the input; the phases of a block follow each other, so its input is in the cache.
 #include "winograd/block.h"
 #include "winograd/weights.h"
 

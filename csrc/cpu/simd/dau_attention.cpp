@@ -249,15 +249,11 @@ void dau_stats_backward(const DauArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-#define MIRNET_INSTANTIATE(T)                                            \
-  template void dau_stats<T>(const DauArgs&, int64_t, int64_t);          \
-  template void dau_gate<T>(const DauArgs&, int64_t, int64_t);           \
-  template void dau_apply<T>(const DauArgs&, int64_t, int64_t);          \
-  template void dau_apply_backward<T>(const DauArgs&, int64_t, int64_t); \
-  template void dau_gate_backward<T>(const DauArgs&, int64_t, int64_t);  \
-  template void dau_stats_backward<T>(const DauArgs&, int64_t, int64_t);
-MIRNET_INSTANTIATE(float)
-MIRNET_INSTANTIATE(double)
-MIRNET_INSTANTIATE(bf16)
+MIRNET_INSTANTIATE(dau_stats, DauArgs)
+MIRNET_INSTANTIATE(dau_gate, DauArgs)
+MIRNET_INSTANTIATE(dau_apply, DauArgs)
+MIRNET_INSTANTIATE(dau_apply_backward, DauArgs)
+MIRNET_INSTANTIATE(dau_gate_backward, DauArgs)
+MIRNET_INSTANTIATE(dau_stats_backward, DauArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

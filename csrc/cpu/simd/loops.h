@@ -192,6 +192,12 @@ struct ConvTailArgs {
   double* sums;   // (N * sum_groups(tiles), D) of zeros, to which the pixels are added, or null
 };
 
+// The loop of this name for every storage type, behind its definition.
+#define MIRNET_INSTANTIATE(loop, Args)                       \
+  template void loop<float>(const Args&, int64_t, int64_t);  \
+  template void loop<double>(const Args&, int64_t, int64_t); \
+  template void loop<bf16>(const Args&, int64_t, int64_t);
+
 #define MIRNET_DECLARE_KERNELS(isa)                                             \
   namespace isa {                                                               \
   template <class A>                                                            \

@@ -108,12 +108,8 @@ void down_tail_backward_large(const DownArgs& args, int64_t begin, int64_t end) 
   }
 }
 
-#define MIRNET_INSTANTIATE(T)                                                   \
-  template void down_tail<T>(const DownArgs&, int64_t, int64_t);                \
-  template void down_tail_backward_small<T>(const DownArgs&, int64_t, int64_t); \
-  template void down_tail_backward_large<T>(const DownArgs&, int64_t, int64_t);
-MIRNET_INSTANTIATE(float)
-MIRNET_INSTANTIATE(double)
-MIRNET_INSTANTIATE(bf16)
+MIRNET_INSTANTIATE(down_tail, DownArgs)
+MIRNET_INSTANTIATE(down_tail_backward_small, DownArgs)
+MIRNET_INSTANTIATE(down_tail_backward_large, DownArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

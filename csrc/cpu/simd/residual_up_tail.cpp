@@ -127,13 +127,9 @@ void up_tail_backward_small(const UpArgs& args, int64_t begin, int64_t end) {
   }
 }
 
-#define MIRNET_INSTANTIATE(T)                                               \
-  template void up_project<T>(const UpArgs&, int64_t, int64_t);             \
-  template void up_tail<T>(const UpArgs&, int64_t, int64_t);                \
-  template void up_tail_backward_large<T>(const UpArgs&, int64_t, int64_t); \
-  template void up_tail_backward_small<T>(const UpArgs&, int64_t, int64_t);
-MIRNET_INSTANTIATE(float)
-MIRNET_INSTANTIATE(double)
-MIRNET_INSTANTIATE(bf16)
+MIRNET_INSTANTIATE(up_project, UpArgs)
+MIRNET_INSTANTIATE(up_tail, UpArgs)
+MIRNET_INSTANTIATE(up_tail_backward_large, UpArgs)
+MIRNET_INSTANTIATE(up_tail_backward_small, UpArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

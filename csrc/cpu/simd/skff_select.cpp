@@ -136,13 +136,9 @@ void skff_combine_backward(const SkffArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-#define MIRNET_INSTANTIATE(T)                                             \
-  template void skff_pool<T>(const SkffArgs&, int64_t, int64_t);          \
-  template void skff_combine<T>(const SkffArgs&, int64_t, int64_t);       \
-  template void skff_pool_backward<T>(const SkffArgs&, int64_t, int64_t); \
-  template void skff_combine_backward<T>(const SkffArgs&, int64_t, int64_t);
-MIRNET_INSTANTIATE(float)
-MIRNET_INSTANTIATE(double)
-MIRNET_INSTANTIATE(bf16)
+MIRNET_INSTANTIATE(skff_pool, SkffArgs)
+MIRNET_INSTANTIATE(skff_combine, SkffArgs)
+MIRNET_INSTANTIATE(skff_pool_backward, SkffArgs)
+MIRNET_INSTANTIATE(skff_combine_backward, SkffArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA
