@@ -86,8 +86,9 @@ def down_kernel(
         add_sums(sums + n.to(tl.int64) * D, value.to(tl.float32), inside, d, D)
 
 
-def _tables(x, backward=False):
-    return [blur_table(size, 3, "reflect", 2, 0, x.device, backward) for size in x.shape[2:]]
+def blur_tables(size, device, backward=False):
+    """Both axes' tables of the blur of maps of this size (H, W)."""
+    return [blur_table(length, 3, "reflect", 2, 0, device, backward) for length in size]
 
 
 def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
@@ -101,17 +102,18 @@ def residual_down_tail(top, bottom, slope, top_weight, top_bias, bottom_weight, 
 
 
 def residual_down_tail_into(
-    out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias, sums=None
+    out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias, sums=None, tables=None
 ):
     """The same of channels_last maps, into one.
 
     Args:
         out: (N, D, ceil(H / 2), ceil(W / 2)), written; may not share memory with the inputs.
         sums: (N, D) float64, contiguous, to which the sums over the pixels of out are added; or None.
+        tables: those of `blur_tables`, where the caller has to hold them; or None.
     """
     maps, (n, channels) = (top, bottom), top.shape[:2]
     outputs, height, width = out.shape[1:]
-    rows, cols = _tables(top)
+    rows, cols = blur_tables(top.shape[2:], top.device) if tables is None else tables
     c = config("down", top)
     bd = min(c.pop("BD"), power_of_two(outputs))
     bk = min(c.pop("BK"), power_of_two(channels))
@@ -146,7 +148,7 @@ def residual_down_tail_into(
 def residual_down_tail_backward(grad, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias):
     """[gradients of top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias]."""
     grad, upper, lower = map_in(grad), map_in(top), map_in(bottom)
-    tables, back = _tables(top), _tables(top, backward=True)
+    tables, back = (blur_tables(top.shape[2:], top.device, backward) for backward in (False, True))
     top_grad, sums = resample(project(grad, top_weight.flatten(1).T), *back, slope, upper)
     bottom_grad = resample(project(grad, bottom_weight.flatten(1).T), *back)
     return [

@@ -41,15 +41,19 @@ class Bound:
     Attributes:
         values: {Value: tensor} of what lies outside the block while a run needs it.
         calls: functions without arguments, in order.
+        dtype, device: of the maps.
     """
 
     values: dict[Value, torch.Tensor]
     calls: list[Callable[[], object]]
+    dtype: torch.dtype
+    device: torch.device
 
     def __init__(self, plan: "Plan", block: "Block", binders: Mapping[str, Binder]) -> None:
         self.values, self.calls, self._views = {}, [], {}
         self._ends = []  # for each task the number of calls up to its end
-        self._layout, self._block, self._dtype, self._kept = plan.layout, block, plan.dtype, plan.result
+        self.dtype, self.device = plan.dtype, block.device
+        self._layout, self._block, self._kept = plan.layout, block, plan.result
         tasks, kept = plan.tasks, plan.result
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
         made = set()
@@ -93,7 +97,7 @@ class Bound:
         if value.outside:
             return window
         if value not in self._views:
-            dtype = {SUMS: torch.float64, POOLED: torch.float32}.get(value.kind, self._dtype)
+            dtype = {SUMS: torch.float64, POOLED: torch.float32}.get(value.kind, self.dtype)
             offset = self._layout.offsets[value]
             self._views[value] = self._block.view(offset, value.shape, dtype, channels_last=value.kind == MAP)
         return _part(self._views[value], window)
@@ -109,8 +113,8 @@ class Bound:
         if (
             type(result) is not torch.Tensor
             or result.shape != out.shape
-            or result.dtype != self._dtype
-            or result.device != self._block.device
+            or result.dtype != self.dtype
+            or result.device != self.device
         ):
             found = tuple(getattr(result, "shape", ()))
             raise UnexpectedResult(f"a {type(module).__name__} gave a {type(result).__name__} {found}")
@@ -126,7 +130,7 @@ class Bound:
 
     def _allocate(self, value):
         self.values[value] = torch.empty(
-            value.shape, dtype=self._dtype, device=self._block.device, memory_format=torch.channels_last
+            value.shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last
         )
 
 

@@ -126,7 +126,7 @@ class Graph(Bound):
         before: list[Callable[[], object]] = []
         if self._sources or self._sums.numel():  # which the kernels add to
             # Of sums and weights the first alone may be of another dtype.
-            cleared = [self._sums.view(self._dtype)] if self._sums.numel() else []
+            cleared = [self._sums.view(self.dtype)] if self._sums.numel() else []
             targets, sources = [*cleared, *self._packed], [*([None] * len(cleared)), *self._sources]
             before.append(_kernel("_gather").Gathering(targets, sources).run)
         self.calls[:0] = before
@@ -287,8 +287,8 @@ def _residual_up_tail(bound, task):
         n, _, height, width = task.reads["bottom"].value.shape
         small = torch.empty(
             (n, len(bottom_weight), height, width),
-            dtype=bound._dtype,
-            device=bound._block.device,
+            dtype=bound.dtype,
+            device=bound.device,
             memory_format=torch.channels_last,
         )
         bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(bottom_weight), bottom_bias)
@@ -304,9 +304,10 @@ def _residual_up_tail_of_cudnn(layer, weight, out, x, bottom, tail):
 
 def _residual_down_tail(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
-    out, sums = bound.of(task.writes["out"]), bound.of(task.writes.get("sums"))
-    into, weights = _kernel("residual_down_tail").residual_down_tail_into, tail_weights(task)
-    bound.emit(into, out, *operands, *weights, sums)
+    out, sums, kernels = task.writes["out"], task.writes.get("sums"), _kernel("residual_down_tail")
+    tables = kernels.blur_tables(task.reads["top"].value.shape[2:], bound.device)
+    arguments = *operands, *tail_weights(task), bound.of(sums), tables
+    bound.emit(kernels.residual_down_tail_into, bound.of(out), *arguments)
 
 
 def _skff_select(bound, task):

@@ -302,3 +302,12 @@ def test_sampling(gpu, cls, bias):
     module = varied(cls(16, bias=bias))
     for _ in range(2):
         check(module, image(), bias=bias)
+
+
+def test_tables_of_a_graph_are_held(gpu, monkeypatch):
+    module = varied(mirnet_fast.ResidualDownSample(16))
+    check(module, image())
+    # As if they were no longer kept, for those of many other sizes.
+    monkeypatch.setattr(cuda._kernel("residual_down_tail"), "blur_table", None)
+    for _ in range(2):
+        check(module, image())
