@@ -315,7 +315,7 @@ class TestTransposed:
         a = Up(UP_SHAPES[shape], dtype, tail=tail, slopes=1 if tail else "each")
         check_contract(a, a.run())
 
-    @pytest.mark.parametrize("tail", [True, False])
+    @pytest.mark.parametrize("tail", first_of([True, False]))
     @pytest.mark.parametrize("dtype", first_of([None, *GPU_FLOATS]))
     def test_many_tiles_and_blocks(self, tail, dtype, way, small_tiles):
         a = Up((1, 32, 20, 3, 5, 20), dtype or way, tail=tail, slopes="each")
@@ -333,7 +333,7 @@ class TestTransposed:
         assert torch.equal(out, a.run())
         torch.testing.assert_close(sums, out.double().sum((2, 3)), rtol=1e-5, atol=1e-4)
 
-    @pytest.mark.parametrize("tail", [True, False])
+    @pytest.mark.parametrize("tail", first_of([True, False]))
     @pytest.mark.parametrize("rows", first_of([3, 1, 4]))
     def test_in_bands_of_rows(self, tail, rows, way):
         a = Up((2, 16, 20, 7, 6, 8), way, tail=tail)
