@@ -15,23 +15,18 @@ from tests import recording_driver
 from tests.engine.common import as_if_on_a_gpu
 
 ROUNDS = 20
-# Less than a map of the image's size with the fewest channels: what a kernel's host side takes for gates.
-SMALL = 2**18
 
 
 class Watch(TorchDispatchMode):
-    """The operators of PyTorch that run inside, and the memory that they take."""
+    """The operators of PyTorch that run inside."""
 
     def __init__(self):
         super().__init__()
-        self.operators, self.made = [], []
+        self.operators = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
         self.operators.append(func._schema.name)
-        if func._schema.name.startswith(("aten::empty", "aten::zeros", "aten::clone", "aten::new")):
-            self.made.append(result)
-        return result
+        return func(*args, **(kwargs or {}))
 
 
 def span(tensor):
@@ -65,6 +60,7 @@ def main():
             "weights": [span(t) for t in (*network.parameters(), *bound._packed)],
             "plan": [span(bound._block._whole), span(bound._sums)],
             "tables": [*map(span, constants)],
+            "gathering": [span(t) for t in vars(bound.calls[0].__self__).values() if torch.is_tensor(t)],
         }
         runs = []
         for way in ("recorded", "replayed"):
@@ -72,7 +68,6 @@ def main():
             with Watch() as watch:
                 result = plan.run([image])
             spans["ends"] = [span(t) for t in (image, result, *bound._given.values(), bound._result)]
-            spans["small"] = [span(t) for t in watch.made if t.untyped_storage().nbytes() < SMALL]
             launches = [(name, [_place(a, spans) for a in places]) for name, places in recorder.launches()]
             runs.append({"way": way, "launches": launches, "operators": watch.operators, **recorder.counts()})
         recorder.keep_nothing()
