@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from mirnet_fast import training
 from mirnet_fast.cli import main
 from mirnet_fast.training import Trainer, TrainingError, read_recipe
+from mirnet_fast.training.failures import can_be_written, failures_told
 
 from .cases import exhaustive, first_of
 from .trainings import NOISE, YAML, files, in_two_processes, recipe, start, until, wait_for
@@ -157,6 +158,15 @@ def test_stopped_at_once_it_says_from_where_it_goes_on(tmp_path, monkeypatch, st
     result = command(tmp_path)
     assert result.exit_code == 130
     assert result.stderr.endswith(f"stopped at step {stop}; the same command goes on from {place}\n")
+
+
+def test_a_worker_may_end_while_something_is_written(tmp_path):
+    with (
+        pytest.raises(TrainingError, match="a process that reads photos ended"),
+        failures_told("it"),
+        can_be_written(tmp_path),
+    ):
+        raise RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
 
 
 @pytest.mark.parametrize("number", first_of([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))

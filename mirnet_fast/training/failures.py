@@ -18,6 +18,8 @@ def can_be_written(path: Path, kept: str = "") -> Generator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save's is a RuntimeError
+        if _tells_of_a_worker(error):
+            raise
         raise TrainingError(f"{path} cannot be written: {last_line(error)}{kept}") from error
 
 
@@ -34,12 +36,17 @@ def failures_told(what: str) -> Generator[None]:
                 f"the memory is not enough for {what}; a smaller patch or batch needs less, and so do a "
                 f"larger accumulate and checkpoint_blocks: true ({last_line(error)})"
             ) from error
-        if isinstance(error, ConnectionError | EOFError) or "DataLoader worker" in str(error):
+        if isinstance(error, ConnectionError | EOFError) or _tells_of_a_worker(error):
             raise TrainingError(
                 f"a process that reads photos ended, perhaps for want of memory ({last_line(error)}); "
                 "the same again goes on from the last checkpoint"
             ) from error
         raise
+
+
+def _tells_of_a_worker(error):
+    """Whether it is PyTorch's of a worker's death, which a signal raises wherever the training is then."""
+    return "DataLoader worker" in str(error)
 
 
 def last_line(error: BaseException) -> str:
