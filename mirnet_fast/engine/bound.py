@@ -4,6 +4,7 @@ What lies outside the block, as an image and its result do, is looked up when a 
 steps are added by `binder`; here are those that PyTorch runs.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -51,7 +52,7 @@ class Bound:
 
     def __init__(self, plan: "Plan", block: "Block", binders: Mapping[str, Binder]) -> None:
         self.values, self.calls, self._views = {}, [], {}
-        self._ends = []  # for each task the number of calls up to its end
+        self._ends = [0]  # the number of calls before the first task, and up to the end of each
         self.dtype, self.device = plan.dtype, block.device
         self._layout, self._block, self._kept = plan.layout, block, plan.result
         tasks, kept = plan.tasks, plan.result
@@ -74,13 +75,12 @@ class Bound:
 
     def timed(self) -> list[float]:
         """As `run`: [seconds] that the calls of each task take."""
-        seconds, begin = [], 0
-        for end in self._ends:
+        seconds = []
+        for begin, end in itertools.pairwise(self._ends):
             start = time.perf_counter()
             for call in self.calls[begin:end]:
                 call()
             seconds.append(time.perf_counter() - start)
-            begin = end
         return seconds
 
     def of_result(self) -> torch.Tensor:
@@ -165,6 +165,14 @@ def dau_arguments(bound: Bound, task: Task, spatial_weight: torch.Tensor) -> lis
     return [*map(bound.of, maps), *weights, *map(bound.of, statistics)]
 
 
+def put(out: torch.Tensor, result: torch.Tensor, residual: torch.Tensor | None) -> None:
+    """Writes a result, with the residual added where there is one."""
+    if residual is None:
+        out.copy_(result)
+    else:
+        torch.add(result, residual, out=out)
+
+
 def _module_call(bound, task):
     module, out = task.layers["module"], task.writes["out"].value
     bound.calls.append(partial(bound.call_module, module, bound.of(task.reads["x"]), out))
@@ -176,11 +184,7 @@ def _copy(bound, task):
 
 def _add(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("x", "residual")]
-    bound.emit(_add_into, bound.of(task.writes["out"]), *operands)
-
-
-def _add_into(out, x, residual):
-    torch.add(x, residual, out=out)
+    bound.emit(put, bound.of(task.writes["out"]), *operands)
 
 
 def _total(bound, task):

@@ -10,7 +10,7 @@ from .. import backends
 from ..ops import convolution
 from ..ops.convolution import slope_of
 from . import in_place, memory
-from .bound import Binder, Bound, dau_arguments, skff_weights, tail_weights
+from .bound import Binder, Bound, dau_arguments, put, skff_weights, tail_weights
 from .graph import Step
 
 if TYPE_CHECKING:
@@ -88,10 +88,7 @@ def _conv_of_torch(
         result = F.leaky_relu_(result, activation.weight.item())
     elif activation is not None:
         result = activation(result)
-    if residual is None:
-        out.copy_(result)
-    else:
-        torch.add(result, residual, out=out)
+    put(out, result, residual)
 
 
 def _residual_down_tail(bound, task):

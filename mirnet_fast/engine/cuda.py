@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from .. import backends
 from ..ops.convolution import slope_of
 from . import memory
-from .bound import Binder, Bound, dau_arguments, skff_weights, tail_weights
+from .bound import Binder, Bound, dau_arguments, put, skff_weights, tail_weights
 from .graph import SUMS, Step, Value
 from .schedule import Window
 
@@ -130,7 +130,6 @@ class Graph(Bound):
             targets, sources = [*cleared, *self._packed], [*([None] * len(cleared)), *self._sources]
             before.append(_kernel("_gather").Gathering(targets, sources).run)
         self.calls[:0] = before
-        self._begin = len(before)
         self._ends = [end + len(before) for end in self._ends]
         self._given: dict[Value, torch.Tensor] = {}  # what the recorded launches read in place of the inputs
         self._result: torch.Tensor | None = None
@@ -171,13 +170,12 @@ class Graph(Bound):
                 self.values.clear()
                 self.values |= inputs
             torch.cuda._sleep(int(2e9 * (1e-4 + 2 * launching)))  # of at most 2 GHz: until all is launched
-            begin, events = 0, []
-            for end in (self._begin, *self._ends):
+            events = []
+            for begin, end in itertools.pairwise((0, *self._ends)):
                 for call in self.calls[begin:end]:
                     call()
                 events.append(torch.cuda.Event(enable_timing=True))
                 events[-1].record()
-                begin = end
             torch.cuda.synchronize()
         return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
@@ -197,8 +195,6 @@ class Graph(Bound):
 
     def channels_last(self, weight: torch.Tensor) -> torch.Tensor:
         """A convolution's weight as cuDNN reads it beside channels_last maps."""
-        if weight.is_contiguous(memory_format=torch.channels_last):
-            return weight
         return self.gathered([weight.permute(0, 2, 3, 1)]).permute(0, 3, 1, 2)
 
     def gathered(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -251,10 +247,7 @@ def _conv_of_cudnn(layer, weight, activation, out, x, residual):
     result = F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
     if activation is not None:
         result = activation(result)
-    if residual is None:
-        out.copy_(result)
-    else:
-        torch.add(result, residual, out=out)
+    put(out, result, residual)
 
 
 def _joined(bound, layer, slope, other):

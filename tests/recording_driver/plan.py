@@ -77,7 +77,7 @@ def main():
             recorder.clear()
             bound.values |= {plan._inputs[0]: image}
             begin = time.perf_counter()
-            for call in bound.calls[bound._begin :]:
+            for call in bound.calls[bound._ends[0] :]:
                 call()
             times.append((time.perf_counter() - begin) / recorder.counts()["count"])
     kinds = [task.kind for task in plan.tasks]
