@@ -17,6 +17,11 @@ if not torch.cuda.is_available():
 torch.backends.cudnn.allow_tf32 = False
 
 
+def pytest_make_parametrize_id(val):
+    """A file's bytes name no case: a library may write other ones in each of two processes side by side."""
+    return "file" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """pytest-cov's own mark for this, no_cover, does nothing in a process of pytest-xdist."""
