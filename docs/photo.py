@@ -24,5 +24,5 @@ def side_by_side(noisy, restored):
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     photos = [np.asarray(Image.open(folder / name)) for name in ("noisy.png", "mirnet_fast.png")]
-    Image.fromarray(side_by_side(*photos)).save(PICTURE, quality=85, optimize=True)
+    Image.fromarray(side_by_side(*photos)).save(PICTURE, quality=92, subsampling=0, optimize=True)
     print(f"{PICTURE} is drawn")
