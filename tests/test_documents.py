@@ -7,17 +7,21 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import get_args
 
 import click
 import numpy as np
 import pytest
 import skimage.data
 import torch
+import yaml
 from PIL import Image
+from pydantic import BaseModel
 
 import mirnet_fast
 from mirnet_fast import demonstration, evaluation, ops, reference
 from mirnet_fast.cli import main
+from mirnet_fast.training import Recipe, degradations, recipe
 
 from .ops.common import needs_kernels
 
@@ -29,7 +33,9 @@ DOCUMENTS = [
     ROOT / "benches" / "results" / "README.md",
     *(ROOT / "mirnet_fast" / "pretrained").glob("*.md"),
 ]
-README, BENCHMARKS = ((ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md"))
+README, BENCHMARKS, TRAINING = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md", "docs/training.md")
+)
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
@@ -228,3 +234,60 @@ def test_memory_in_the_readme_was_measured(measured):
     told = re.search(r"(\d+) MB above the weights\s+at (512 x 512), where PyTorch takes (\d+)", README)
     peaks = {"mirnet_fast": float(told[1]), "eager NCHW": float(told[3])}
     assert was_measured(measured, f"peak memory above the weights, {told[2]}", peaks)
+
+
+# {heading: body}, backquotes taken away; a heading goes over those below it only to the first of them.
+SECTIONS = dict(re.findall(r"^##+ `?(.*?)`?\n(.*?)(?=^##|\Z)", TRAINING, re.MULTILINE | re.DOTALL))
+
+
+def members(union):
+    """{kind: class} of a discriminated union."""
+    return {get_args(cls.model_fields["kind"].annotation)[0]: cls for cls in get_args(get_args(union)[0])}
+
+
+SOURCES = members(recipe.Source)
+PARTS = {
+    "All fields": Recipe,
+    "network": recipe.Network,
+    "ablation": recipe.Ablation,
+    "validation": recipe.Validation,
+    **SOURCES,
+}
+
+
+def default(field):
+    if field.is_required():
+        return "needed"
+    if isinstance(field.default, BaseModel):
+        return {}
+    return [*field.default] if isinstance(field.default, tuple) else field.default
+
+
+@pytest.mark.parametrize("heading", PARTS)
+def test_training_page_has_every_field_and_default(heading):
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", SECTIONS[heading], re.MULTILINE)
+    told = {
+        name: yaml.safe_load(cell.strip("`"))
+        for names, cell in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    fields = PARTS[heading].model_fields
+    assert told == {name: default(field) for name, field in fields.items() if name != "kind"}
+
+
+def test_training_page_has_every_degradation():
+    section = SECTIONS["What spoils clean photos"]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|[]+)(?:\[(.*)\])? \|", section, re.MULTILINE)
+    told = {kind: [set(re.findall(r"\w+", names)) for names in columns] for kind, *columns in rows}
+    assert told == {
+        kind: [
+            {name for name, field in cls.model_fields.items() if field.is_required() == needed} - {"kind"}
+            for needed in (True, False)
+        ]
+        for kind, cls in members(degradations.Degradation).items()
+    }
+
+
+def test_recipes_of_the_training_page_can_be_read():
+    recipes = map(yaml.safe_load, fenced(TRAINING, "yaml"))
+    assert {read.train.kind for read in map(Recipe.model_validate, recipes)} == set(SOURCES)
