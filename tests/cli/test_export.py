@@ -1,24 +1,19 @@
 """mirnet-fast export: one file, compared at three sizes in ONNX Runtime and OpenVINO."""
 
 import importlib.util
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from mirnet_fast import exporting, reference
-from mirnet_fast.checkpoints import load_checkpoint
 
 from ..cases import exhaustive
+from ..foreign import needs
 from .common import CONFIG, SMALL, run
 
 SIZES = [(1, 3, 8, 12), (3, 3, 20, 16), (1, 3, 68, 100)]
-
-
-def needs(package):
-    return pytest.mark.skipif(
-        importlib.util.find_spec(package) is None, reason=f"needs {package}, of the extra export or peers"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +106,7 @@ def exports(monkeypatch):
 
 
 def test_without_onnxruntime_it_says_so(tmp_path, weights, exports, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = run("export", tmp_path / "net.onnx", "--weights", weights)
     assert result.exit_code == 0 and "not checked, as onnxruntime is not installed" in result.output
 
