@@ -1,6 +1,7 @@
-"""MIRNet for spandrel, by which chaiNNer and others load files of many architectures. Needs the extra `spandrel`.
+"""MIRNet for spandrel, by which chaiNNer and others load files of many architectures.
 
-`mirnet_fast.spandrel.install()` once, and `spandrel.ModelLoader` takes MIRNet's files too.
+`mirnet_fast.spandrel.install()` once, and `spandrel.ModelLoader` takes MIRNet's files too. Needs the extra
+`spandrel`.
 """
 
 from spandrel import (

@@ -12,7 +12,7 @@ import torch
 def installed(name: str) -> ModuleType:
     """The package, or a skip that names it."""
     if name in ("spandrel", "lightning"):
-        _make_torchvision_importable()
+        make_torchvision_importable()
     return pytest.importorskip(name, reason=f"needs {name}, of `make test-all`")
 
 
@@ -21,7 +21,7 @@ def needs(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(bool(missing), reason=f"needs {' and '.join(missing)}, of `make test-all`")
 
 
-def _make_torchvision_importable():
+def make_torchvision_importable() -> None:
     # PyPI's is built for CUDA and does not load beside torch for the CPU, where it then misses two operators
     # that it describes. What is tested here calls neither.
     if importlib.util.find_spec("torchvision") is None:

@@ -1,6 +1,6 @@
-"""The command `mirnet-fast`: compare, demo, restore, evaluate, export, submit, profile, train, patches, doctor.
+"""The command `mirnet-fast`, one file a command.
 
-One file a command. Torch, SciPy and what needs them are imported in their functions: --help shall not take
+Torch, SciPy and what needs them are imported in their functions: --help shall not take
 seconds.
 """
 

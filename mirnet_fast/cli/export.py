@@ -16,8 +16,8 @@ def export(model: Path, task: str | None, weights: str | None, **options: Any) -
     """Write the network of --weights, or one that comes along, as an ONNX file of plain operators.
 
     It takes any number of images of any height and width that are multiples of what the network needs. Where
-    ONNX Runtime is installed the file is compared with the reference at three sizes; the exit status is 1, and
-    nothing is written, if they differ.
+    ONNX Runtime is installed the file is compared with the reference at three sizes; if they differ, nothing is
+    written and the exit status is 1.
     """
     from .. import exporting
     from .._files import replaced
@@ -36,8 +36,8 @@ def export(model: Path, task: str | None, weights: str | None, **options: Any) -
         raise click.ClickException(str(error)) from error
     multiple = size_multiple(network)
     click.echo(
-        f"{model}: {model.stat().st_size / 1e6:.1f} MB; image (N, {network.conv_in.in_channels}, H, W) float32 "
-        f"from 0 to 1, H and W multiples of {multiple}; {checked}"
+        f"{model}: {model.stat().st_size / 1e6:.1f} MB; image (N, 3, H, W) float32 from 0 to 1, "
+        f"H and W multiples of {multiple}; {checked}"
     )
 
 

@@ -41,8 +41,8 @@ def submit(
     """Restore the blocks of a benchmark that is judged elsewhere, into the files that it takes.
 
     sidd: DATA is BenchmarkNoisyBlocksSrgb.mat, OUT the SubmitSrgb.mat to upload, with the seconds a megapixel
-    that were taken here. dnd: DATA is the folder with info.mat and images_srgb, OUT a folder that gets a .mat an
-    image.
+    that were taken here. dnd: DATA is the folder with info.mat and images_srgb, OUT a folder that gets a
+    .mat an image.
     """
     from ..images import ImageError
 
