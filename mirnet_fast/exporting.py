@@ -54,6 +54,7 @@ def export_onnx(network: nn.Module, path: str | Path) -> None:
             input_names=[INPUT],
             output_names=[OUTPUT],
         )
+    assert program is not None  # which it may be without dynamo
     with replaced(path) as new:
         program.save(new)
 

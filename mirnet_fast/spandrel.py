@@ -30,8 +30,8 @@ class MIRNetArch(Architecture[MIRNet]):
         """As spandrel asks for; its state_dict may have one name of each shared tensor.
 
         Raises:
-            CheckpointError: these are not the names and shapes of a MIRNet, or names that share a tensor in it
-                have different values.
+            CheckpointError: these are not the names and shapes of a MIRNet, or names that share a tensor in
+                it have different values.
         """
         try:
             config = infer_config(state_dict)

@@ -16,8 +16,8 @@ def export(model: Path, task: str | None, weights: str | None, **options: Any) -
     """Write the network of --weights, or one that comes along, as an ONNX file of plain operators.
 
     It takes any number of images of any height and width that are multiples of what the network needs. Where
-    ONNX Runtime is installed the file is compared with the reference at three sizes; if they differ, nothing is
-    written and the exit status is 1.
+    ONNX Runtime is installed the file is compared with the reference at three sizes; if they differ, nothing
+    is written and the exit status is 1.
     """
     from .. import exporting
     from .._files import replaced

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from torch import nn
+
 from ..checkpoints import infer_config, save_checkpoint
 
 try:
@@ -16,6 +18,7 @@ else:
 if TYPE_CHECKING or not _REASON:
 
     class OnHub(
+        nn.Module,
         PyTorchModelHubMixin,
         library_name="mirnet_fast",
         paper_url="https://arxiv.org/abs/2003.06792",
@@ -34,9 +37,13 @@ if TYPE_CHECKING or not _REASON:
             # Ours has the names of shared tensors and the arguments in it, too.
             save_checkpoint(self, save_directory / SAFETENSORS_SINGLE_FILE)
 
+        @classmethod
+        def _from_pretrained(cls, **kwargs: Any) -> "OnHub":
+            return super()._from_pretrained(**kwargs).eval()  # versions before 1 may not
+
 else:
 
-    class OnHub:
+    class OnHub(nn.Module):
         """Tells what is missing."""
 
         @classmethod
