@@ -124,6 +124,7 @@ def test_onnx_export_by_tracing():
         check_sizes(*files, published)
 
 
+@exhaustive
 def test_onnx_export():
     pytest.importorskip("onnxscript")
     ours, published, inputs = made("MIRNet")
