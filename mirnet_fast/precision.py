@@ -16,6 +16,7 @@ from .modules.network import Change
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHOICES = ("auto", *DTYPES)
+HALVES = (torch.float16, torch.bfloat16)
 LARGEST_DIFFERENCE = 0.1  # from fp32, which "auto" takes: root mean square, in grey levels of 255
 # Of the photo that tells the difference: pixels a side at least, and noise in grey levels.
 SAMPLE_SIDE, SAMPLE_NOISE = 128, 25
@@ -58,7 +59,7 @@ class ConvertedInParts(Converted):
     """The same of a MIRNet of this package as it was published, closer to it.
 
     The image and the first layer's weights come in two parts, rounded and what rounding lost, and the sum
-    with the image is made in the image's dtype. What is left are the rounding errors in between.
+    with the image is made in float32. What is left are the rounding errors in between.
     """
 
     def __init__(self, model: MIRNet, dtype: torch.dtype) -> None:
@@ -82,7 +83,8 @@ class ConvertedInParts(Converted):
         """As Converted's."""
         rounded = x.to(self.dtype)
         rest = (x - rounded).to(self.dtype)
-        return x + self.network(torch.cat([rounded, rest, rounded], 1)).to(x.dtype)
+        change = self.network(torch.cat([rounded, rest, rounded], 1))
+        return (x + change.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
 
 
 def check(precision: str, device: torch.device) -> None:
@@ -124,7 +126,7 @@ def run(
         dtype = DTYPES[automatic(model, x.device, x.shape[1], multiple).precision]
     as_it_is = precision == "auto" and dtype == x.dtype
     result = model(x) if as_it_is else _converted(model, dtype)(x)
-    if not check_finite or dtype not in (torch.float16, torch.bfloat16):
+    if not check_finite or dtype not in HALVES:
         return result
     for i in _overflowed(x, result):
         what = f"{f'image[{i}]' if len(x) > 1 else 'the image'} overflows in {_names[dtype]}"
@@ -228,7 +230,7 @@ def _converted(model, dtype):
         snapshot = eligibility.snapshot_of(model)
         kept = snapshot.precisions.get(dtype)
         if kept is None:
-            in_parts = type(model) is MIRNet and snapshot.alone
+            in_parts = dtype in HALVES and type(model) is MIRNet and snapshot.alone
             kept = snapshot.precisions[dtype] = (ConvertedInParts if in_parts else Converted)(model, dtype)
         kept.refresh(model)
         return kept
