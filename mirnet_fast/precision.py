@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import threading
 import warnings
 from dataclasses import dataclass
@@ -200,7 +201,8 @@ def _measured(model, candidates, sample):
         except Exception as error:  # of whatever kind: fp32 raises it too, or does without
             reasons.append(f"{precision} fails: {str(error).partition(chr(10))[0]}")
             continue
-        reasons.append(f"{precision} differs from fp32 by {size:.3f} grey levels")
+        differs = f"differs from fp32 by {size:.3f} grey levels" if math.isfinite(size) else "overflows"
+        reasons.append(f"{precision} {differs}")
         if size <= LARGEST_DIFFERENCE:
             return Verdict(precision, reasons[-1])
     return Verdict("fp32", f"{'; '.join(reasons)}; {LARGEST_DIFFERENCE} at most would do")
@@ -247,7 +249,7 @@ def _as(dtype, result):
 
 def _overflowed(x, result):
     """The numbers of the images that are finite and have a result that is not."""
-    if not isinstance(result, torch.Tensor) or result.shape[:1] != x.shape[:1]:
+    if not all(type(t) is torch.Tensor and not t.is_meta for t in (x, result)) or len(result) != len(x):
         return []
     images = x.isfinite().flatten(1).all(1) & ~result.isfinite().flatten(1).all(1)
     return images.nonzero().flatten().tolist()

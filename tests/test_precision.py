@@ -375,6 +375,22 @@ def test_overflow_is_named(overflowing):
     assert not restore(copy.deepcopy(model).half(), batch.half(), check_finite=False).isfinite().all()
 
 
+def test_what_overflows_at_once_is_not_taken(as_on, overflowing):
+    as_on("fp16", "bf16")
+    model, _ = overflowing
+    with torch.no_grad():
+        model.conv_in.weight.mul_(100)
+    verdict = precision.automatic(model, CPU)
+    assert verdict.precision == "bf16" or "; bf16 differs" in verdict.reason
+    assert not verdict.reason.startswith("fp16 differs")
+
+
+def test_nothing_overflows_without_values():
+    with torch.device("meta"):
+        model, x = network().bfloat16(), torch.empty(2, 3, 8, 8, dtype=torch.bfloat16)
+    assert restore(model, x).is_meta
+
+
 def test_overflow_of_bfloat16_is_named():
     model = network()
     with torch.no_grad():

@@ -23,7 +23,7 @@ def doctor(weights: str | None, size: int, **options: Any) -> None:
     import torch
 
     from .. import _native, backends, measure, precision
-    from ..checkpoints import load_checkpoint
+    from ..checkpoints import CheckpointError, load_checkpoint
     from ..inference import size_multiple
     from ..modules import MIRNet
     from ..ops import OPS
@@ -66,7 +66,10 @@ def doctor(weights: str | None, size: int, **options: Any) -> None:
         click.echo(f"\nthe network of {weights}" if weights else "\nthe network, with random weights")
         model = MIRNet(**config).eval()
         if weights:
-            load_checkpoint(model, weights, key=options["key"])
+            try:
+                load_checkpoint(model, weights, key=options["key"])
+            except CheckpointError as error:
+                raise click.ClickException(str(error)) from error
         click.echo(_forward(model, size))
         click.echo("\nprecision, if not told")
         for name in devices:

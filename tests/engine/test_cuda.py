@@ -270,7 +270,9 @@ def test_half_precision(gpu, dtype):
     torch.testing.assert_close(results[2], results[0])
 
 
-def test_weights_in_float32_and_a_graph_in_half_precision(gpu):
+@pytest.mark.parametrize("convolutions", first_of(["cudnn", "triton"]))
+def test_weights_in_float32_and_a_graph_in_half_precision(gpu, monkeypatch, convolutions):
+    monkeypatch.setattr(cuda.backends, "convolution", lambda *convolution: convolutions)
     config = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 0}
     network = varied(mirnet_fast.MIRNet(3, **config))
     for seed in range(4):
