@@ -67,9 +67,10 @@ class ConvertedInParts(Converted):
         super().__init__(model, dtype)
         network, first = self.network, model.conv_in
         shape = 3 * first.in_channels, first.out_channels, first.kernel_size
-        wide = nn.Conv2d(*shape, padding=first.padding, bias=False, dtype=dtype, device=first.weight.device)
+        wide = nn.Conv2d(*shape, padding=first.padding, bias=False, device="meta")  # draws no random numbers
+        wide.weight = nn.Parameter(first.weight.new_empty(wide.weight.shape, dtype=dtype), False)
         wide.bias = network.conv_in.bias  # pyrefly: ignore[missing-attribute]
-        network.conv_in, network.__class__ = wide.requires_grad_(False), Change
+        network.conv_in, network.__class__ = wide, Change
         self._first = wide.weight.data.chunk(3, 1)
 
     def refresh(self, model: nn.Module) -> None:
@@ -249,7 +250,9 @@ def _as(dtype, result):
 
 def _overflowed(x, result):
     """The numbers of the images that are finite and have a result that is not."""
-    if not all(type(t) is torch.Tensor and not t.is_meta for t in (x, result)) or len(result) != len(x):
+    if not all(type(t) is torch.Tensor and not t.is_meta for t in (x, result)):
         return []
+    if result.shape[:1] != x.shape[:1]:
+        return []  # which `restore` refuses
     images = x.isfinite().flatten(1).all(1) & ~result.isfinite().flatten(1).all(1)
     return images.nonzero().flatten().tolist()

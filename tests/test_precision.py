@@ -100,8 +100,9 @@ def test_neither_image_nor_first_layer_is_rounded():
 
 
 def test_kept_copy_and_plan(copies):
-    model, x = network(), photo()
+    model, x, random = network(), photo(), torch.get_rng_state()
     first = restore(model, x, precision="bf16")
+    assert torch.equal(torch.get_rng_state(), random)
     built = engine.engine_stats().built
     model.train()
     assert all(torch.equal(restore(model, x, precision="bf16"), first) for _ in range(3))
@@ -389,6 +390,16 @@ def test_nothing_overflows_without_values():
     with torch.device("meta"):
         model, x = network().bfloat16(), torch.empty(2, 3, 8, 8, dtype=torch.bfloat16)
     assert restore(model, x).is_meta
+
+
+@pytest.mark.parametrize("result", [torch.tensor(0.0), torch.zeros(1, 3, 8, 8), (torch.nan,)])
+def test_results_that_are_none(result):
+    class Other(nn.Module):
+        def forward(self, x):
+            return result
+
+    with pytest.raises((TypeError, ValueError), match="the model must return"):
+        restore(Other(), photo(2, 3, 9, 9), multiple=1, precision="bf16")
 
 
 def test_overflow_of_bfloat16_is_named():
