@@ -38,8 +38,8 @@ def relative(result, expected):
 def as_on(monkeypatch):
     """A function that lets "auto" choose from precisions as on another machine."""
 
-    def machine(*candidates, reason=""):
-        monkeypatch.setattr(precision, "candidates_on", lambda device: (candidates, reason))
+    def machine(*candidates):
+        monkeypatch.setattr(precision, "candidates_on", lambda device: (candidates, ""))
         monkeypatch.setattr(precision, "SAMPLE_SIDE", 32)  # half precision on a CPU takes its time
         mirnet_fast.release_workspace()  # with what was found on the one before
 
@@ -139,11 +139,7 @@ def a_hook(model):
     model.body[0].register_forward_hook(lambda module, args, result: 2 * result)
 
 
-def another_slope(model):
-    model.body[0].body[0].blocks[0][0].body[1] = nn.LeakyReLU(0.5)
-
-
-CHANGES = [add, add_to_data, another_parameter, another_filter, another_layer, a_hook, another_slope]
+CHANGES = [add, add_to_data, another_parameter, another_filter, another_layer, a_hook]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
@@ -222,10 +218,10 @@ def test_other_arguments():
 
 def test_ensemble_and_strength():
     model, x = network(), photo()
-    expected = restore_by_ensemble(model, x)
-    assert 0 < relative(restore_by_ensemble(model, x, precision="bf16"), expected) < 0.02
-    half = restore(model, x, precision="bf16", strength=0.5)
-    torch.testing.assert_close(half, (x + restore(model, x, precision="bf16")) / 2)
+    result = restore_by_ensemble(model, x, precision="bf16")
+    assert 0 < relative(result, restore_by_ensemble(model, x)) < 0.02
+    whole, half = (restore(model, x, precision="bf16", strength=strength) for strength in (1, 0.5))
+    torch.testing.assert_close(half, (x + whole) / 2)
 
 
 # --- "auto" --------------------------------------------------------------------------------
