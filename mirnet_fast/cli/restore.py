@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import Command, device_option, network_config, network_options
+from ._common import (
+    Command,
+    chosen_precision,
+    device_option,
+    network_config,
+    network_options,
+    precision_option,
+    warnings_told,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +50,7 @@ class Strength(click.ParamType):
     show_default="auto for denoise, else 1",
     help="How much of the network's change to make; auto: by the noise of each image.",
 )
+@precision_option
 @device_option
 @network_options
 def restore(
@@ -50,6 +59,7 @@ def restore(
     task: str | None,
     weights: str | Path | None,
     strength: float | str | None,
+    precision: str,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -87,6 +97,7 @@ def restore(
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
+    chosen_precision(precision, model, device)
     place = Path(output)
     into_folder = len(inputs) > 1 or output.endswith(os.sep) or place.is_dir() or not place.suffix
     try:
@@ -105,13 +116,14 @@ def restore(
                     raise ImageError(f"{path}: the result would overwrite the input {target}")
                 if there in written:
                     raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
-                _restore_file(model, path, target, device, strength)
+                _restore_file(model, path, target, device, strength, precision)
                 written.add(_identity(target))
             except (
                 ImageError,
                 OSError,
                 RuntimeError,
                 MemoryError,
+                OverflowError,
             ) as error:  # RuntimeError: memory, of torch
                 failed += 1
                 message = str(error) if path in str(error) else f"{path}: {error}"
@@ -123,7 +135,7 @@ def restore(
         sys.exit(130 if stopped else 1)
 
 
-def _restore_file(model, path, target, device, strength):
+def _restore_file(model, path, target, device, strength, precision):
     from tqdm import tqdm
 
     from .. import inference, noise
@@ -135,7 +147,8 @@ def _restore_file(model, path, target, device, strength):
         sigma = noise.estimate(photo.rgb)
         strength = noise.strength(sigma).item()
         tqdm.write(f"{path}: noise of {255 * sigma.item():.1f}/255, strength {strength:.2f}")
-    restored = inference.restore(model, photo.rgb.to(device), strength=strength)
+    with warnings_told(path):
+        restored = inference.restore(model, photo.rgb.to(device), strength=strength, precision=precision)
     write_photo(target, dataclasses.replace(photo, rgb=restored))
 
 

@@ -188,11 +188,13 @@ def engine_stats() -> EngineStats:
 def release_workspace() -> None:
     """Drop all plans, and give back what forwards without gradients keep for the next one.
 
-    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
-    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
+    That is at most 1 GiB in all for maps, of any number of networks and threads, what
+    `packed_weights_bytes` tells, and the weights of networks that `restore` runs in another precision than
+    theirs. Safe at any time: a forward that is running keeps what it uses.
     """
     for snapshot in eligibility.snapshots():
         snapshot.plans.clear()
+        snapshot.precisions.clear()
     memory.release_blocks()
     release_packed_weights()
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mirnet_fast
-from mirnet_fast import engine, reference
+from mirnet_fast import engine, precision, reference
 from mirnet_fast.engine import cost, cuda, memory, plan
 from mirnet_fast.engine.bound import Bound
 
@@ -268,6 +268,23 @@ def test_half_precision(gpu, dtype):
     error = (results[0].double() - expected).norm() / expected.norm()
     assert error < (2e-2 if dtype == torch.bfloat16 else 3e-3)
     torch.testing.assert_close(results[2], results[0])
+
+
+@pytest.mark.parametrize("convolutions", first_of(["cudnn", "triton"]))
+def test_weights_in_float32_and_a_graph_in_half_precision(gpu, monkeypatch, convolutions):
+    monkeypatch.setattr(cuda.backends, "convolution", lambda *convolution: convolutions)
+    config = {"n_feat": 16, "n_RRG": 1, "n_MSRB": 0}
+    network = varied(mirnet_fast.MIRNet(3, **config))
+    for seed in range(4):
+        if seed == 3:
+            for p in network.parameters():
+                p.data.mul_(1.5)
+        x = image(3, (8, 8), seed)
+        with torch.no_grad():
+            change = precision.run(network, x, "fp16") - x
+        error = change - (exact(network, x, **config) - x)
+        assert error.norm() < 3e-3 * change.norm()
+    assert (gpu.recorded.graphs, gpu.recorded.replays) == (1, 3)
 
 
 @pytest.mark.exhaustive

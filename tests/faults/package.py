@@ -92,6 +92,14 @@ FAULTS = [
         "tests/ops -k autocast",
     ),
     Fault(
+        "kept copy",
+        "a copy in another precision goes on with the weights that it was made of",
+        "mirnet_fast/precision.py",
+        "        kept.refresh(model)\n",
+        "            kept.refresh(model)\n",
+        "tests/test_precision.py",
+    ),
+    Fault(
         "held maps",
         "a block holds its streams while what they become is made",
         "mirnet_fast/modules/network.py",
