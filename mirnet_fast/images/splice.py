@@ -1,0 +1,35 @@
+"""EXIF blocks into files that libvips wrote without: it would write them anew, and lose what it doesn't know."""
+
+import struct
+import zlib
+from typing import BinaryIO
+
+PNG_HEAD = 33  # bytes, after which chunks may follow
+_ALPHA, _EXIF = 0x10, 0x08  # of WebP's flags
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def into_webp(file: BinaryIO, exif: bytes, width: int, height: int, alpha: bool) -> None:
+    """Add a block to a WebP of that size, open for reading and writing (Google's "WebP container")."""
+    file.seek(0)
+    head = file.read(12)
+    if file.read(4) == b"VP8X":
+        file.seek(20)
+        flags = file.read(1)[0]
+        file.seek(20)
+        file.write(bytes([flags | _EXIF]))
+    else:
+        file.seek(12)
+        image = file.read()
+        flags = _EXIF | (_ALPHA if alpha else 0)
+        size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+        file.seek(12)
+        file.write(b"VP8X" + struct.pack("<IBxxx", 10, flags) + size + image)
+    end = file.seek(0, 2)
+    file.write(b"EXIF" + struct.pack("<I", len(exif)) + exif + b"\0" * (len(exif) % 2))
+    file.seek(0)
+    length = end + 8 + len(exif) + len(exif) % 2 - 8
+    file.write(head[:4] + struct.pack("<I", length) + head[8:])
