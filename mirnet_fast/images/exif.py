@@ -8,7 +8,7 @@ that makers' notes, which count from its begin, stay right.
 import contextlib
 import struct
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -197,11 +197,16 @@ def from_tiff(data: Sequence[int], at: int) -> bytes | None:
     return None
 
 
-def into_tiff(file, exif: bytes) -> None:
-    """Give the first directory of a TIFF file, open for reading and writing, what a block says of the photo."""
-    given = Layout(exif)
-    entries = [entry for entry in given.directory(exif, given.first)[0] if entry.tag in _OF_PHOTO]
-    if not entries:
+def into_tiff(file: BinaryIO, exif: bytes | None, more: list[Entry]) -> None:
+    """Give the first directory of a TIFF file, open for reading and writing, what a block says of the photo.
+
+    And `more`, of whole bytes. A damaged block is left out.
+    """
+    entries, given = [], None
+    with contextlib.suppress(ValueError, KeyError):
+        given = Layout(exif or b"")
+        entries = [entry for entry in given.directory(exif, given.first)[0] if entry.tag in _OF_PHOTO]
+    if not entries and not more:
         return
     file.seek(0)
     layout = Layout(file.read(16))
@@ -213,8 +218,9 @@ def into_tiff(file, exif: bytes) -> None:
     following = file.read(layout.slot)
     end = file.seek(0, 2)
     end += file.write(b"\0" * (end % 2))
-    if layout.order != given.order:
+    if given and layout.order != given.order:
         entries = _swapped(entries)
+    entries += more
     new = layout.written(entries, end, {layout.number("H", line[:2]): line for line in raw})
     place = size + len({layout.number("H", line[:2]) for line in raw} | {e.tag for e in entries}) * step
     file.write(new[:place] + following + new[place + layout.slot :])

@@ -7,6 +7,7 @@ import numpy as np
 
 _LUMINANCE = 16, 11, 12, 14, 12, 10, 16, 14  # first steps of the table of ITU-T T.81, K.1, in zigzag order
 _TABLES, _SCAN, _END = 0xDB, 0xDA, b"\xff\xd9"
+_MILLIMETRES = {1: 25.4, 2: 10.0}  # an inch, a centimetre
 _LONGEST = 65533  # bytes of a segment
 
 
@@ -47,12 +48,22 @@ def quality(data: Sequence[int]) -> int | None:
     return None
 
 
-def head(exif: bytes | None, dots: tuple[float, float] | None) -> bytes:
+def dots(data: Sequence[int]) -> tuple[float, float] | None:
+    """Pixels a millimetre, across and down, as JFIF says; None where it does not."""
+    for marker, begin, end in _segments(data):
+        if marker == 0xE0 and bytes(data[begin : begin + 5]) == b"JFIF\0" and end - begin >= 12:
+            unit, across, down = struct.unpack(">BHH", bytes(data[begin + 7 : begin + 12]))
+            if unit in _MILLIMETRES and across and down:
+                return across / _MILLIMETRES[unit], down / _MILLIMETRES[unit]
+    return None
+
+
+def head(exif: bytes | None, dpmm: tuple[float, float] | None) -> bytes:
     """The segments that go before all others: JFIF with its dots, and EXIF where it is not too long."""
     written = b""
-    if dots is not None:
-        across, down = (min(65535, max(1, round(10 * d))) for d in dots)  # a centimetre
-        inches = [round(25.4 * d, 3) for d in dots]
+    if dpmm is not None:
+        across, down = (min(65535, max(1, round(10 * d))) for d in dpmm)  # a centimetre
+        inches = [round(25.4 * d, 3) for d in dpmm]
         unit = 2
         if all(value == round(value) and value < 65536 for value in inches):
             unit, across, down = 1, int(inches[0]), int(inches[1])

@@ -79,7 +79,8 @@ class Origin:
 
     Attributes:
         exif: the EXIF block, which is a small TIFF file, or None. Orientation is 1: the pixels are upright.
-        fields: libvips's names and values: ICC profile, XMP, IPTC, comments, delays of an animation.
+        fields: libvips's names and values: ICC profile, XMP, comments, delays of an animation.
+        photoshop: Photoshop's resources of a JPEG or TIFF, among which IPTC's are, or None.
         dots: pixels a millimetre, across and down, or None.
         cmyk: the pixels are made from CMYK ones, and are written as such.
         bits: of a channel of an AVIF or HEIC.
@@ -88,6 +89,7 @@ class Origin:
 
     exif: bytes | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
+    photoshop: bytes | None = None
     dots: tuple[float, float] | None = None
     cmyk: bool = False
     bits: int | None = None

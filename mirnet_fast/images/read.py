@@ -11,7 +11,7 @@ import numpy as np
 import pyvips
 import torch
 
-from . import exif, jpeg, others, tiff, vips
+from . import exif, jpeg, others, photoshop, splice, tiff, vips
 from .kinds import Encoding, ImageError, Origin, Photo, full_range
 from .limits import Limits
 
@@ -31,7 +31,7 @@ _SIGNATURES = [
 _NAMES = "JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM or JPEG 2000"
 # libvips's names of what is kept as it is
 _KEPT = re.compile(
-    r"icc-profile-data|xmp-data|iptc-data|photoshop-data|png-comment-.*|gif-comment|loop|delay|background"
+    r"icc-profile-data|xmp-data|png-comment-.*|gif-comment|loop|delay"
 )
 _ORIENTATION_OF_XMP = re.compile(rb"(tiff:Orientation(?:=[\"']|>))[2-8]")
 _PNG_ANIMATION = b"acTL"
@@ -243,23 +243,33 @@ class Pages:
             self._orientation = 1  # libheif has turned it, whatever EXIF says
         if "xmp-data" in fields:
             fields["xmp-data"] = _ORIENTATION_OF_XMP.sub(rb"\g<1>1", fields["xmp-data"])
-        dots = image.xres, image.yres
-        if self._orientation > 4:
-            dots = dots[::-1]
-        # libvips puts 1 where nothing is said
-        known = dots != (1.0, 1.0)
         bits = image.get("bits-per-sample") if "bits-per-sample" in names and self._kind == "heif" else None
-        return Origin(block, fields, dots if known else None, cmyk, bits, self._encoding(image, names))
+        if self._tiff:
+            resources = photoshop.of_tiff(self._map, self._tiff[index].offset)
+        else:
+            resources = photoshop.of_jpeg(image.get("iptc-data")) if "iptc-data" in names else None
+        encoding = self._encoding(image, names)
+        return Origin(block, fields, resources, self._dots(image), cmyk, bits, encoding)
+
+    def _dots(self, image):
+        """Pixels a millimetre; EXIF, to which libvips listens first, often says 72 an inch without reason."""
+        own = {"jpeg": jpeg.dots, "png": splice.png_dots}.get(self._kind)
+        dots = (own(self._map) if own else None) or (image.xres, image.yres)
+        if dots == (1.0, 1.0):  # libvips's where nothing is said
+            return None
+        return dots[::-1] if self._orientation > 4 else dots
 
     def _encoding(self, image, names):
         if self._kind == "jpeg":
             # 4:2:2 and others become 4:4:4, so that nothing is lost
             coarse = "jpeg-chroma-subsample" in names and image.get("jpeg-chroma-subsample") == "4:2:0"
             progressive = "interlaced" in names
-            return Encoding(jpeg.quality(self._map), "4:2:0" if coarse else "4:4:4", progressive)
+            return Encoding(
+                jpeg.quality(self._map), "4:2:0" if coarse else "4:4:4", progressive, lossless=False
+            )
         if self._kind == "webp":
             return Encoding(lossless=self._map.find(b"VP8L", 0, 2**16) >= 0)
-        return Encoding()
+        return Encoding(lossless=False if self._kind == "heif" else None)
 
     def _exif_of_tiff(self, at, pixels):
         """Of a raw file, most of which are TIFF files."""

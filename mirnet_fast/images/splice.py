@@ -1,4 +1,4 @@
-"""EXIF blocks into files that libvips wrote without: it would write them anew, and lose what it doesn't know."""
+"""What libvips would not leave as it is: EXIF blocks of PNG and WebP files, and the dots of a PNG."""
 
 import struct
 import zlib
@@ -10,6 +10,15 @@ _ALPHA, _EXIF = 0x10, 0x08  # of WebP's flags
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_dots(data) -> tuple[float, float] | None:
+    """Pixels a millimetre, across and down, as a PNG says; None where it does not."""
+    at = data.find(b"pHYs", 0, max(data.find(b"IDAT"), 0))
+    if at < 0 or data[at + 12] != 1:
+        return None
+    across, down = struct.unpack(">II", data[at + 4 : at + 12])
+    return (across / 1000, down / 1000) if across and down else None
 
 
 def into_webp(file: BinaryIO, exif: bytes, width: int, height: int, alpha: bool) -> None:

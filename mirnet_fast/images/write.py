@@ -10,7 +10,7 @@ import pyvips
 import torch
 
 from .._files import replaced
-from . import exif, jpeg, others, splice, vips
+from . import exif, jpeg, others, photoshop, splice, vips
 from .kinds import FORMATS, Encoding, ImageError, Kind, Photo, check_format, full_range
 from .limits import room
 
@@ -137,11 +137,12 @@ class PhotoWriter:
         save(image, block, file, failed)
 
     def _jpeg(self, image, block, file, failed):
-        how = self._encoding
-        quality = how.quality or _QUALITY
+        how, resources = self._encoding, self.kind.origin.photoshop
+        if resources:
+            image.set_type(pyvips.GValue.blob_type, "iptc-data", photoshop.for_jpeg(resources))
         image.jpegsave_target(
             _target(file, failed, (2, jpeg.head(block, self.kind.origin.dots))),
-            Q=quality,
+            Q=how.quality or _QUALITY,
             subsample_mode="on" if how.subsampling == "4:2:0" else "off",
             interlace=bool(how.progressive),
             keep="xmp|iptc|icc|other",
@@ -193,8 +194,8 @@ class PhotoWriter:
             bigtiff=self._pixels.nbytes > _BIGTIFF,
             resunit="inch",
         )
-        if block:
-            exif.into_tiff(file, block)
+        resources = self.kind.origin.photoshop
+        exif.into_tiff(file, block, photoshop.for_tiff(resources) if resources else [])
 
 
 def write_photo(path: str | Path, photo: Photo, encoding: Encoding = Encoding()) -> None:
