@@ -7,10 +7,12 @@ that makers' notes, which count from its begin, stay right.
 
 import contextlib
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+
+from .kinds import Data
 
 ORIENTATION = 0x0112
 _EXIF, _GPS, _INTEROPERABILITY = 0x8769, 0x8825, 0xA005
@@ -23,7 +25,24 @@ _OF_PHOTO = {
     0x010D, 0x010E, 0x010F, 0x0110, 0x011D, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, 0x9C9B,
     0x9C9C, 0x9C9D, 0x9C9E, 0x9C9F, _EXIF, _GPS,
 }  # fmt: skip
-_UNITS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 4, 6: 1, 7: 1, 8: 2, 9: 4, 10: 4, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_UNITS = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 4,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _RATIONAL = (5, 10)  # two units
 _DEEPEST = 4
 _MOST = 1000  # entries of a directory; more are damage
@@ -49,7 +68,7 @@ class Layout:
         ValueError: it is no such header.
     """
 
-    def __init__(self, data: Sequence[int]) -> None:
+    def __init__(self, data: Data) -> None:
         start = bytes(data[:16])
         if start[:2] not in (b"II", b"MM"):
             raise ValueError("no TIFF")
@@ -68,7 +87,7 @@ class Layout:
     def pack(self, letters: str, *numbers: int) -> bytes:
         return struct.pack(self.order + letters, *numbers)
 
-    def directory(self, data: Sequence[int], at: int, depth: int = 0) -> tuple[list[Entry], int]:
+    def directory(self, data: Data, at: int, depth: int = 0) -> tuple[list[Entry], int]:
         """(entries, where the number is that says where the next directory is) of the directory at `at`.
 
         Raises:
@@ -124,7 +143,9 @@ class Layout:
                 place = base + head + len(behind)
                 behind += values + b"\0" * (len(values) % 2)
                 values = self.pack(self.word, place)
-            made[entry.tag] = self.pack("HH" + self.word, entry.tag, kind, count) + values.ljust(self.slot, b"\0")
+            made[entry.tag] = self.pack("HH" + self.word, entry.tag, kind, count) + values.ljust(
+                self.slot, b"\0"
+            )
         lines = [line for _, line in sorted({**raw, **made}.items())]
         return self.pack(self.entries, total) + b"".join(lines) + self.pack(self.word, 0) + behind
 
@@ -137,7 +158,8 @@ def block(data: bytes | None) -> bytes | None:
 def orientation(exif: bytes | None) -> int:
     """1 to 8; 1 where none is given, or the block is damaged."""
     with contextlib.suppress(ValueError, KeyError):
-        layout = Layout(exif or b"")
+        exif = exif or b""
+        layout = Layout(exif)
         found = [e for e in layout.directory(exif, layout.first)[0] if e.tag == ORIENTATION]
         if found and 1 <= layout.value(found[0]) <= 8:
             return layout.value(found[0])
@@ -185,7 +207,7 @@ def with_thumbnail(exif: bytes, make: Callable[[bytes, int], bytes | None]) -> b
     return bytes(data)
 
 
-def from_tiff(data: Sequence[int], at: int) -> bytes | None:
+def from_tiff(data: Data, at: int) -> bytes | None:
     """A block of what the directory at `at` of a TIFF file says of the photo; None where that is nothing."""
     with contextlib.suppress(ValueError, KeyError):
         layout = Layout(data)
@@ -204,7 +226,8 @@ def into_tiff(file: BinaryIO, exif: bytes | None, more: list[Entry]) -> None:
     """
     entries, given = [], None
     with contextlib.suppress(ValueError, KeyError):
-        given = Layout(exif or b"")
+        exif = exif or b""
+        given = Layout(exif)
         entries = [entry for entry in given.directory(exif, given.first)[0] if entry.tag in _OF_PHOTO]
     if not entries and not more:
         return

@@ -1,9 +1,11 @@
 """What a JPEG file says of how it was written, and what goes before its image."""
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
+
+from .kinds import Data
 
 _LUMINANCE = 16, 11, 12, 14, 12, 10, 16, 14  # first steps of the table of ITU-T T.81, K.1, in zigzag order
 _TABLES, _SCAN, _END = 0xDB, 0xDA, b"\xff\xd9"
@@ -11,7 +13,7 @@ _MILLIMETRES = {1: 25.4, 2: 10.0}  # an inch, a centimetre
 _LONGEST = 65533  # bytes of a segment
 
 
-def _segments(data: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+def _segments(data: Data) -> Iterator[tuple[int, int, int]]:
     """(marker, where what it holds begins, where it ends) of a file up to its first scan."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
@@ -26,14 +28,14 @@ def _segments(data: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         at += 2 + length
 
 
-def is_whole(data) -> bool:
-    """Whether the end of the image is there; `data` is bytes or a mapped file."""
+def is_whole(data: Data) -> bool:
+    """Whether the end of the image is there."""
     scans = [end for marker, _, end in _segments(data) if marker == _SCAN]
     return bool(scans) and data.find(_END, scans[0]) >= 0
 
 
-def quality(data: Sequence[int]) -> int | None:
-    """1 to 100 as libjpeg means it: which makes a table most like that of the brightness; None without one."""
+def quality(data: Data) -> int | None:
+    """1 to 100 as libjpeg means it: which makes a table most like that of the brightness; None without."""
     for marker, begin, end in _segments(data):
         if marker == _TABLES and data[begin] & 15 == 0:
             steps = data[begin + 1 : min(end, begin + 1 + 64 * (1 + (data[begin] >> 4)))]
@@ -48,7 +50,7 @@ def quality(data: Sequence[int]) -> int | None:
     return None
 
 
-def dots(data: Sequence[int]) -> tuple[float, float] | None:
+def dots(data: Data) -> tuple[float, float] | None:
     """Pixels a millimetre, across and down, as JFIF says; None where it does not."""
     for marker, begin, end in _segments(data):
         if marker == 0xE0 and bytes(data[begin : begin + 5]) == b"JFIF\0" and end - begin >= 12:

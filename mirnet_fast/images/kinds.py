@@ -1,13 +1,18 @@
 """What an image is, and what its file was like beyond its pixels."""
 
 import dataclasses
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import torch
+
+
+# A file's bytes, or a file that is mapped.
+Data: TypeAlias = bytes | bytearray | mmap.mmap
 
 
 class ImageError(ValueError):
@@ -42,7 +47,11 @@ FORMATS = {
     ".tiff": _TIFF,
     ".webp": Format(alpha=True, several=True),
 }
-_DEPTHS = {np.uint8: "8 bits a channel", np.uint16: "16 bits a channel", np.float32: "floats"}
+_DEPTHS: dict[type, str] = {
+    np.uint8: "8 bits a channel",
+    np.uint16: "16 bits a channel",
+    np.float32: "floats",
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,9 @@ class Encoding:
         return dataclasses.replace(other, **{name: v for name, v in pairs.items() if v is not None})
 
 
+AS_BEFORE = Encoding()
+
+
 @dataclass(frozen=True)
 class Origin:
     """What a file was like beyond its pixels; a new one is made the same, as far as its format has it.
@@ -93,7 +105,7 @@ class Origin:
     dots: tuple[float, float] | None = None
     cmyk: bool = False
     bits: int | None = None
-    encoding: Encoding = Encoding()
+    encoding: Encoding = AS_BEFORE
 
 
 @dataclass(frozen=True)

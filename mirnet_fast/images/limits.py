@@ -43,6 +43,9 @@ class Limits:
             )
 
 
+USUAL = Limits()
+
+
 def room(shape: tuple[int, ...], dtype: type, folder: str | Path | None = None) -> np.ndarray:
     """An array to be filled, in memory or, above `IN_MEMORY`, in a file without name in `folder`.
 

@@ -22,7 +22,9 @@ def by_opencv(path: Path, file: BinaryIO, limits: Limits, salvage: bool) -> tupl
     if pixels is None and salvage and data[:1] != b"\0":
         pixels, short = _opencv(data + bytes(8 * width * height)), True
     if pixels is None:
-        raise ImageError(f"{path} is not an image that can be read, or is damaged (OpenCV could not decode it)")
+        raise ImageError(
+            f"{path} is not an image that can be read, or is damaged (OpenCV could not decode it)"
+        )
     if pixels.dtype.type not in (np.uint8, np.uint16):
         raise ImageError(f"{path} has {pixels.dtype} pixels; only 8 and 16 bit integers are supported")
     if pixels.ndim == 2:
@@ -70,11 +72,10 @@ def by_rawpy(path: Path, file: BinaryIO, limits: Limits) -> np.ndarray:
     try:
         with rawpy.imread(file) as raw:
             limits.check_pixels(path, raw.sizes.width, raw.sizes.height)
-            return raw.postprocess(
-                use_camera_wb=True, no_auto_bright=True, output_bps=16, gamma=(2.4, 12.92)
-            )
+            return raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16, gamma=(2.4, 12.92))
     except rawpy.LibRawError as error:
-        raise ImageError(f"{path} is not a raw file that can be read, or is damaged: {error}") from error
+        said = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else error
+        raise ImageError(f"{path} is not a raw file that can be read, or is damaged: {said}") from error
 
 
 def _opencv(data):

@@ -5,9 +5,10 @@ Photoshop File Formats Specification, "Image Resource Blocks".
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from . import exif
+from .kinds import Data
 
 _HEAD = b"Photoshop 3.0\0"
 _IPTC, _THUMBNAILS = 0x0404, (0x0409, 0x040C)
@@ -22,10 +23,13 @@ def of_jpeg(data: bytes | None) -> bytes | None:
     return _written((kind, value) for kind, value in _read(data[len(_HEAD) :])) or None
 
 
-def of_tiff(data: Sequence[int], at: int) -> bytes | None:
-    """Those of a TIFF's directory."""
-    layout = exif.Layout(data)
-    found = {entry.tag: entry.values for entry in layout.directory(data, at)[0]}
+def of_tiff(data: Data, at: int) -> bytes | None:
+    """Those of a TIFF's directory; None without, or where it is damaged."""
+    try:
+        entries, _ = exif.Layout(data).directory(data, at)
+    except (ValueError, KeyError):
+        return None
+    found = {entry.tag: entry.values for entry in entries if isinstance(entry.values, bytes)}
     resources = dict(_read(found.get(_TAG, b"")))
     if _TAG_OF_IPTC in found:
         resources[_IPTC] = found[_TAG_OF_IPTC]

@@ -4,6 +4,7 @@ import contextlib
 import mmap
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from . import exif, jpeg, others, photoshop, splice, tiff, vips
 from .kinds import Encoding, ImageError, Origin, Photo, full_range
-from .limits import Limits
+from .limits import USUAL, Limits
 
 # (where it begins, what stands there, who reads it)
 _SIGNATURES = [
@@ -30,9 +31,7 @@ _SIGNATURES = [
 ]
 _NAMES = "JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM or JPEG 2000"
 # libvips's names of what is kept as it is
-_KEPT = re.compile(
-    r"icc-profile-data|xmp-data|png-comment-.*|gif-comment|loop|delay"
-)
+_KEPT = re.compile(r"icc-profile-data|xmp-data|png-comment-.*|gif-comment|loop|delay")
 _ORIENTATION_OF_XMP = re.compile(rb"(tiff:Orientation(?:=[\"']|>))[2-8]")
 _PNG_ANIMATION = b"acTL"
 
@@ -47,7 +46,9 @@ class Page:
         grey, dtype, origin, damage: as of a `Photo`.
     """
 
-    def __init__(self, pixels: np.ndarray, origin: Origin, damage: str | None = None, dtype: Any = None) -> None:
+    def __init__(
+        self, pixels: np.ndarray, origin: Origin, damage: str | None = None, dtype: Any = None
+    ) -> None:
         self.pixels, self.origin, self.damage = pixels, origin, damage
         self.grey = pixels.shape[2] < 3
         self.dtype = dtype or pixels.dtype.type
@@ -95,10 +96,12 @@ class Pages:
         ImageError: as `read_photo`, but for several images; also when a page is asked for.
     """
 
-    def __init__(self, path: str | Path, salvage: bool = False, limits: Limits = Limits()) -> None:
+    def __init__(self, path: str | Path, salvage: bool = False, limits: Limits = USUAL) -> None:
         self.path, self.salvage, self.limits = Path(path), salvage, limits
         self._file, size = _opened(self.path)
-        self._frames, self._tiff, self._map = None, [], None
+        self._map: mmap.mmap | bytes = b""
+        self._tiff: list[tiff.TiffPage] = []
+        self._frames: tuple[tuple[np.ndarray, Origin, Any], str | None] | None = None
         try:
             self.limits.check_bytes(self.path, size)
             with _told(self.path):
@@ -108,7 +111,8 @@ class Pages:
             raise
 
     def _look(self, size):
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        if size:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         start = self._map[:32]
         self._kind = next((who for at, what, who in _SIGNATURES if start.startswith(what, at)), None)
         if self.path.suffix.lower() in others.RAW:
@@ -133,7 +137,7 @@ class Pages:
         if self._kind == "heif" and "n-pages" in fields and image.get("n-pages") > 1:
             raise ImageError(f"{self.path} holds {image.get('n-pages')} images; of AVIF and HEIC one is read")
         data_at = self._map.find(b"IDAT")
-        if self._kind == "png" and 0 <= self._map.find(_PNG_ANIMATION, 0, max(data_at, 0)):
+        if self._kind == "png" and self._map.find(_PNG_ANIMATION, 0, max(data_at, 0)) >= 0:
             raise ImageError(
                 f"{self.path} is an animation, and libvips reads only the first frame of those in PNG; "
                 "turn it into a WebP"
@@ -150,12 +154,14 @@ class Pages:
         if not 0 <= index < self._count:
             raise IndexError(f"{self.path} has {self._count} images; asked for number {index}")
         with _told(self.path):
-            if self._count > 1 and not self._tiff:
-                self._frames = self._frames or self._page(0)
-                pixels = self._frames.pixels
-                height = len(pixels) // self._count
-                frame = pixels[index * height : (index + 1) * height]
-                return Page(frame, self._frames.origin, self._frames.damage)
+            if self._kind == "opencv":
+                self._file.seek(0)
+                pixels, short = others.by_opencv(self.path, self._file, self.limits, self.salvage)
+                return Page(pixels, Origin(), "its end is missing" if short else None)
+            if self._kind == "raw":
+                self._file.seek(0)
+                pixels = others.by_rawpy(self.path, self._file, self.limits)
+                return Page(pixels, Origin(self._exif_of_raw(pixels)))
             return self._page(index)
 
     def __iter__(self) -> Iterator[Page]:
@@ -173,26 +179,28 @@ class Pages:
         self._file.close()
 
     def _page(self, index):
-        if self._kind == "opencv":
-            self._file.seek(0)
-            pixels, short = others.by_opencv(self.path, self._file, self.limits, self.salvage)
-            return Page(pixels, Origin(), "its end is missing" if short else None)
-        if self._kind == "raw":
-            self._file.seek(0)
-            pixels = others.by_rawpy(self.path, self._file, self.limits)
-            return Page(pixels, Origin(self._exif_of_tiff(None, pixels)))
-        damage = self._damage()
-        if damage and not self.salvage:
-            raise ImageError(f"{self.path} is damaged: {damage}")
-        try:
-            page = self._by_vips(index, strict=not damage)
-        except pyvips.Error as error:
-            if not self.salvage:
-                raise
-            damage = vips.reason(error)
-            page = self._by_vips(index, strict=False)
-        page.damage = damage
-        return page
+        """What libvips reads; the frames of an animation all at once."""
+        damage, stacked = None, self._count > 1 and not self._tiff
+        if self._frames is None or not stacked:
+            damage = self._damage()
+            if damage and not self.salvage:
+                raise ImageError(f"{self.path} is damaged: {damage}")
+            try:
+                self._frames = self._by_vips(index, not damage), damage
+            except pyvips.Error as error:
+                if not self.salvage:
+                    raise
+                self._frames = self._by_vips(index, strict=False), vips.reason(error)
+        (pixels, origin, dtype), damage = self._frames
+        if stacked:
+            height = len(pixels) // self._count
+            pixels = pixels[index * height : (index + 1) * height]
+        else:
+            self._frames = None
+        pixels = _upright(pixels, self._orientation)
+        if origin.exif:
+            origin = replace(origin, exif=exif.upright(origin.exif, pixels.shape[1], pixels.shape[0]))
+        return Page(pixels, origin, damage, dtype)
 
     def _damage(self):
         """What is wrong with the file that its decoder would not notice, or None."""
@@ -223,13 +231,7 @@ class Pages:
             image = image.icc_transform(
                 "srgb", embedded=True, input_profile="cmyk", depth=16, black_point_compensation=True
             )
-        pixels = vips.decoded(image)
-        oriented = self._orientation
-        pixels = _upright(pixels, oriented)
-        if origin.exif:
-            upright = exif.upright(origin.exif, pixels.shape[1], pixels.shape[0])
-            origin = Origin(**{**vars(origin), "exif": upright})
-        return Page(pixels, origin, dtype=dtype)
+        return vips.decoded(image), origin, dtype
 
     def _origin(self, image, index, cmyk):
         names = set(image.get_fields())
@@ -253,7 +255,7 @@ class Pages:
 
     def _dots(self, image):
         """Pixels a millimetre; EXIF, to which libvips listens first, often says 72 an inch without reason."""
-        own = {"jpeg": jpeg.dots, "png": splice.png_dots}.get(self._kind)
+        own = {"jpeg": jpeg.dots, "png": splice.png_dots}.get(self._kind or "")
         dots = (own(self._map) if own else None) or (image.xres, image.yres)
         if dots == (1.0, 1.0):  # libvips's where nothing is said
             return None
@@ -271,16 +273,16 @@ class Pages:
             return Encoding(lossless=self._map.find(b"VP8L", 0, 2**16) >= 0)
         return Encoding(lossless=False if self._kind == "heif" else None)
 
-    def _exif_of_tiff(self, at, pixels):
-        """Of a raw file, most of which are TIFF files."""
+    def _exif_of_raw(self, pixels):
+        """Of most, which are TIFF files; upright, as rawpy's pixels are."""
         try:
-            block = exif.from_tiff(self._map, exif.Layout(self._map).first if at is None else at)
+            block = exif.from_tiff(self._map, exif.Layout(self._map).first)
         except ValueError:
             return None
         return block and exif.upright(block, pixels.shape[1], pixels.shape[0])
 
 
-def read_photo(path: str | Path, salvage: bool = False, limits: Limits = Limits()) -> Photo:
+def read_photo(path: str | Path, salvage: bool = False, limits: Limits = USUAL) -> Photo:
     """The Photo in `path`: 8 or 16 bits or floats, grey or colour, with or without transparency.
 
     The file is a JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM, PGM or JPEG 2000, whatever its name, an HEIC
@@ -318,6 +320,11 @@ def _told(path):
     except MemoryError as error:
         raise ImageError(f"{path} is too large for the memory that is left: {error}") from error
     except pyvips.Error as error:
+        if vips.lacks_decoder(error):
+            raise ImageError(
+                f"{path} cannot be read: this build of libvips has no decoder of it; turn it into a JPEG, "
+                f"PNG or TIFF, or install a libvips that has one ({vips.reason(error)})"
+            ) from error
         raise ImageError(
             f"{path} is not an image that can be read, or is damaged: {vips.reason(error)}"
         ) from error

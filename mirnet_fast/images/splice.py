@@ -4,6 +4,8 @@ import struct
 import zlib
 from typing import BinaryIO
 
+from .kinds import Data
+
 PNG_HEAD = 33  # bytes, after which chunks may follow
 _ALPHA, _EXIF = 0x10, 0x08  # of WebP's flags
 
@@ -12,7 +14,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png_dots(data) -> tuple[float, float] | None:
+def png_dots(data: Data) -> tuple[float, float] | None:
     """Pixels a millimetre, across and down, as a PNG says; None where it does not."""
     at = data.find(b"pHYs", 0, max(data.find(b"IDAT"), 0))
     if at < 0 or data[at + 12] != 1:

@@ -1,5 +1,6 @@
 """What a TIFF file holds, by tifffile: libvips does not tell, and would read part of it as the whole."""
 
+import logging
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -7,6 +8,9 @@ import numpy as np
 import tifffile
 
 from .kinds import ImageError
+
+# What is wrong with a file is told by an ImageError.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # how many channels are colours
 _COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "SEPARATED": 4}
@@ -37,8 +41,8 @@ def pages(path: Path, file: BinaryIO) -> list[TiffPage]:
                 continue
             if page.is_reduced or any(not _is_copy(sub, page) for sub in page.pages or []):
                 raise ImageError(
-                    f"{path} holds more than one image, a preview and another, as raw files of cameras do; name "
-                    "it as its camera did, such as .dng or .nef, to have it developed"
+                    f"{path} holds more than one image, a preview and another, as raw files of cameras do; "
+                    "name it as its camera did, such as .dng or .nef, to have it developed"
                 )
             before = page
             _check(path, page)

@@ -1,6 +1,7 @@
 """libvips: how it is set up here, its images to arrays, and its errors."""
 
 import logging
+from typing import Any
 
 import numpy as np
 import pyvips
@@ -13,15 +14,22 @@ pyvips.cache_set_max(0)
 logging.getLogger("pyvips").addHandler(logging.NullHandler())
 
 Error = pyvips.Error
-DTYPES = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
-_FORMATS = {dtype: name for name, dtype in DTYPES.items()}
+DTYPES: dict[str, Any] = {"uchar": np.uint8, "ushort": np.uint16, "float": np.float32}
+_FORMATS: dict[Any, str] = {dtype: name for name, dtype in DTYPES.items()}
+# grey, coloured
+_COLOURS = {"uchar": ("b-w", "srgb"), "ushort": ("grey16", "rgb16"), "float": ("b-w", "scrgb")}
 _BAND = 2**22  # bytes that are decoded at a time
 
 
 def reason(error: pyvips.Error) -> str:
     """What libvips says of a failure, each line once, in one."""
-    lines = dict.fromkeys(line.strip() for line in error.detail.splitlines())
-    return "; ".join([line for line in lines if line][:3]) or error.message
+    lines = dict.fromkeys(line.strip() for line in error.detail.splitlines() if "bad seek" not in line)
+    return "; ".join([line for line in lines if line][:3]) or "it ends too early"
+
+
+def lacks_decoder(error: pyvips.Error) -> bool:
+    """Whether this build of libvips was made without what the file needs."""
+    return "not been built in" in error.detail
 
 
 def decoded(image: pyvips.Image) -> np.ndarray:
@@ -30,7 +38,7 @@ def decoded(image: pyvips.Image) -> np.ndarray:
     Decoded here and now: libvips's own threads would not be there in a process that is forked later, as
     workers of a DataLoader are.
     """
-    dtype = DTYPES[image.format]
+    dtype = DTYPES[str(image.format)]
     pixels = room((image.height, image.width, image.bands), dtype)
     region = pyvips.Region.new(image)
     rows = max(1, _BAND // pixels[0].nbytes)
@@ -44,6 +52,5 @@ def decoded(image: pyvips.Image) -> np.ndarray:
 def image_of(pixels: np.ndarray) -> pyvips.Image:
     """An image that looks at an array (H, W, bands), which must stay and be contiguous."""
     height, width, bands = pixels.shape
-    image = pyvips.Image.new_from_memory(pixels, width, height, bands, _FORMATS[pixels.dtype.type])
-    colours = {np.uint8: ("b-w", "srgb"), np.uint16: ("grey16", "rgb16"), np.float32: ("b-w", "scrgb")}
-    return image.copy(interpretation=colours[pixels.dtype.type][bands > 2])
+    image = pyvips.Image.new_from_memory(pixels.data, width, height, bands, _FORMATS[pixels.dtype.type])
+    return image.copy(interpretation=_COLOURS[_FORMATS[pixels.dtype.type]][bands > 2])

@@ -1,4 +1,4 @@
-"""Tensors to image files, whole or in rows: atomically, as the kind of image it was, with all its file had."""
+"""Tensors to image files, whole or in rows: as the kind of image it was, with all that its file had."""
 
 import io
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 
 from .._files import replaced
 from . import exif, jpeg, others, photoshop, splice, vips
-from .kinds import FORMATS, Encoding, ImageError, Kind, Photo, check_format, full_range
+from .kinds import AS_BEFORE, FORMATS, Encoding, ImageError, Kind, Photo, check_format, full_range
 from .limits import room
 
 _OPENCV = (".bmp", ".jp2", ".pgm", ".ppm")
@@ -47,7 +47,7 @@ class PhotoWriter:
             written.
     """
 
-    def __init__(self, path: str | Path, kind: Kind, pages: int = 1, encoding: Encoding = Encoding()) -> None:
+    def __init__(self, path: str | Path, kind: Kind, pages: int = 1, encoding: Encoding = AS_BEFORE) -> None:
         check_format(path, kind, pages)
         self.path, self.kind, self.pages = Path(path), kind, pages
         self._suffix = self.path.suffix.lower()
@@ -121,7 +121,8 @@ class PhotoWriter:
             fields.pop("icc-profile-data", None)  # now it is sRGB
         if self._cmyk:
             image = _to_cmyk(image, fields.get("icc-profile-data"))
-        image = image.copy(**({"xres": origin.dots[0], "yres": origin.dots[1]} if origin.dots else {}))
+        across, down = origin.dots or (image.xres, image.yres)
+        image = image.copy(xres=across, yres=down)
         for name, value in fields.items():
             image.set_type(_GTYPES[type(value)], name, value)
         if self.pages > 1:
@@ -190,7 +191,7 @@ class PhotoWriter:
         image.tiffsave_target(
             _target(file, failed),
             compression="deflate",
-            predictor="float" if self.kind.dtype == np.float32 else "horizontal",
+            predictor="none" if self.kind.dtype == np.float32 else "horizontal",
             bigtiff=self._pixels.nbytes > _BIGTIFF,
             resunit="inch",
         )
@@ -198,7 +199,7 @@ class PhotoWriter:
         exif.into_tiff(file, block, photoshop.for_tiff(resources) if resources else [])
 
 
-def write_photo(path: str | Path, photo: Photo, encoding: Encoding = Encoding()) -> None:
+def write_photo(path: str | Path, photo: Photo, encoding: Encoding = AS_BEFORE) -> None:
     """Write `photo` as the kind of image it is, values below 0 and above 1 clamped.
 
     See `PhotoWriter` for what is kept, and for the arguments and errors.
@@ -207,7 +208,9 @@ def write_photo(path: str | Path, photo: Photo, encoding: Encoding = Encoding())
         writer.put(0, photo.rgb, photo.alpha)
 
 
-def _target(file: BinaryIO, failed: list[OSError], insert: tuple[int, bytes] = (0, b"")) -> pyvips.TargetCustom:
+def _target(
+    file: BinaryIO, failed: list[OSError], insert: tuple[int, bytes] = (0, b"")
+) -> pyvips.TargetCustom:
     """What libvips writes to: `file`, with bytes inserted at a place of what it writes in one go.
 
     An error of the file is added to `failed`; libvips then tells of another.

@@ -103,14 +103,14 @@ def test_restore_after_an_error_of_the_disk(tmp_path, identity, monkeypatch):
     inputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
     for path in inputs:
         cv2.imwrite(str(path), random_pixels(np.uint8, 5, 5, 3))
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def fail(path):
+    def fail(path, *args, **kwargs):
         if path == inputs[1]:
             raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(path)
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "open", fail)
     result = run("restore", *inputs, tmp_path / "out", "--weights", identity)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert f"error: {inputs[1]} cannot be read: Input/output error" in result.output
