@@ -168,7 +168,9 @@ def test_old_picture_stays_if_the_new_one_cannot_be_written(tmp_path, suffix, fu
     photo = photo_for(suffix, 32)
     write_photo(path, photo)
     before = path.read_bytes()
-    with pytest.raises(ImageError, match=f"out{suffix} was not written: File too large"):
+    # OpenCV makes a JPEG 2000 in a file of its own
+    why = "OpenCV cannot encode" if suffix == ".jp2" else "File too large"
+    with pytest.raises(ImageError, match=f"out{suffix} was not written: {why}"):
         write_photo(path, replace(photo, rgb=torch.rand(1, 3, 128, 128)))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]

@@ -1,13 +1,15 @@
 """What a JPEG file says of how it was written, and what goes before its image."""
 
+import functools
 import struct
 from collections.abc import Iterator
 
 import numpy as np
+import pyvips
 
 from .kinds import Data
 
-_LUMINANCE = 16, 11, 12, 14, 12, 10, 16, 14  # first steps of the table of ITU-T T.81, K.1, in zigzag order
+_FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, (0xC2, 0xC6, 0xCA, 0xCE)
 _TABLES, _SCAN, _END = 0xDB, 0xDA, b"\xff\xd9"
 _MILLIMETRES = {1: 25.4, 2: 10.0}  # an inch, a centimetre
 _LONGEST = 65533  # bytes of a segment
@@ -34,20 +36,51 @@ def is_whole(data: Data) -> bool:
     return bool(scans) and data.find(_END, scans[0]) >= 0
 
 
+def frame(data: Data) -> tuple[str | None, bool]:
+    """(subsampling of colours, "4:2:0" or "4:4:4" for any that is finer; whether the file is progressive).
+
+    No subsampling of a grey image, and of CMYK "4:4:4".
+    """
+    for marker, at, _ in _segments(data):
+        if marker in _FRAMES:
+            channels, factors = data[at + 5], [data[at + 7 + 3 * i] for i in range(data[at + 5])]
+            coarse = factors[0] == 0x22 and set(factors[1:]) == {0x11}
+            return ("4:2:0" if coarse else "4:4:4") if channels > 1 else None, marker in _PROGRESSIVE
+    return None, False
+
+
 def quality(data: Data) -> int | None:
-    """1 to 100 as libjpeg means it: which makes a table most like that of the brightness; None without."""
-    for marker, begin, end in _segments(data):
-        if marker == _TABLES and data[begin] & 15 == 0:
-            steps = data[begin + 1 : min(end, begin + 1 + 64 * (1 + (data[begin] >> 4)))]
-            table = np.frombuffer(bytes(steps), ">u2" if data[begin] >> 4 else "u1")[: len(_LUMINANCE)]
-            qualities = np.arange(1, 101)
-            scale = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
-            tables = ((np.outer(scale, _LUMINANCE) + 50) // 100).clip(1, 255)
-            # Of those that are equal the middle: from 98 on they hardly differ.
-            away = np.abs(tables - table.astype(int)).sum(1)
-            best = qualities[away == away.min()]
-            return int(best[len(best) // 2])
-    return None
+    """1 to 100 as libjpeg means it: which makes tables most like those of the file; None without any."""
+    found = _tables(data)
+    if 0 not in found:
+        return None
+    qualities = np.arange(1, 101)
+    scale = np.where(qualities < 50, 5000 // qualities, 200 - 2 * qualities)
+    away = np.zeros(len(qualities), int)
+    for number, standard in _standard().items():
+        if number in found:
+            tables = ((np.outer(scale, standard) + 50) // 100).clip(1, 255)
+            away += np.abs(tables - found[number]).sum(1)
+    return int(qualities[away.argmin()])
+
+
+def _tables(data):
+    """{number: (64,) ints} of the tables by which a file is quantised."""
+    found = {}
+    for marker, at, end in _segments(data):
+        while marker == _TABLES and at < end:
+            number, wide = data[at] & 15, data[at] >> 4
+            steps = np.frombuffer(bytes(data[at + 1 : at + 1 + 64 * (1 + wide)]), ">u2" if wide else "u1")
+            if len(steps) == 64:
+                found[number] = steps.astype(int)
+            at += 1 + 64 * (1 + wide)
+    return found
+
+
+@functools.cache
+def _standard():
+    """The tables of ITU-T T.81, K.1 and K.2, which quality 50 leaves as they are."""
+    return _tables(pyvips.Image.black(8, 8, bands=3).copy(interpretation="srgb").jpegsave_buffer(Q=50))
 
 
 def dots(data: Data) -> tuple[float, float] | None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 import torch
 
-
 # A file's bytes, or a file that is mapped.
 Data: TypeAlias = bytes | bytearray | mmap.mmap
 

@@ -250,7 +250,7 @@ class Pages:
             resources = photoshop.of_tiff(self._map, self._tiff[index].offset)
         else:
             resources = photoshop.of_jpeg(image.get("iptc-data")) if "iptc-data" in names else None
-        encoding = self._encoding(image, names)
+        encoding = self._encoding()
         return Origin(block, fields, resources, self._dots(image), cmyk, bits, encoding)
 
     def _dots(self, image):
@@ -261,14 +261,9 @@ class Pages:
             return None
         return dots[::-1] if self._orientation > 4 else dots
 
-    def _encoding(self, image, names):
+    def _encoding(self):
         if self._kind == "jpeg":
-            # 4:2:2 and others become 4:4:4, so that nothing is lost
-            coarse = "jpeg-chroma-subsample" in names and image.get("jpeg-chroma-subsample") == "4:2:0"
-            progressive = "interlaced" in names
-            return Encoding(
-                jpeg.quality(self._map), "4:2:0" if coarse else "4:4:4", progressive, lossless=False
-            )
+            return Encoding(jpeg.quality(self._map), *jpeg.frame(self._map), lossless=False)
         if self._kind == "webp":
             return Encoding(lossless=self._map.find(b"VP8L", 0, 2**16) >= 0)
         return Encoding(lossless=False if self._kind == "heif" else None)

@@ -1,4 +1,4 @@
-"""What libvips would not leave as it is: EXIF blocks of PNG and WebP files, and the dots of a PNG."""
+"""What libvips would not leave as it is: EXIF and XMP of PNG files, EXIF of WebP ones, the dots of a PNG."""
 
 import struct
 import zlib
@@ -10,8 +10,14 @@ PNG_HEAD = 33  # bytes, after which chunks may follow
 _ALPHA, _EXIF = 0x10, 0x08  # of WebP's flags
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_head(exif: bytes | None, xmp: bytes | None) -> bytes:
+    """The chunks of a PNG that have an EXIF block and XMP, which libvips would not mark as UTF-8."""
+    chunks = _chunk(b"eXIf", exif) if exif else b""
+    return chunks + (_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp) if xmp else b"")
 
 
 def png_dots(data: Data) -> tuple[float, float] | None:

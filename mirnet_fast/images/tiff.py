@@ -75,3 +75,7 @@ def _check(path, page):
             f"{path} has {page.samplesperpixel} channels{f' of {kind}' if colours == 4 else ''}; only grey, "
             "RGB and RGBA images are supported, and CMYK of four"
         )
+    if page.planarconfig != 1 and (page.is_tiled or colours + more == 2):
+        # Two planes libvips 8.18 mixes up, tiles of planes it refuses.
+        what = "tiles" if page.is_tiled else "grey with transparency"
+        raise ImageError(f"{path} has {what}, each channel apart, which is not supported")

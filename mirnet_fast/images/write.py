@@ -150,12 +150,12 @@ class PhotoWriter:
         )
 
     def _png(self, image, block, file, failed):
-        chunk = splice.png_chunk(b"eXIf", block) if block else b""
+        chunks = splice.png_head(block, self.kind.origin.fields.get("xmp-data"))
         image.pngsave_target(
-            _target(file, failed, (splice.PNG_HEAD, chunk)),
+            _target(file, failed, (splice.PNG_HEAD, chunks)),
             compression=5,
             filter="all",
-            keep="xmp|iptc|icc|other",
+            keep="icc|other",
         )
 
     def _webp(self, image, block, file, failed):
