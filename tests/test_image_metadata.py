@@ -249,6 +249,25 @@ def test_other_encodings_are_refused(arguments, match):
         Encoding(**arguments)
 
 
+def test_what_does_not_fit_a_jpeg_is_said(tmp_path):
+    long = XMP.replace(b"Foo", b"Foo" * 30_000)
+    SMOOTH.save(tmp_path / "in.tif", tiffinfo={700: long})
+    photo = read_photo(tmp_path / "in.tif")
+    with pytest.warns(UserWarning, match=r"out\.jpg: 90,\d* bytes of XMP don't fit a JPEG"):
+        write_photo(tmp_path / "out.jpg", photo)
+    assert Image.open(tmp_path / "out.jpg").size == SIZE
+    write_photo(tmp_path / "out.png", photo)
+    assert b"Foo" * 30_000 in (tmp_path / "out.png").read_bytes()
+
+
+def test_strange_bytes_between_segments_are_no_damage(tmp_path):
+    SMOOTH.save(tmp_path / "in.jpg", quality=61)
+    data = (tmp_path / "in.jpg").read_bytes()
+    strange = read_bytes(tmp_path, data[:20] + b"\0\0\xff\xff" + data[20:])
+    assert torch.equal(strange.rgb, read_photo(tmp_path / "in.jpg").rgb)
+    assert strange.origin.encoding.quality == 61
+
+
 def test_big_endian_tags_go_into_a_little_endian_file(tmp_path):
     tags = [(0x010F, "s", 0, "Foo", True), (0x4746, "H", 1, 0x0102, True)]
     pixels = np.zeros((4, 4, 3), np.uint8)

@@ -131,6 +131,25 @@ def test_an_error_meanwhile_leaves_what_was_there(tmp_path):
     assert (tmp_path / "out.png").read_bytes() == before and os.listdir(tmp_path) == ["out.png"]
 
 
+def test_rows_that_do_not_fit(tmp_path):
+    photo = Photo(torch.zeros(1, 3, 4, 4), np.zeros((4, 4), np.uint8))
+    for arguments, match in [
+        ((1, photo.rgb, photo.alpha), r"rgb must be \(1, 3, rows, 4\), rows 1 on of 4; got \(1, 3, 4, 4\)"),
+        ((0, photo.rgb[..., :1], photo.alpha), r"got \(1, 3, 4, 1\)"),
+        ((0, photo.rgb[0], photo.alpha), r"got \(3, 4, 4\)"),
+        ((0, photo.rgb), r"alpha must be \(4, 4\); got None"),
+        ((0, photo.rgb, photo.alpha, 1), "page must be below 1; got 1"),
+    ]:
+        with pytest.raises(ValueError, match=match), PhotoWriter(tmp_path / "out.png", photo) as writer:
+            writer.put(*arguments)
+    with (
+        pytest.raises(ImageError, match=r"out\.png was not written: 3 of 4 rows are missing"),
+        PhotoWriter(tmp_path / "out.png", photo) as writer,
+    ):
+        writer.put(1, photo.rgb[:, :, :1], photo.alpha[:1])
+    assert os.listdir(tmp_path) == []
+
+
 def cmyk(path, profile=True):
     """A photo in CMYK, with the profile that libvips has, or without."""
     image = pyvips.Image.new_from_memory(MUTED.tobytes(), 60, 40, 3, "uchar").copy(interpretation="srgb")

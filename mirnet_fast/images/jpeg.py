@@ -10,30 +10,33 @@ import pyvips
 from .kinds import Data
 
 _FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, (0xC2, 0xC6, 0xCA, 0xCE)
+_ALONE = {0x00, 0x01, *range(0xD0, 0xDA)}  # markers without a length
 _TABLES, _SCAN, _END = 0xDB, 0xDA, b"\xff\xd9"
 _MILLIMETRES = {1: 25.4, 2: 10.0}  # an inch, a centimetre
-_LONGEST = 65533  # bytes of a segment
+LONGEST = 65000  # bytes of a segment, name apart
 
 
 def _segments(data: Data) -> Iterator[tuple[int, int, int]]:
     """(marker, where what it holds begins, where it ends) of a file up to its first scan."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while at >= 0 and at + 4 <= len(data):
         marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
-        yield marker, at + 4, at + 2 + length
-        if marker == _SCAN:
-            return
-        at += 2 + length
+        if data[at] != 0xFF or marker == 0xFF:  # others skip what is between, too
+            at = data.find(b"\xff", at + 1)
+        elif marker in _ALONE:
+            at += 2
+        else:
+            length = int.from_bytes(data[at + 2 : at + 4], "big")
+            yield marker, at + 4, at + 2 + length
+            if marker == _SCAN:
+                return
+            at += 2 + length
 
 
 def is_whole(data: Data) -> bool:
     """Whether the end of the image is there."""
     scans = [end for marker, _, end in _segments(data) if marker == _SCAN]
-    return bool(scans) and data.find(_END, scans[0]) >= 0
+    return not scans or data.find(_END, scans[0]) >= 0  # without it libjpeg fails
 
 
 def frame(data: Data) -> tuple[str | None, bool]:
@@ -94,7 +97,7 @@ def dots(data: Data) -> tuple[float, float] | None:
 
 
 def head(exif: bytes | None, dpmm: tuple[float, float] | None) -> bytes:
-    """The segments that go before all others: JFIF with its dots, and EXIF where it is not too long."""
+    """The segments that go before all others: JFIF with its dots, and EXIF of at most `LONGEST`."""
     written = b""
     if dpmm is not None:
         across, down = (min(65535, max(1, round(10 * d))) for d in dpmm)  # a centimetre
@@ -104,7 +107,5 @@ def head(exif: bytes | None, dpmm: tuple[float, float] | None) -> bytes:
             unit, across, down = 1, int(inches[0]), int(inches[1])
         written += b"\xff\xe0" + struct.pack(">H5sHBHHBB", 16, b"JFIF\0", 0x0101, unit, across, down, 0, 0)
     if exif:
-        segment = b"Exif\0\0" + exif
-        if len(segment) <= _LONGEST:
-            written += b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment
+        written += b"\xff\xe1" + struct.pack(">H", len(exif) + 8) + b"Exif\0\0" + exif
     return written

@@ -10,7 +10,7 @@ import numpy as np
 from .kinds import ImageError
 
 # Arrays above this many bytes lie in a file, which the system keeps in memory as far as there is room.
-IN_MEMORY = 2**28
+IN_MEMORY = 2**27
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,7 @@ class Pages:
     def _image(self, strict, **options):
         """What libvips makes of the file; nothing is decoded yet."""
         self._file.seek(0)
+        vips.forget_errors()
         source = pyvips.Source.new_from_descriptor(self._file.fileno())
         load = getattr(pyvips.Image, f"{self._kind}load_source")
         return load(source, access="sequential", fail_on="error" if strict else "none", **options)

@@ -21,6 +21,11 @@ _COLOURS = {"uchar": ("b-w", "srgb"), "ushort": ("grey16", "rgb16"), "float": ("
 _BAND = 2**22  # bytes that are decoded at a time
 
 
+def forget_errors() -> None:
+    """Have the next error tell nothing of those before it; libvips collects them."""
+    pyvips.vips_lib.vips_error_clear()
+
+
 def reason(error: pyvips.Error) -> str:
     """What libvips says of a failure, each line once, in one."""
     lines = dict.fromkeys(line.strip() for line in error.detail.splitlines() if "bad seek" not in line)

@@ -1,6 +1,7 @@
 """Tensors to image files, whole or in rows: as the kind of image it was, with all that its file had."""
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,6 +59,7 @@ class PhotoWriter:
             self._grey = False
         channels = (1 if self._grey else 3) + kind.has_alpha
         dtype = np.uint16 if self._cmyk else kind.dtype
+        self._there = np.zeros(pages * kind.height, bool)
         try:
             self._pixels = room((pages * kind.height, kind.width, channels), dtype, self.path.parent)
         except OSError as error:
@@ -66,7 +68,22 @@ class PhotoWriter:
     def put(self, top: int, rgb: torch.Tensor, alpha: np.ndarray | None = None, page: int = 0) -> None:
         """Rows from `top` on: (1, 3, rows, W), values below 0 and above 1 clamped but in floats; of a grey
         image the mean of the three channels. `alpha`, (rows, W), where the kind has it.
+
+        Raises:
+            ValueError: rows or page are outside of the image, or of another size, or alpha is missing.
         """
+        height, width = self.kind.height, self.kind.width
+        bottom = top + rgb.shape[2] if rgb.dim() == 4 else -1
+        if rgb.shape[:2] != (1, 3) or rgb.shape[3:] != (width,) or not 0 <= top < bottom <= height:
+            raise ValueError(
+                f"PhotoWriter: rgb must be (1, 3, rows, {width}), rows {top} on of {height}; "
+                f"got {tuple(rgb.shape)}"
+            )
+        if self.kind.has_alpha and (alpha is None or alpha.shape != rgb.shape[2:]):
+            got = None if alpha is None else alpha.shape
+            raise ValueError(f"PhotoWriter: alpha must be {tuple(rgb.shape[2:])}; got {got}")
+        if not 0 <= page < self.pages:
+            raise ValueError(f"PhotoWriter: page must be below {self.pages}; got {page}")
         values = rgb[0].detach().float().cpu()
         if not values.isfinite().all():
             raise ImageError(f"{self.path} was not written: the image has values that are not finite")
@@ -75,10 +92,11 @@ class PhotoWriter:
         dtype = self._pixels.dtype.type
         if not np.issubdtype(dtype, np.floating):
             values = (values.clamp(0, 1) * full_range(dtype)).round()
-        first = page * self.kind.height + top
+        first = page * height + top
+        self._there[first : first + values.shape[1]] = True
         place = self._pixels[first : first + values.shape[1]]
         place[:, :, : place.shape[2] - self.kind.has_alpha] = values.permute(1, 2, 0).numpy()
-        if alpha is not None:
+        if self.kind.has_alpha:
             place[:, :, -1] = alpha
 
     def __enter__(self) -> "PhotoWriter":
@@ -90,6 +108,10 @@ class PhotoWriter:
         del self._pixels
 
     def _write(self):
+        if not self._there.all():
+            missing = f"{(~self._there).sum()} of {len(self._there)} rows are missing"
+            raise ImageError(f"{self.path} was not written: {missing}")
+        vips.forget_errors()
         failed = []
         try:
             with replaced(self.path) as new:
@@ -139,8 +161,16 @@ class PhotoWriter:
 
     def _jpeg(self, image, block, file, failed):
         how, resources = self._encoding, self.kind.origin.photoshop
-        if resources:
+        names = set(image.get_fields())
+        xmp = image.get("xmp-data") if "xmp-data" in names else b""
+        for what, data in (("EXIF", block or b""), ("XMP", xmp), ("IPTC", resources or b"")):
+            if len(data) > jpeg.LONGEST:
+                warnings.warn(f"{self.path}: {len(data):,} bytes of {what} don't fit a JPEG", stacklevel=2)
+        if len(xmp) > jpeg.LONGEST:
+            image.remove("xmp-data")
+        if resources and len(resources) <= jpeg.LONGEST:
             image.set_type(pyvips.GValue.blob_type, "iptc-data", photoshop.for_jpeg(resources))
+        block = block if len(block or b"") <= jpeg.LONGEST else None
         image.jpegsave_target(
             _target(file, failed, (2, jpeg.head(block, self.kind.origin.dots))),
             Q=how.quality or _QUALITY,
