@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from mirnet_fast.images import Encoding, Photo, read_photo, write_photo
 
-from .cases import exhaustive
+from .cases import exhaustive, first_of
 from .image_files import read_bytes, tiff
 
 SIZE = (96, 64)
@@ -173,7 +173,7 @@ def test_thumbnail_that_would_find_no_room_is_left_out(tmp_path):
     assert what_pillow_reads(tmp_path / "out.jpg")["photo"][0x010F] == "Foo"
 
 
-@pytest.mark.parametrize("cut", [4, 8, 20, 60, 150])
+@pytest.mark.parametrize("cut", first_of([60, 4, 8, 20, 150], 1))
 def test_damaged_exif_data_neither_stops_nor_turns_anything(tmp_path, cut):
     block = exif(1).tobytes()[: 6 + cut]
     for kind in ("jpg", "png", "webp"):
@@ -303,7 +303,7 @@ STORED = ("Compression", "Predictor", "RowsPerStrip", "SampleFormat", "StripByte
 
 
 @pytest.mark.skipif(shutil.which("exiftool") is None, reason="exiftool is not there to read the result")
-@pytest.mark.parametrize("kind", ["jpg", "png", "tif", "webp", "avif"])
+@pytest.mark.parametrize("kind", first_of(["jpg", "tif", "png", "webp", "avif"], 2))
 def test_exiftool_reads_the_same(tmp_path, kind):
     save(tmp_path / f"in.{kind}")
     write_photo(tmp_path / f"out.{kind}", read_photo(tmp_path / f"in.{kind}"))

@@ -18,7 +18,7 @@ from PIL import Image, ImageCms
 
 from mirnet_fast.images import ImageError, Pages, Photo, PhotoWriter, limits, read_photo, write_photo
 
-from .cases import first_of
+from .cases import each, first_of
 from .image_files import (
     channels_of,
     jpeg_with_orientation,
@@ -159,8 +159,7 @@ def cmyk(path, profile=True):
     image.write_to_file(str(path), **({"Q": 100} if path.suffix == ".jpg" else {}))
 
 
-@pytest.mark.parametrize("profile", [True, False])
-@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+@each(profile=[True, False], suffix=[".jpg", ".tif"])
 def test_cmyk_goes_through_its_profile_and_back(tmp_path, suffix, profile):
     cmyk(tmp_path / f"in{suffix}", profile)
     photo = read_photo(tmp_path / f"in{suffix}")
@@ -295,7 +294,7 @@ def test_heic_is_read_or_the_missing_decoder_said(tmp_path):
         photo = read_bytes(tmp_path, zlib.decompress(base64.b64decode(HEIC)))
     except ImageError as error:  # as by the libvips of PyPI
         assert re.search(
-            r"in cannot be read: this build of libvips has no decoder of it; .* HEVC", str(error)
+            r"in cannot be read: this build of libvips has no decoder of it; ", str(error)
         )
     else:
         assert np.abs(photo.rgb[0, :, 8, 8].numpy() * 255 - [200, 100, 50]).max() < 20
