@@ -52,7 +52,8 @@ def test_code_runs(tmp_path, monkeypatch):
 
 
 @every_doc
-def test_code_of_docs_runs(path):
+def test_code_of_docs_runs(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
         exec(block, names)
