@@ -293,9 +293,7 @@ def test_heic_is_read_or_the_missing_decoder_said(tmp_path):
     try:
         photo = read_bytes(tmp_path, zlib.decompress(base64.b64decode(HEIC)))
     except ImageError as error:  # as by the libvips of PyPI
-        assert re.search(
-            r"in cannot be read: this build of libvips has no decoder of it; ", str(error)
-        )
+        assert re.search(r"in cannot be read: this build of libvips has no decoder of it; ", str(error))
     else:
         assert np.abs(photo.rgb[0, :, 8, 8].numpy() * 255 - [200, 100, 50]).max() < 20
     with pytest.raises(ImageError, match="HEIC is only read"):
