@@ -289,6 +289,19 @@ def test_wide_gamut_stays_in_its_own_space(tmp_path):
     assert Image.open(tmp_path / "out.png").info["icc_profile"] == profile
 
 
+def test_profile_of_other_channels_is_left_out(tmp_path):
+    grey = PROFILE[:16] + b"GRAY" + PROFILE[20:]
+    SMOOTH.convert("L").save(tmp_path / "in.png", icc_profile=grey)
+    photo = read_photo(tmp_path / "in.png")
+    for name, expected in (("out.png", grey), ("out.jpg", grey), ("out.webp", None)):
+        write_photo(tmp_path / name, photo)
+        assert Image.open(tmp_path / name).info.get("icc_profile") == expected
+    SMOOTH.convert("CMYK").save(tmp_path / "in.jpg", icc_profile=PROFILE)  # which is not of CMYK
+    write_photo(tmp_path / "out.jpg", read_photo(tmp_path / "in.jpg"))
+    assert Image.open(tmp_path / "out.jpg").mode == "CMYK"
+    assert "icc_profile" not in Image.open(tmp_path / "out.jpg").info
+
+
 def by_exiftool(path):
     done = subprocess.run(["exiftool", "-j", "-G1", "-a", "-n", "-b", path], capture_output=True, text=True)
     assert "Warning" not in done.stderr and "Error" not in done.stderr

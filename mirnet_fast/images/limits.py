@@ -18,7 +18,7 @@ class Limits:
     """What is read at most.
 
     Attributes:
-        pixels: of all pages or frames of a file together.
+        pixels: of a page, or of all frames of an animation together.
         bytes: of a file.
     """
 
@@ -33,13 +33,12 @@ class Limits:
                 "Limits(bytes=...) sets another"
             )
 
-    def check_pixels(self, path: Path, width: int, height: int, pages: int = 1) -> None:
-        """Raises ImageError where that many pages of that size are too large."""
-        if width * height * pages > self.pixels:
-            times = f" x {pages} pages" if pages > 1 else ""
+    def check_pixels(self, path: Path, width: int, height: int) -> None:
+        """Raises ImageError where an image of that size is too large."""
+        if width * height > self.pixels:
             raise ImageError(
-                f"{path} is too large: {width} x {height}{times} are {width * height * pages:,} pixels, and "
-                f"the limit is {self.pixels:,}; Limits(pixels=...) sets another"
+                f"{path} is too large: {width} x {height} are {width * height:,} pixels, and the limit is "
+                f"{self.pixels:,}; Limits(pixels=...) sets another"
             )
 
 

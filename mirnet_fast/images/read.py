@@ -33,7 +33,6 @@ _NAMES = "JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM or JPEG 2000"
 # libvips's names of what is kept as it is
 _KEPT = re.compile(r"icc-profile-data|xmp-data|png-comment-.*|gif-comment|loop|delay")
 _ORIENTATION_OF_XMP = re.compile(rb"(tiff:Orientation(?:=[\"']|>))[2-8]")
-_PNG_ANIMATION = b"acTL"
 
 
 class Page:
@@ -136,8 +135,7 @@ class Pages:
         self.limits.check_pixels(self.path, image.width, image.height)
         if self._kind == "heif" and "n-pages" in fields and image.get("n-pages") > 1:
             raise ImageError(f"{self.path} holds {image.get('n-pages')} images; of AVIF and HEIC one is read")
-        data_at = self._map.find(b"IDAT")
-        if self._kind == "png" and self._map.find(_PNG_ANIMATION, 0, max(data_at, 0)) >= 0:
+        if self._kind == "png" and splice.png_chunk_at(self._map, b"acTL") >= 0:
             raise ImageError(
                 f"{self.path} is an animation, and libvips reads only the first frame of those in PNG; "
                 "turn it into a WebP"

@@ -20,10 +20,20 @@ def png_head(exif: bytes | None, xmp: bytes | None) -> bytes:
     return chunks + (_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp) if xmp else b"")
 
 
+def png_chunk_at(data: Data, kind: bytes) -> int:
+    """Where the name of a chunk before the pixels stands in a PNG; -1 without."""
+    at = 8
+    while at + 8 <= len(data) and (name := bytes(data[at + 4 : at + 8])) != b"IDAT":
+        if name == kind:
+            return at + 4
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return -1
+
+
 def png_dots(data: Data) -> tuple[float, float] | None:
     """Pixels a millimetre, across and down, as a PNG says; None where it does not."""
-    at = data.find(b"pHYs", 0, max(data.find(b"IDAT"), 0))
-    if at < 0 or data[at + 12] != 1:
+    at = png_chunk_at(data, b"pHYs")
+    if at < 0 or data[at + 12 : at + 13] != b"\1":  # a metre
         return None
     across, down = struct.unpack(">II", data[at + 4 : at + 12])
     return (across / 1000, down / 1000) if across and down else None

@@ -15,6 +15,7 @@ from . import exif, jpeg, others, photoshop, splice, vips
 from .kinds import AS_BEFORE, FORMATS, Encoding, ImageError, Kind, Photo, check_format, full_range
 from .limits import room
 
+_GREY = (".jpg", ".jpeg", ".png", ".tif", ".tiff")  # which hold grey as such, and profiles
 _OPENCV = (".bmp", ".jp2", ".pgm", ".ppm")
 _QUALITY = 95
 _QUALITY_OF_WEB = 90  # WebP and AVIF
@@ -139,8 +140,9 @@ class PhotoWriter:
             first = image.crop(0, 0, image.width, self.kind.height)
             block = exif.with_thumbnail(block, lambda old, length: _thumbnail(first, old, length))
         fields: dict[str, Any] = dict(origin.fields)
-        if origin.cmyk and not self._cmyk:
-            fields.pop("icc-profile-data", None)  # now it is sRGB
+        space = b"CMYK" if self._cmyk else b"GRAY" if self._grey and self._suffix in _GREY else b"RGB "
+        if fields.get("icc-profile-data", b"")[16:20] != space:  # where the header of a profile has it
+            fields.pop("icc-profile-data", None)
         if self._cmyk:
             image = _to_cmyk(image, fields.get("icc-profile-data"))
         across, down = origin.dots or (image.xres, image.yres)
