@@ -55,7 +55,7 @@ def imported(folder):
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [
-        ("mirnet_fast", ("always", "train", "lpips", "triton")),
+        ("mirnet_fast", ("always", "train", "lpips", "raw", "triton")),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
         ("docs", ("always", "docs")),

@@ -118,9 +118,9 @@ FAULTS = [
     Fault(
         "colours",
         "pictures are written with red and blue exchanged",
-        "mirnet_fast/images.py",
-        "pixels = pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]",
-        "pixels = pixels[:, :, [0, 1, 2, 3][: pixels.shape[2]]]",
+        "mirnet_fast/images/write.py",
+        "values.permute(1, 2, 0).numpy()",
+        "values.flip(0).permute(1, 2, 0).numpy()",
         "tests/cli tests/test_images.py",
     ),
     Fault(
@@ -138,5 +138,13 @@ FAULTS = [
         '        load_whole_state(state["optimizer"], self.network, self.optimizer)\n',
         "",
         "tests/test_training.py",
+    ),
+    Fault(
+        "orientation",
+        "EXIF still says that a photo is to be turned which was turned already",
+        "mirnet_fast/images/exif.py",
+        "                layout.set(data, entry, 1)\n",
+        "                pass\n",
+        "tests/test_image_metadata.py",
     ),
 ]
