@@ -228,9 +228,10 @@ def _kernel(name):
 
 def _conv(bound, task):
     layer, activation = task.layers["conv"], task.layers["activation"]
-    x, residual, out = (
-        bound.of(window) for window in (task.reads["x"], task.reads["residual"], task.writes["out"])
-    )
+    x, residual, out = task.reads["x"], bound.of(task.reads["residual"]), bound.of(task.writes["out"])
+    if task.kind == "conv1x1":
+        x = x.rows(task.row, task.writes["out"].end - task.writes["out"].begin)
+    x = bound.of(x)
     if not task.layers["by_kernels"]:
         bound.emit(_conv_of_cudnn, layer, bound.channels_last(layer.weight), activation, out, x, residual)
         return
@@ -264,9 +265,7 @@ def _joined(bound, layer, slope, other):
 
 
 def _residual_up_tail(bound, task):
-    out, x, bottom = (
-        bound.of(window) for window in (task.writes["out"], task.reads["x"], task.reads["bottom"])
-    )
+    out, x, bottom = (bound.of(w) for w in (task.writes["out"], task.reads["x"], task.reads["bottom"]))
     layer, tail = task.layers["conv"], tail_weights(task)
     slope, top_weight, top_bias, bottom_weight, bottom_bias = tail
     if not task.layers["by_kernels"]:
@@ -274,7 +273,7 @@ def _residual_up_tail(bound, task):
         return
     weight = bound.packed(layer.weight.transpose(0, 1))
     inputs = len(layer.weight)
-    if task.reads["x"].value.shape[1] > inputs:
+    if bottom is None:
         x, small = x[:, :inputs], x[:, inputs:]
     else:
         n, _, height, width = task.reads["bottom"].value.shape
@@ -286,7 +285,7 @@ def _residual_up_tail(bound, task):
         )
         bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(bottom_weight), bottom_bias)
     into, sums = _kernel("conv_transpose3x3").residual_up_tail_of_conv, bound.of(task.writes["sums"])
-    bound.emit(into, out, x, weight, layer.bias, small, slope, top_weight, top_bias, 0, sums)
+    bound.emit(into, out, x, weight, layer.bias, small, slope, top_weight, top_bias, task.row // 2, sums)
 
 
 def _residual_up_tail_of_cudnn(layer, weight, out, x, bottom, tail):
@@ -306,7 +305,7 @@ def _residual_down_tail(bound, task):
 def _skff_select(bound, task):
     into, out = _kernel("skff_select").skff_select_into, bound.of(task.writes["out"])
     branches, sums = bound.of(task.reads["branches"]), bound.of(task.reads["sums"])
-    bound.emit(into, out, branches, *skff_weights(task), sums)
+    bound.emit(into, out, branches, *skff_weights(task), sums, task.layers["pixels"])
 
 
 def _dau_attention(bound, task):
