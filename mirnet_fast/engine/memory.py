@@ -21,7 +21,7 @@ from .graph import OVERWRITTEN, Value
 if TYPE_CHECKING:
     from .bound import Bound
     from .plan import Plan
-    from .schedule import Task
+    from .schedule import Scheduler, Task
 
 PAGE = 4096
 KEPT_BYTES = 2**30
@@ -102,6 +102,26 @@ class Layout:
             ):
                 return window.value
         return None
+
+
+def arranged(scheduler: "Scheduler") -> "tuple[list[Task], Layout]":
+    """Tasks and their Layout; what can be made late is, if the block gets clearly smaller by that."""
+    late, tasks = set(), scheduler.tasks()
+    layout = Layout(tasks, scheduler.nbytes)
+    while True:
+        more = {
+            skff
+            for skff in scheduler.skffs()
+            if skff not in late and any(map(layout.is_at_peak, scheduler.late_branches(skff)))
+        }
+        if not more:
+            return tasks, layout
+        late |= more
+        others = scheduler.tasks(late)
+        better = Layout(others, scheduler.nbytes)
+        if better.nbytes > 0.99 * layout.nbytes:
+            return tasks, layout
+        tasks, layout = others, better
 
 
 def _places(sizes, spans):

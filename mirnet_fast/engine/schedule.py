@@ -46,7 +46,7 @@ class Task:
         kind: the op's name.
         layers: as the Step's.
         reads, writes: {argument: Window, tuple of Windows or None}.
-        row: the first row of the op's whole output that is written.
+        row: the first row of the op's output for what it reads that is written.
     """
 
     kind: str
@@ -316,7 +316,8 @@ def _band(node, i, between, out, outputs, offset=0):
         # An odd row of the large map also reads the next small row; an even one of the other branch, which
         # is whole or joined, the one before.
         above, below = max(begin - 1, 0) if node.joined else begin, min(end + 1, x.height)
-        layers = last.layers | node.steps[-2].layers
+        layers = {k: v for k, v in last.layers.items() if k != "bottom_conv" or not node.joined}
+        layers |= node.steps[-2].layers
         rows, reads = (2 * begin, 2 * end), {"bottom": None if node.joined else whole(last.inputs["bottom"])}
         row = 2 * (begin - above) if node.joined else rows[0]
     else:

@@ -125,7 +125,7 @@ def test_each_step_is_one_launch(gpu, monkeypatch, config, layout):
     assert launches.counts.total() == len(planned.tasks)
     assert config or 1 + launches.counts.total() <= 300
     # The cost model leaves out slopes and the taps of gates.
-    tasks, _ = cost.tasks_without_bands(network, x.shape, 2)
+    tasks, _ = cost.tasks_of_gpu(network, x.shape, 2)
     gathered = 2 * sum(t.nbytes for t in bound._packed) + bound._sums.nbytes
     assert cost.of_gathering(tasks, 2).nbytes == pytest.approx(gathered, rel=0.02)
 
