@@ -170,6 +170,28 @@ def test_the_published_network_by_hand():
     assert 4 * largest < peak_bytes < 8 * largest
 
 
+# (shape, launches at most, GB for a million pixels, ms of an H200), in float16.
+@pytest.mark.parametrize(
+    ("shape", "launches", "memory", "time"),
+    [
+        ((1, 3, 256, 256), 300, 0.833, 2.76),
+        ((1, 3, 512, 512), 300, 0.833, 9.36),
+        ((8, 3, 256, 256), 300, 0.833, 18.23),
+        ((1, 3, 1024, 1024), 513, 0.745, 37.1),
+        ((1, 3, 2048, 2048), 585, 0.745, 145),
+    ],
+)
+def test_what_the_published_network_takes_on_a_gpu(shape, launches, memory, time):
+    """Whole maps, one launch a step; of large ones not all are whole, as launches are little there."""
+    tasks, peak_bytes = cost.tasks_of_gpu(on_meta(), shape, HALF)
+    assert 1 + len(tasks) <= launches
+    assert peak_bytes / (1000 * shape[0] * shape[2] * shape[3]) < memory
+    gpu = devices.published("H200", torch.float16)
+    seconds = [cost.predicted(task.kind, cost.of(task, HALF), gpu) for task in tasks]
+    seconds.append(cost.predicted("gather", cost.of_gathering(tasks, HALF), gpu))
+    assert 1e3 * sum(seconds) < time
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_weights_that_are_brought_to_order(layout):
     """Those of 3x3 convolutions, and of the residual up-samplings all but the last, in any layout."""
@@ -177,7 +199,7 @@ def test_weights_that_are_brought_to_order(layout):
     tasks, _ = cost.tasks_of_gpu(network, shape, HALF)
     # As `test_the_published_network_by_hand` has them: four of 128 channels and three of 256.
     ups = sum(count * (9 * c * c + c * c + c * c // 2) for count, c in ((4, 128), (3, 256)))
-    conv = 2 * (2 * 64**2 + 2 * 128**2) // 2 + 64**2 + 4 * sum(c * c for c, _ in STREAMS)
+    conv = 2 * (2 * 64**2 + 2 * 128**2) // 2 + 64**2 + 2 * sum(c * c for c, _ in STREAMS)
     others = BLOCKS * 9 * conv + 9 * (3 * 64**2 + 2 * 3 * 64)
     values = BLOCKS * ups + (others if layout == torch.contiguous_format else 0)
     found = cost.of_gathering(tasks, HALF)
