@@ -156,9 +156,7 @@ def predicted(kind: str, cost: Cost, device: Device) -> float:
     return device.floor(cost.done / of_rate, cost.nbytes / of_bandwidth) + device.launch
 
 
-def tasks_of_gpu(
-    network: eligibility.Part, shape: Sequence[int], itemsize: int
-) -> tuple[list[Task], int]:
+def tasks_of_gpu(network: eligibility.Part, shape: Sequence[int], itemsize: int) -> tuple[list[Task], int]:
     """(the tasks of a forward, bytes of memory beyond weights, image and result) as a GPU should run it.
 
     Each task is one kernel: those that need gates or shares compute them. One more launch is before them

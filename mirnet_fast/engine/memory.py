@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .schedule import Scheduler, Task
 
 PAGE = 4096
+LINE = 256  # bytes at which values begin: so little that two maps fit in the place of one twice as large
 KEPT_BYTES = 2**30
 
 _kept = []  # the blocks that no run uses
@@ -68,8 +69,9 @@ class Layout:
         for value, owner in self.owners.items():
             begin, end = spans.get(owner, (len(tasks), 0))
             spans[owner] = min(begin, first[value]), max(end, last[value])
-        sizes = [-(-nbytes(value) // PAGE) * PAGE for value in spans]
-        places, self.nbytes = _places(sizes, [*spans.values()])
+        sizes = [-(-nbytes(value) // LINE) * LINE for value in spans]
+        places, end = _places(sizes, [*spans.values()])
+        self.nbytes = -(-end // PAGE) * PAGE
         places = dict(zip(spans, places, strict=True))
         self.offsets = {value: places[owner] for value, owner in self.owners.items()}
         changes = numpy.zeros(len(tasks) + 1, dtype=numpy.int64)

@@ -15,8 +15,7 @@ from .graph import POOLED, SUMMED, SUMS, Step, Value
 
 BAND_BYTES = 2**24  # what one convolution hands to the next stays in the last-level cache
 LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
-# Of a GPU, where bands only save memory: few, each of which is still much more than a launch.
-JOINED_BYTES, MOST_JOINED = 2**25, 4
+JOINED_BANDS = 4  # of a GPU, where bands only save memory, and each should be much more than a launch
 TILE = 4  # rows of Winograd's convolutions
 
 
@@ -112,7 +111,10 @@ class Scheduler:
             self._ask_for_statistics(node)
 
     def tasks(self, late: Collection[Step] = frozenset()) -> list[Task]:
-        """The list of Tasks; the SKFFs (Steps) in `late` get their late branches twice."""
+        """The list of Tasks; the SKFFs (Steps) in `late` get their late branches twice.
+
+        Where there are any, what is joined is in bands.
+        """
         made_late = {value for skff in late for value in self.late_branches(skff)}
         tasks, waiting = [], {}
         for node in self.nodes:
@@ -120,6 +122,8 @@ class Scheduler:
                 waiting[node.last.out] = node
             elif node.last in late:
                 tasks += self._select_with_late_branches(node.last, waiting)
+            elif node.joined and not late:
+                tasks += self._run(node._replace(bands=_bands_in(node.steps[0].out.height, 1)))
             else:
                 tasks += self._run(node)
         return tasks
@@ -189,9 +193,7 @@ class Scheduler:
         first, last = group[0], group[-1]
         x = first.inputs.get("x")
         if joined:
-            # Of each image, as small ones of a batch are no large map.
-            number = min(round(self.nbytes(last.out) / max(x.shape[0], 1) / JOINED_BYTES), MOST_JOINED)
-            return _bands_in(x.height, number)
+            return _bands_in(x.height, JOINED_BANDS)
         if last.kind == "residual_up_tail":
             # The largest map of a band: the result's, twice x, or the transposed convolution's, four times.
             return self._bands(x, 2 if group[-2].layers["by_kernels"] else 4, beyond=1)

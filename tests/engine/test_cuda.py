@@ -350,25 +350,18 @@ class Fusing(nn.Module):
 
 @pytest.fixture
 def in_bands(monkeypatch):
-    """Every joined up tail is in four bands, and what can be late is, if that saves as little as it may here."""
-    for name, value in (("JOINED_BYTES", 1), ("LATE_BYTES", 0), ("TILE", 1)):
-        monkeypatch.setattr(schedule, name, value)
-    monkeypatch.setattr(memory, "PAGE", 64)
+    """What can be late is, if that saves as little as it may here; then every joined up tail is in bands."""
+    for module, name, value in ((schedule, "LATE_BYTES", 0), (schedule, "TILE", 1), (memory, "PAGE", 64)):
+        monkeypatch.setattr(module, name, value)
 
 
-# Heights of the map that is enlarged once: bands of 2 or 3 rows, which begin and end at odd ones too.
+# The height of the map that is enlarged once: bands of 2 or 3 rows, which begin and end at odd ones too.
 @pytest.mark.parametrize(
-    "streams_sums_batch_height",
-    first_of(
-        [
-            *((3, False, 1, 10), (2, True, 3, 5)),
-            *((3, True, 1, 6), (3, True, 3, 10), (2, False, 1, 7), (2, True, 1, 1)),
-        ],
-        2,
-    ),
+    "case",
+    first_of([(3, False, 1, 10), (3, True, 3, 6), (3, False, 3, 6), (3, True, 1, 10), (2, True, 3, 5)], 2),
 )
-def test_in_bands(gpu, in_bands, monkeypatch, streams_sums_batch_height):
-    streams, sums, batch, height = streams_sums_batch_height
+def test_in_bands(gpu, in_bands, monkeypatch, case):
+    streams, sums, batch, height = case
     module, exact = (Fusing(library, streams, sums).eval() for library in (mirnet_fast, reference))
     varied(module)
     exact.double().load_state_dict(module.state_dict())
@@ -380,31 +373,30 @@ def test_in_bands(gpu, in_bands, monkeypatch, streams_sums_batch_height):
     with torch.no_grad():
         expected = exact([x.double() for x in maps])
         planned = plan.Plan(module, maps)
+        block = cuda.make_block(planned)
+        block._whole.fill_(255)  # NaN
+        monkeypatch.setattr(memory, "take_block", lambda plan: block)
         result = planned.run(maps)
-        monkeypatch.setattr(schedule, "JOINED_BYTES", 2**40)
+        monkeypatch.setattr(schedule, "LATE_BYTES", 2**40)
         whole = plan.Plan(module, maps)
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
     kinds = Counter(task.kind for task in planned.tasks)
-    bands = -(-height // -(-height // 4))
-    assert kinds["skff_select"] == (bands if streams == 3 else 1)
-    assert kinds["skff_pool"] == (0 if sums or streams == 2 else 1 + bands)
-    assert len(whole.tasks) == 2 * (streams - 1 + sums + (streams == 3)) + 1
+    bands = -(-height // -(-height // 4)) if streams == 3 else 1
+    assert kinds["skff_select"] == bands
+    assert kinds["skff_pool"] == (0 if sums else 1 + bands)
+    assert len(whole.tasks) == 2 * (sums + (1 if streams == 2 else 3)) + 1
     if bands > 1:
-        assert any(task.row % 4 == 2 for task in planned.tasks)
+        assert any(task.writes["out"].end % 2 for task in planned.tasks if task.kind == "conv1x1")
         assert planned.peak_bytes < whole.peak_bytes
+    else:
+        assert len(planned.tasks) == len(whole.tasks)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("config", "shape"),
-    [({"height": 2, "width": 1}, (3, 16, 18, 12)), ({"height": 3, "width": 2}, (1, 16, 20, 12))],
-)
-def test_a_block_in_bands(gpu, in_bands, config, shape):
-    config = SHAPE | config
-    module, x = varied(mirnet_fast.MSRB(16, **config)), torch.randn(shape)
+def test_a_block_in_bands(gpu, in_bands):
+    config = SHAPE | {"height": 3, "width": 2}
+    module, x = varied(mirnet_fast.MSRB(16, **config)), image(size=(20, 12))
     check(module, x, **config)
     with torch.no_grad():
         kinds = Counter(task.kind for task in engine.plan_of(module, x).tasks)
-    # Four or three bands of every up tail; of an SKFF too where a branch of it is made late.
-    assert kinds["residual_up_tail"] >= (3 if config["height"] == 2 else 3 * 7)
-    assert (kinds["skff_select"] > 4) == (config["height"] == 3)
+    assert kinds["residual_up_tail"] > 3 * 7 and kinds["skff_select"] > 4
