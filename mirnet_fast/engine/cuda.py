@@ -191,9 +191,10 @@ class Graph(Bound):
 
     def once(self, make: Callable[..., Any], *layers: object) -> Any:
         """make(self, *layers), the same for all bands of a map, and for all that share layers."""
-        if (make, *layers) not in self._once:
-            self._once[make, *layers] = make(self, *layers)
-        return self._once[make, *layers]
+        key = make, *layers
+        if key not in self._once:
+            self._once[key] = make(self, *layers)
+        return self._once[key]
 
     def packed(self, *weights: torch.Tensor) -> torch.Tensor:
         """Convolutions' weights (C', C, k, k) as one, as a kernel reads it: (all C', k * k, C)."""

@@ -45,7 +45,7 @@ class Task:
         kind: the op's name.
         layers: as the Step's.
         reads, writes: {argument: Window, tuple of Windows or None}.
-        row: the first row of the op's output for what it reads that is written.
+        row: the first row that is written, of the op's whole output for what it reads.
     """
 
     kind: str
@@ -86,7 +86,7 @@ class Scheduler:
         steps: in the order in which they run.
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
-        in_bands: False leaves every map whole.
+        in_bands: False leaves every map whole, but what is joined where something is made late.
         joins: whether kernels of up tails take their other branch projected, so that it can be `joined`.
     """
 
@@ -312,16 +312,18 @@ def _band(node, i, between, out, outputs, offset=0):
     first, last, (begin, end) = node.steps[0], node.last, node.bands[i]
     x = first.inputs["x"]
     sums = outputs.get("sums")
-    part = i if sums is not None and sums.shape[0] > 1 else 0
-    writes = {"sums": None if sums is None else Window(sums, part, part + 1)}
+    parts = _parts((sums,)) if sums is not None else (None,)
+    writes = {"sums": parts[min(i, len(parts) - 1)]}
     if last.kind == "residual_up_tail":
-        # An odd row of the large map also reads the next small row; an even one of the other branch, which
-        # is whole or joined, the one before.
-        above, below = max(begin - 1, 0) if node.joined else begin, min(end + 1, x.height)
-        layers = {k: v for k, v in last.layers.items() if k != "bottom_conv" or not node.joined}
-        layers |= node.steps[-2].layers
-        rows, reads = (2 * begin, 2 * end), {"bottom": None if node.joined else whole(last.inputs["bottom"])}
-        row = 2 * (begin - above) if node.joined else rows[0]
+        # An odd row of the large map also reads the next small row; an even one the row before, but of the
+        # other branch alone.
+        above, below = max(begin - node.joined, 0), min(end + 1, x.height)
+        layers, rows = last.layers | node.steps[-2].layers, (2 * begin, 2 * end)
+        if node.joined:
+            del layers["bottom_conv"]
+            reads, row = {"bottom": None}, 2 * (begin - above)
+        else:
+            reads, row = {"bottom": whole(last.inputs["bottom"])}, rows[0]
     else:
         halo = last.layers["conv"].kernel_size[0] // 2
         above, below = max(begin - halo, 0), min(end + halo, x.height)
