@@ -27,20 +27,10 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import _configs
-from ._common import (
-    add_sums,
-    at,
-    offset_type,
-    on_device,
-    operand_type,
-    power_of_two,
-    prelu,
-    product_precision,
-    strides,
-    tiles,
-)
+from ._common import add_sums, at, on_device, operand_type, power_of_two, prelu, product_precision, tiles
 from ._configs import config
 from ._dau_forward import NUMPY, channel_max
+from ._layouts import offset_type, strides
 
 NARROW = 64  # outputs, of which one warpgroup takes a tile's products
 FEWEST_PIXELS = 64  # of a tile: those of one instruction of a warpgroup's tensor core

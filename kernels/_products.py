@@ -7,18 +7,16 @@ import triton.language as tl
 from ._common import (
     at,
     for_any_size,
-    map_out,
-    offset_type,
     on_device,
     operand_type,
     pixels_of,
     power_of_two,
     prelu,
     product_precision,
-    strides,
     tiles,
 )
 from ._configs import config
+from ._layouts import map_out, offset_type, strides
 
 # Values of all partial sums of a weight's gradient together.
 WEIGHT_VALUES = 2**22

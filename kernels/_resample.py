@@ -10,8 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import at, for_any_size, map_out, offset_type, on_device, pixels_of, prelu, strides, tiles
+from ._common import at, for_any_size, on_device, pixels_of, prelu, tiles
 from ._configs import config
+from ._layouts import map_out, offset_type, strides
 
 
 @triton.jit

@@ -4,7 +4,7 @@ Fuses padding, filter and stride (`_resample.py`); the backward is the same kern
 tables. Floor: 1 + 1/4 maps.
 """
 
-from ._common import laid_out_like, map_in
+from ._layouts import laid_out_like, map_in
 from ._resample import resample
 from ._taps import blur_table
 

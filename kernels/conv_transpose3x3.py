@@ -18,17 +18,7 @@ map: as further outputs, with slope 1, of the 1x1 convolution that reads the sam
 import triton
 import triton.language as tl
 
-from ._common import (
-    add_sums,
-    at,
-    offset_type,
-    on_device,
-    operand_type,
-    power_of_two,
-    prelu,
-    product_precision,
-    tiles,
-)
+from ._common import add_sums, at, on_device, operand_type, power_of_two, prelu, product_precision, tiles
 from ._convolution import (
     SIZES,
     check,
@@ -46,6 +36,7 @@ from ._convolution import (
     unit_of,
 )
 from ._convolution import packed as _packed
+from ._layouts import offset_type
 
 
 def packed(weight):

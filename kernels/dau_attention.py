@@ -24,22 +24,11 @@ the products.
 import torch
 import triton
 
-from ._common import (
-    INTERPRETED,
-    laid_out_like,
-    map_in,
-    map_out,
-    offset_type,
-    on_device,
-    operand_type,
-    power_of_two,
-    product_precision,
-    strides,
-    tiles,
-)
+from ._common import INTERPRETED, on_device, operand_type, power_of_two, product_precision, tiles
 from ._configs import config
 from ._dau_backward import apply_backward_kernel, spread_kernel, taps_kernel, weight_kernel
 from ._dau_forward import apply_kernel, stats_kernel
+from ._layouts import laid_out_like, map_in, map_out, offset_type, strides
 
 # Partial sums of one image: enough programs to fill a GPU.
 PARTIALS = 512
@@ -165,45 +154,24 @@ def _product_options(kernel, x, side):
     return c | {"BK": min(c["BK"], wide), side: min(c[side], wide)}
 
 
-def dau_attention(
-    r,
-    x,
-    spatial_weight,
-    squeeze_weight,
-    squeeze_bias,
-    excite_weight,
-    excite_bias,
-    fuse_weight,
-    fuse_bias,
-):
+def dau_attention(r, x, *weights):
     """As mirnet_fast.ops.dau_attention."""
     if r.shape[0] == 0:
         return laid_out_like(map_out(r.shape, r), r)
     out, added = map_out(r.shape, r), None if x is None else map_in(x)
-    weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias
-    dau_attention_into(out, map_in(r), added, spatial_weight, *weights)
+    dau_attention_into(out, map_in(r), added, *weights)
     return laid_out_like(out, r)
 
 
-def dau_attention_backward(
-    grad,
-    r,
-    spatial_weight,
-    squeeze_weight,
-    squeeze_bias,
-    excite_weight,
-    excite_bias,
-    fuse_weight,
-    fuse_bias,
-):
+def dau_attention_backward(grad, r, spatial_weight, *weights):
     """[gradients of r and of every weight and bias that is not None]."""
     n, channels, height, width = r.shape
     taps = spatial_weight.shape[2]
-    small_weights = squeeze_weight, squeeze_bias, excite_weight, excite_bias
+    *small_weights, fuse_weight, fuse_bias = weights
     r_grad = map_out(r.shape, r)
     if n == 0:
-        weights = spatial_weight, *small_weights, fuse_weight, fuse_bias
-        return [laid_out_like(r_grad, r), *(torch.zeros_like(w) for w in weights if w is not None)]
+        given = [w for w in (spatial_weight, *weights) if w is not None]
+        return [laid_out_like(r_grad, r), *map(torch.zeros_like, given)]
     inner, grad = map_in(r), map_in(grad)
     spatial = spatial_weight.contiguous()
     fuse = fuse_weight.contiguous()

@@ -16,19 +16,15 @@ from ._common import (
     add_sums,
     at,
     for_any_size,
-    laid_out_like,
-    map_in,
-    map_out,
-    offset_type,
     on_device,
     operand_type,
     pixels_of,
     power_of_two,
     product_precision,
-    strides,
     tiles,
 )
 from ._configs import config
+from ._layouts import laid_out_like, map_in, map_out, offset_type, strides
 from ._products import bias_gradient, project, slope_gradient, weight_gradient
 from ._resample import resample, resampled
 from ._taps import blur_table

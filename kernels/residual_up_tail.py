@@ -14,19 +14,15 @@ import triton.language as tl
 from ._common import (
     at,
     for_any_size,
-    laid_out_like,
-    map_in,
-    map_out,
-    offset_type,
     on_device,
     operand_type,
     pixels_of,
     power_of_two,
     product_precision,
-    strides,
     tiles,
 )
 from ._configs import config
+from ._layouts import laid_out_like, map_in, map_out, offset_type, strides
 from ._products import bias_gradient, multiplied, project, slope_gradient, weight_gradient
 from ._resample import resample
 from ._taps import bilinear_table

@@ -22,20 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from ._common import (
-    at,
-    for_any_size,
-    laid_out_like,
-    map_in,
-    map_out,
-    offset_type,
-    on_device,
-    pixels_of,
-    prelu,
-    strides,
-    tiles,
-)
+from ._common import at, for_any_size, on_device, pixels_of, prelu, tiles
 from ._configs import config, multiprocessors
+from ._layouts import laid_out_like, map_in, map_out, offset_type, strides
 
 # Partial sums of one image by all blocks of channels: enough programs to fill a GPU.
 PARTIALS = 512

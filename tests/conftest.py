@@ -22,6 +22,15 @@ def pytest_make_parametrize_id(val):
     return "file" if isinstance(val, bytes) else None
 
 
+@pytest.fixture
+def one_thread():
+    """For tiny maps: on a busy machine more threads only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """pytest-cov's own mark for this, no_cover, does nothing in a process of pytest-xdist."""

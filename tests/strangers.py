@@ -5,7 +5,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from torch import nn
 
@@ -26,15 +25,6 @@ def strangers_code(import_path, file="lookalike.py"):
 
 lookalike = strangers_code("somebodys_networks")
 renamed = strangers_code("a_third_partys_restorer", "renamed.py")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The maps are tiny: on a busy machine more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def network(**options):

@@ -18,12 +18,13 @@ from .strangers import (
     is_ours,
     lookalike,
     network,
-    one_thread,  # noqa: F401
     picture,
     reasons,
     relative,
     strangers_code,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- the whole network ---------------------------------------------------------------------
 

@@ -11,17 +11,9 @@ import mirnet_fast
 from mirnet_fast.modules import resampling
 
 from .cases import first_of
-from .strangers import (
-    CLOSE,
-    arguments,
-    is_ours,
-    lookalike,
-    network,
-    one_thread,  # noqa: F401
-    picture,
-    reasons,
-    relative,
-)
+from .strangers import CLOSE, arguments, is_ours, lookalike, network, picture, reasons, relative
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SKFF, DAU, BLUR = lookalike.SKFF, lookalike.DAU, lookalike.Downsample
 DOWN, UP = lookalike.ResidualDownSample, lookalike.ResidualUpSample

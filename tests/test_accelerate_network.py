@@ -16,7 +16,6 @@ from .strangers import (
     check_same,
     conv,
     lookalike,
-    one_thread,  # noqa: F401
     picture,
     reasons,
     relative,
@@ -24,6 +23,8 @@ from .strangers import (
     tampered,
     whole,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 STRANGERS = {"published names": lookalike.MIRNet, "other names": renamed.Restorer}
 

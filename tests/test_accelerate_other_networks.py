@@ -15,7 +15,6 @@ from .strangers import (
     edited,
     is_ours,
     lookalike,
-    one_thread,  # noqa: F401
     picture,
     reasons,
     renamed,
@@ -23,6 +22,8 @@ from .strangers import (
     tampered,
     whole,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def without_residual(self, x):

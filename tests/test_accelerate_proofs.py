@@ -6,18 +6,9 @@ from torch import nn
 
 import mirnet_fast
 
-from .strangers import (
-    CLOSE,
-    conv,
-    edited,
-    is_ours,
-    lookalike,
-    one_thread,  # noqa: F401
-    reasons,
-    relative,
-    swap,
-    tampered,
-)
+from .strangers import CLOSE, conv, edited, is_ours, lookalike, reasons, relative, swap, tampered
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SKFF, DAU, BLUR = lookalike.SKFF, lookalike.DAU, lookalike.Downsample
 DOWN, UP = lookalike.ResidualDownSample, lookalike.ResidualUpSample

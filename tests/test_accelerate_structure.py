@@ -9,15 +9,9 @@ from torch.nn.utils import parametrizations, prune
 
 import mirnet_fast
 
-from .strangers import (
-    conv,
-    edited,
-    lookalike,
-    one_thread,  # noqa: F401
-    reasons,
-    swap,
-    tampered,
-)
+from .strangers import conv, edited, lookalike, reasons, swap, tampered
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def own_parameter(value):

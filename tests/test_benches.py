@@ -152,11 +152,11 @@ def test_missing_variants_and_memory_are_told(rows):
 
 def test_all_have_their_turn_in_every_round(harness, monkeypatch):
     monkeypatch.setattr(harness, "ROUNDS", 4)
-    import gpu_steps
+    from gpu_script.steps.timing import Timer
 
     turns = []
     calls = {name: functools.partial(turns.append, name) for name in ("a", "b", "mirnet_fast", "copy")}
-    times = harness.timed(gpu_steps.Timer(), calls, {}, budget=1)
+    times = harness.timed(Timer(), calls, {}, budget=1)
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys(calls, 4)
     rounds = [turns[4 * i : 4 * i + 4] for i in range(1, 5)]  # after one to warm up
     assert all(sorted(names) == sorted(calls) for names in rounds)

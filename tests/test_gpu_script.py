@@ -18,14 +18,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def gpu(monkeypatch):
+    """The package of the script, without what needs torch."""
     monkeypatch.syspath_prepend(ROOT / "benches")
-    import gpu
+    import gpu_script
+    import gpu_script.plan
+    import gpu_script.run
 
-    return gpu
+    return gpu_script
 
 
 def step(gpu, name, code, limit=30, **options):
-    return gpu.Step(name, [sys.executable, "-c", code], limit, **options)
+    return gpu.step.Step(name, [sys.executable, "-c", code], limit, **options)
 
 
 ROW = {
@@ -53,7 +56,7 @@ ROW = {
 
 
 def test_steps_that_fail_or_hang_cost_the_others_nothing(gpu, tmp_path):
-    run = gpu.Run(tmp_path / "new" / "out", 60, None)
+    run = gpu.run.Run(tmp_path / "new" / "out", 60)
     run.environment = {"gpu": "Some GPU", "L2 in MB": 50.0}
     asleep = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
     steps = [
@@ -90,7 +93,7 @@ def test_steps_that_fail_or_hang_cost_the_others_nothing(gpu, tmp_path):
 
 
 def test_nothing_outlives_the_deadline(gpu, tmp_path):
-    run = gpu.Run(tmp_path, 2, None)
+    run = gpu.run.Run(tmp_path, 2)
     start = time.monotonic()
     run.do([step(gpu, name, "import time; time.sleep(99)") for name in ("one", "two")], 1)
     assert time.monotonic() - start < 10
@@ -105,12 +108,13 @@ def test_missed_targets_are_said(gpu):
         {"ratio": {"eager channels_last": 2.9, "torch.compile": 2.0}},
         {"ratio": {}},
     ):
-        [target] = gpu.targets([ROW | change], 50.0)
+        [target] = gpu.targets.targets([ROW | change], 50.0)
         assert not target["met"]
     # Within the cache the copy bandwidth of the memory is no measure.
-    [target] = gpu.targets([ROW | {"of_copy": 0.8}], 100.0)
+    [target] = gpu.targets.targets([ROW | {"of_copy": 0.8}], 100.0)
     assert target["met"] and not target["larger_than_l2"]
-    assert gpu.targets([ROW | {"dtype": "bfloat16"}, ROW | {"direction": "forward+backward"}], 50.0) == []
+    others = [ROW | {"dtype": "bfloat16"}, ROW | {"direction": "forward+backward"}]
+    assert gpu.targets.targets(others, 50.0) == []
 
 
 def test_the_better_backend_counts(gpu):
@@ -119,16 +123,16 @@ def test_the_better_backend_counts(gpu):
         "of_copy": 0.75,
         "ratio": {"torch.compile": 1.5},
     }
-    [target] = gpu.targets([row], 50.0)
+    [target] = gpu.targets.targets([row], 50.0)
     assert target["backend"] == "cuda"
     assert abs(target["of_copy"] - 0.9375) < 1e-9
     assert abs(target["times_compiled"] - 1.875) < 1e-9
-    assert gpu.preferences([row, row | {"size": [1, 64, 9, 9]}]) == {"blur_pool float16": "cuda"}
+    assert gpu.preferences.preferences([row, row | {"size": [1, 64, 9, 9]}]) == {"blur_pool float16": "cuda"}
     # Over all sizes together.
-    assert gpu.preferences([row, ROW | {"ms": {"mirnet_fast": 9, "mirnet_fast cuda": 12}}]) == {
+    assert gpu.preferences.preferences([row, ROW | {"ms": {"mirnet_fast": 9, "mirnet_fast cuda": 12}}]) == {
         "blur_pool float16": "triton"
     }
-    assert gpu.preferences([ROW | {"ms": {"mirnet_fast": 9}}]) == {}
+    assert gpu.preferences.preferences([ROW | {"ms": {"mirnet_fast": 9}}]) == {}
 
 
 def test_outcomes_of_pytest_are_counted_once(gpu, tmp_path):
@@ -140,8 +144,8 @@ def test_outcomes_of_pytest_are_counted_once(gpu, tmp_path):
         "def test_fail(): assert 1 == 2\n"
         "def test_skip(): pytest.skip('a reason')\n"
     )
-    one = gpu.Step("tests", gpu.pytest(tests, "-c", "/dev/null", "--rootdir", tmp_path), 60)
-    run = gpu.Run(tmp_path / "out", 60, None)
+    one = gpu.step.Step("tests", gpu.plan.pytest(tests, "-c", "/dev/null", "--rootdir", tmp_path), 60)
+    run = gpu.run.Run(tmp_path / "out", 60)
     run.do([one], 1)
     assert one.counts == {"PASSED": 3, "FAILED": 1, "SKIPPED": 1}
     assert len(one.failures()) == 1 and "assert 1 == 2" in one.failures()[0]
@@ -167,7 +171,7 @@ for name in ("one", "two", "three", "four"):
 
 
 def test_a_step_goes_on_after_a_case_that_ends_its_process(gpu, tmp_path):
-    run, one = gpu.Run(tmp_path, 60, None), step(gpu, "cases", CASES)
+    run, one = gpu.run.Run(tmp_path, 60), step(gpu, "cases", CASES)
     run.do([one], 1)
     processes = [line for line in one.output.splitlines() if line.startswith("process")]
     assert processes == ["process []", "process ['one', 'two']", "process ['one', 'two', 'three']"]
@@ -176,14 +180,14 @@ def test_a_step_goes_on_after_a_case_that_ends_its_process(gpu, tmp_path):
 
 
 def test_a_step_that_never_gets_to_a_case_is_not_tried_for_ever(gpu, tmp_path):
-    run, one = gpu.Run(tmp_path, 60, None), step(gpu, "cases", "print('process'); raise SystemExit(75)")
+    run, one = gpu.run.Run(tmp_path, 60), step(gpu, "cases", "print('process'); raise SystemExit(75)")
     run.do([one], 1)
     assert one.status == "failed" and one.output.count("process") <= 2
 
 
 def test_the_case_that_took_too_long_is_named(gpu, tmp_path):
     code = "import time; print('BEGAN it', flush=True); time.sleep(99)"
-    run, one = gpu.Run(tmp_path, 60, None), step(gpu, "hangs", code, limit=1)
+    run, one = gpu.run.Run(tmp_path, 60), step(gpu, "hangs", code, limit=1)
     run.do([one], 1)
     assert one.status == "cut off" and one.why.endswith("in it")
 
@@ -196,7 +200,7 @@ MEASURES = (
 
 
 def test_who_measures_is_alone(gpu, tmp_path):
-    run = gpu.Run(tmp_path, 60, None)
+    run = gpu.run.Run(tmp_path, 60)
     steps = [
         step(gpu, "busy", BUSY.format(60)),
         step(gpu, "first", MEASURES, alone=5),
@@ -217,10 +221,11 @@ def test_who_measures_is_alone(gpu, tmp_path):
 
 def test_who_is_killed_keeps_what_there_was(gpu, tmp_path):
     code = (
-        "import sys; from pathlib import Path; import gpu; row, folder = sys.argv[1:];"
-        "run = gpu.Run(Path(folder), 60, None);"
+        "import sys; from pathlib import Path; row, folder = sys.argv[1:];"
+        "from gpu_script.run import Run; from gpu_script.step import Step;"
+        "run = Run(Path(folder), 60);"
         "code = f'import time; print({row!r}, flush=True); time.sleep(20)';"
-        "run.do([gpu.Step('rows', [sys.executable, '-c', code], 60)], 1)"
+        "run.do([Step('rows', [sys.executable, '-c', code], 60)], 1)"
     )
     command = [sys.executable, "-c", code, json.dumps(ROW), str(tmp_path)]
     process = subprocess.Popen(command, cwd=ROOT / "benches")
@@ -235,9 +240,9 @@ def test_who_is_killed_keeps_what_there_was(gpu, tmp_path):
 
 
 def test_the_plan_fits_the_slot(gpu, tmp_path):
-    run = gpu.Run(tmp_path, 540, None)
+    run = gpu.run.Run(tmp_path, 540)
     run.environment = {"gpu": "Some GPU", "compute-sanitizer": "there"}
-    steps = gpu.plan(run)
+    steps = gpu.plan.steps(run)
     names = [s.name for s in steps]
     assert len(set(names)) == len(names)
     # By value: right first, then the network's times, tests and sanitizer last.
@@ -257,8 +262,8 @@ def test_convolutions_are_chosen_by_size(gpu):
     row |= {"outputs": 128, "ratio": {"cudnn": 2.0}}
     rows = [row | {"ms": {"mirnet_fast": 1.0, "cudnn": 2.0}}]
     rows.append(row | {"size": [2, 64, 4, 4], "ms": {"mirnet_fast": 3.0, "cudnn": 2.0}})
-    assert gpu.preferences(rows) == {"conv3x3 float16 64 128": {"64": "triton", "32": "cudnn"}}
-    assert gpu.targets(rows, 50.0) == gpu.network_targets(rows) == []
+    assert gpu.preferences.preferences(rows) == {"conv3x3 float16 64 128": {"64": "triton", "32": "cudnn"}}
+    assert gpu.targets.targets(rows, 50.0) == gpu.targets.network_targets(rows) == []
 
 
 def test_targets_of_the_network(gpu):
@@ -269,20 +274,20 @@ def test_targets_of_the_network(gpu):
         row | {"ms": {"mirnet_fast triton": 1.0, "mirnet_fast": 2.0, f"torch.compile {mode}": ms}}
         for mode, ms in (("reduce-overhead", 2.0), ("max-autotune", 1.6))
     ]
-    [target] = gpu.network_targets([first, *modes])
+    [target] = gpu.targets.network_targets([first, *modes])
     assert target["times_eager"] == 3.5 and target["times_compiled"] == 1.6
     assert target["gb_per_megapixel"] == 0.6 and target["met"]
     for changed in ({"peak_mb": {"mirnet_fast": 400}}, {"peak_mb": {}}, {"ms": {"mirnet_fast": 1.0}}):
-        [target] = gpu.network_targets([first | changed, *modes])
+        [target] = gpu.targets.network_targets([first | changed, *modes])
         assert not target["met"]
-    [target] = gpu.network_targets([first])
+    [target] = gpu.targets.network_targets([first])
     assert not target["met"]  # nobody compiled
     step = {"op": "training", "size": [8, 3, 128, 128], "dtype": "bfloat16", "direction": "step"}
     step |= {"ms": {"mirnet_fast": 1.0, "eager channels_last": 2.0, "torch.compile": 1.2}}
     peaks = {"mirnet_fast": 50, "eager channels_last": 110, "torch.compile": 100}
-    [target] = gpu.network_targets([step | {"peak_mb": peaks}])
+    [target] = gpu.targets.network_targets([step | {"peak_mb": peaks}])
     assert target["of_the_least_memory_of_others"] == 0.5 and target["met"]
-    [target] = gpu.network_targets([step | {"peak_mb": peaks | {"torch.compile": 80}}])
+    [target] = gpu.targets.network_targets([step | {"peak_mb": peaks | {"torch.compile": 80}}])
     assert not target["met"]
 
 
@@ -336,20 +341,20 @@ def test_what_is_measured_alone(arguments):
 
 STAND_ALONE = """
 import os, sys, time
-import gpu_steps
+from gpu_script.steps.cases import Case, run_cases
 
 def fails():
     raise ValueError("what is wrong")
 
 cases = [("good", lambda: print("said")), ("bad", fails), ("crash", os.abort)]
 cases += [("hang", lambda: time.sleep(60)), ("last", lambda: None)]
-gpu_steps.run_cases([gpu_steps.Case(*case) for case in cases], seconds=3)
+run_cases([Case(*case) for case in cases], seconds=3)
 """
 
 
 @exhaustive
 def test_cases_stand_alone(gpu, tmp_path):
-    run = gpu.Run(tmp_path, 120, None)
+    run = gpu.run.Run(tmp_path, 120)
     one = step(gpu, "cases", STAND_ALONE, limit=100, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'benches'}"})
     run.do([one], 1)
     assert one.counts == {"PASSED": 2, "FAILED": 3}
@@ -363,8 +368,8 @@ def test_cases_stand_alone(gpu, tmp_path):
 
 def test_the_networks_rows_are_of_no_single_backend(gpu):
     row = {name: value for name, value in ROW.items() if name not in ("backend", "layout")}
-    assert gpu.preferences([row | {"op": "network"}]) == {}
-    assert gpu.targets([row | {"op": "network"}], 50.0) == []
+    assert gpu.preferences.preferences([row | {"op": "network"}]) == {}
+    assert gpu.targets.targets([row | {"op": "network"}], 50.0) == []
 
 
 def python_of(folder, has_torch):

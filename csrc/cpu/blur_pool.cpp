@@ -9,6 +9,19 @@ namespace {
 
 constexpr const char* kOp = "blur_pool";
 
+struct Blur {
+  TapTable rows, cols;
+  Shape shape;  // of the output
+
+  Blur(const Tensor& x, int64_t filt_size, const std::string& pad_type, int64_t stride,
+       int64_t pad_off) {
+    check_map(kOp, "x", x);
+    rows = blur_taps(x.size(2), filt_size, pad_type, stride, pad_off);
+    cols = blur_taps(x.size(3), filt_size, pad_type, stride, pad_off);
+    shape = {x.size(0), x.size(1), int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1};
+  }
+};
+
 void resampled(const Tensor& in, const Tensor& out, const TapTable& rows, const TapTable& cols) {
   const BlurPoolArgs args{map_of(in), map_of(out), rows.view(), cols.view()};
   by_dtype(kOp, in, [&](auto tag) {
@@ -21,24 +34,18 @@ void resampled(const Tensor& in, const Tensor& out, const TapTable& rows, const 
 
 Tensor blur_pool(Tensor x, int64_t filt_size, std::string pad_type, int64_t stride,
                  int64_t pad_off) {
-  check_map(kOp, "x", x);
-  const TapTable rows = blur_taps(x.size(2), filt_size, pad_type, stride, pad_off);
-  const TapTable cols = blur_taps(x.size(3), filt_size, pad_type, stride, pad_off);
-  Tensor out = empty_like(
-      x, {x.size(0), x.size(1), int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1});
-  resampled(x, out, rows, cols);
+  const Blur blur(x, filt_size, pad_type, stride, pad_off);
+  Tensor out = empty_like(x, blur.shape);
+  resampled(x, out, blur.rows, blur.cols);
   return out;
 }
 
 std::vector<Tensor> blur_pool_backward(Tensor grad, Tensor x, int64_t filt_size,
                                        std::string pad_type, int64_t stride, int64_t pad_off) {
-  check_map(kOp, "x", x);
-  const TapTable rows = blur_taps(x.size(2), filt_size, pad_type, stride, pad_off);
-  const TapTable cols = blur_taps(x.size(3), filt_size, pad_type, stride, pad_off);
-  check(kOp, "grad", grad,
-        {x.size(0), x.size(1), int64_t(rows.start.size()) - 1, int64_t(cols.start.size()) - 1}, x);
+  const Blur blur(x, filt_size, pad_type, stride, pad_off);
+  check(kOp, "grad", grad, blur.shape, x);
   Tensor x_grad = empty_like(x, shape_of(x));
-  resampled(grad, x_grad, transposed(rows, x.size(2)), transposed(cols, x.size(3)));
+  resampled(grad, x_grad, transposed(blur.rows, x.size(2)), transposed(blur.cols, x.size(3)));
   return {x_grad};
 }
 

@@ -60,17 +60,12 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
                  cols_back = transposed(cols, top.size(3));
   const int64_t C = top.size(1), D = top_weight.size(0);
   check(kOp, "grad", grad, down_tail_shape(top, top_weight.size(0)), top);
-  Tensor top_grad = empty_like(top, shape_of(top)), bottom_grad = empty_like(bottom, shape_of(top));
+  TailBackward<DownArgs> backward(grad, top, bottom);
+  DownArgs& args = backward.args;
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    DownArgs args{};
-    args.top = map_of(top);
-    args.bottom = map_of(bottom);
-    args.grad = map_of(grad);
-    args.top_grad = map_of(top_grad);
-    args.bottom_grad = map_of(bottom_grad);
     args.rows = rows.view();
     args.cols = cols.view();
     args.rows_back = rows_back.view();
@@ -100,7 +95,7 @@ std::vector<Tensor> residual_down_tail_backward(Tensor grad, Tensor top, Tensor 
         args.big_chunks.rows * args.top.w * C);
 
     gradients = tail_gradients<T>(
-        top_grad, bottom_grad, weights, {slope_sums.data(), big_chunks, C, 0, C},
+        backward.top_grad, backward.bottom_grad, weights, {slope_sums.data(), big_chunks, C, 0, C},
         {sums.data(), chunks, D, 0, D}, matrix_total(weight_sums, chunks, 2 * D * ld, 0, D, C, ld),
         matrix_total(weight_sums, chunks, 2 * D * ld, D * ld, D, C, ld));
   });

@@ -127,18 +127,12 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
   check(kOp, "grad", grad, {top.size(0), D, top.size(2), top.size(3)}, top);
   const TapTable rows_back = transposed(bilinear_taps(bottom.size(2)), bottom.size(2));
   const TapTable cols_back = transposed(bilinear_taps(bottom.size(3)), bottom.size(3));
-  Tensor top_grad = empty_like(top, shape_of(top));
-  Tensor bottom_grad = empty_like(bottom, shape_of(bottom));
+  TailBackward<UpArgs> backward(grad, top, bottom);
+  UpArgs& args = backward.args;
   std::vector<Tensor> gradients;
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
     using A = Acc<T>;
-    UpArgs args{};
-    args.top = map_of(top);
-    args.bottom = map_of(bottom);
-    args.grad = map_of(grad);
-    args.top_grad = map_of(top_grad);
-    args.bottom_grad = map_of(bottom_grad);
     args.rows_back = rows_back.view();
     args.cols_back = cols_back.view();
     const TailOperands<T> operands(weights, true);
@@ -161,7 +155,7 @@ std::vector<Tensor> residual_up_tail_backward(Tensor grad, Tensor top, Tensor bo
         args.small_chunks.rows * args.bottom.w * E);
 
     gradients = tail_gradients<T>(
-        top_grad, bottom_grad, weights, {sums.data(), chunks, D + C, D, C},
+        backward.top_grad, backward.bottom_grad, weights, {sums.data(), chunks, D + C, D, C},
         {sums.data(), chunks, D + C, 0, D}, matrix_total(top_sums, chunks, D * ld, 0, D, C, ld),
         matrix_total(bottom_sums, small_chunks, D * lde, 0, D, E, lde));
   });

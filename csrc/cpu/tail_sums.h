@@ -61,6 +61,23 @@ struct TailOperands {
   }
 };
 
+// The gradients of a tail's maps, and the arguments of the loops that write them.
+template <class Args>
+struct TailBackward {
+  Tensor top_grad, bottom_grad;
+  Args args{};
+
+  TailBackward(const Tensor& grad, const Tensor& top, const Tensor& bottom)
+      : top_grad(empty_like(top, shape_of(top))),
+        bottom_grad(empty_like(bottom, shape_of(bottom))) {
+    args.top = map_of(top);
+    args.bottom = map_of(bottom);
+    args.grad = map_of(grad);
+    args.top_grad = map_of(top_grad);
+    args.bottom_grad = map_of(bottom_grad);
+  }
+};
+
 // Columns [first, first + count) of (chunks, stride) sums.
 struct ChunkSums {
   const double* data;

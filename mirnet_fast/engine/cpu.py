@@ -74,14 +74,7 @@ def _conv(bound, task):
     bound.emit(in_place.conv3x3_into, out, bound.of(x), *weights, residual, *statistics, task.row)
 
 
-def _conv_of_torch(
-    layer: nn.Conv2d,
-    activation: nn.Module | None,
-    out: torch.Tensor,
-    x: torch.Tensor,
-    residual: torch.Tensor | None,
-    row: int,
-) -> None:
+def _conv_of_torch(layer, activation, out, x, residual, row):
     """Rows of a convolution that the kernels do not run, its activation and the residual."""
     result = convolution.called_on_rows(layer, x, row, row + out.shape[2])
     if isinstance(activation, nn.PReLU) and activation.weight.numel() == 1 and result.numel():

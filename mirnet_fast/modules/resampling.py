@@ -57,13 +57,8 @@ class Downsample(Fused, reference.Downsample):
         )
 
 
-class ResidualDownSample(Fused, reference.ResidualDownSample):
-    """C channels to 2C at half the resolution; the tail is one fused op (section 3.3, figure 5a).
-
-    (N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2)).
-    """
-
-    Blur = Downsample
+class _Residual(Fused):
+    """What both residual resamplers take for granted of their layers."""
 
     def _layers(self) -> Iterable[nn.Module]:
         return self.top, *self.top, self.bot, *self.bot
@@ -71,16 +66,29 @@ class ResidualDownSample(Fused, reference.ResidualDownSample):
     def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
         for part in (self.top, self.bot):
             yield part, type(part) is nn.Sequential
-        expand, act, conv, tail_act, blur, project = self.top
-        low_blur, low_project = self.bot
+        expand, act, _, tail_act, *_ = self.top
         yield expand, is_conv(expand)
         yield act, is_activation(act)
-        yield conv, is_conv(conv)
         yield tail_act, is_prelu(tail_act)
+        for part in (self.top[-1], self.bot[-1]):
+            yield part, is_conv(part, 1)
+
+
+class ResidualDownSample(_Residual, reference.ResidualDownSample):
+    """C channels to 2C at half the resolution; the tail is one fused op (section 3.3, figure 5a).
+
+    (N, C, H, W) -> (N, 2C, ceil(H / 2), ceil(W / 2)).
+    """
+
+    Blur = Downsample
+
+    def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
+        yield from super()._published()
+        _, _, conv, _, blur, _ = self.top
+        low_blur, _ = self.bot
+        yield conv, is_conv(conv)
         for part in (blur, low_blur):
             yield part, _halves(part)
-        for part in (project, low_project):
-            yield part, is_conv(part, 1)
 
     def _fused(self, x):
         expand, act, conv, tail_act, _, project = self.top
@@ -107,26 +115,17 @@ def _halves(blur):
     )
 
 
-class ResidualUpSample(Fused, reference.ResidualUpSample):
+class ResidualUpSample(_Residual, reference.ResidualUpSample):
     """C channels to C/2 at double the resolution; the tail is one fused op (section 3.3, figure 5b).
 
     (N, C, H, W) -> (N, C // 2, 2H, 2W).
     """
 
-    def _layers(self) -> Iterable[nn.Module]:
-        return self.top, *self.top, self.bot, *self.bot
-
     def _published(self) -> Iterable[tuple[nn.Module | str, bool]]:
-        for part in (self.top, self.bot):
-            yield part, type(part) is nn.Sequential
-        expand, act, conv, tail_act, project = self.top
-        enlarge, low_project = self.bot
-        yield expand, is_conv(expand)
-        yield act, is_activation(act)
+        yield from super()._published()
+        _, _, conv, _, _ = self.top
+        enlarge, _ = self.bot
         yield conv, is_doubling_conv(conv)
-        yield tail_act, is_prelu(tail_act)
-        for part in (project, low_project):
-            yield part, is_conv(part, 1)
         yield (
             enlarge,
             type(enlarge) is nn.Upsample

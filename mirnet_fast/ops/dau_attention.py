@@ -45,14 +45,7 @@ def dau_attention(
     if x is not None:
         _checks.like(op, "x", x, r.shape, "r", r, any_dtype=autocasts(r.device.type))
     r, *weights = autocast(
-        r,
-        spatial_weight,
-        squeeze_weight,
-        squeeze_bias,
-        excite_weight,
-        excite_bias,
-        fuse_weight,
-        fuse_bias,
+        r, spatial_weight, squeeze_weight, squeeze_bias, excite_weight, excite_bias, fuse_weight, fuse_bias
     )
     if x is not None and x.dtype != r.dtype:
         # Under autocast a residual stays in its own dtype: only the convolutions run in the lower.

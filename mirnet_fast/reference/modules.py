@@ -7,6 +7,7 @@ of its parts in attributes, so that the fast network differs in nothing but what
 is False in ablations only.
 """
 
+from collections.abc import Callable, Iterable
 from numbers import Integral
 
 import torch
@@ -208,34 +209,35 @@ def octaves(scale_factor: int) -> int:
     return int(scale_factor).bit_length() - 1
 
 
-class DownSample(nn.Module):
+class _Steps(nn.Module):
+    """One `Step` for each number of channels, one after the other."""
+
+    Step: Callable[[int], nn.Module]
+
+    def __init__(self, channels: Iterable[int]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*map(self.Step, channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)
+
+
+class DownSample(_Steps):
     """Down-sampling by a power of two: residual steps of 2, channels times `stride` a step."""
 
     Step = ResidualDownSample
 
     def __init__(self, in_channels: int, scale_factor: int, stride: int = 2, kernel_size: int = 3) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *(self.Step(in_channels * stride**step) for step in range(octaves(scale_factor)))
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x)
+        super().__init__(in_channels * stride**step for step in range(octaves(scale_factor)))
 
 
-class UpSample(nn.Module):
+class UpSample(_Steps):
     """Up-sampling by a power of two: residual steps of 2, channels over `stride` a step."""
 
     Step = ResidualUpSample
 
     def __init__(self, in_channels: int, scale_factor: int, stride: int = 2, kernel_size: int = 3) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *(self.Step(in_channels // stride**step) for step in range(octaves(scale_factor)))
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x)
+        super().__init__(in_channels // stride**step for step in range(octaves(scale_factor)))
 
 
 class MSRB(nn.Module):

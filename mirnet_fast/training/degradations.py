@@ -25,7 +25,17 @@ Width = Annotated[Positive, Field(ge=0.1, le=100)]
 Sigma = Annotated[NotNegative, Field(le=255)]
 
 
-class Gaussian(Part):
+class Harm(Part):
+    """What only adds noise or takes away light, and so does nothing without noise."""
+
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
+        return self._spoilt(rgb, rng) if noise else rgb
+
+    def _spoilt(self, rgb, rng):
+        raise NotImplementedError
+
+
+class Gaussian(Harm):
     """White Gaussian noise; sigma, drawn from a range, in units of 1/255.
 
     Not clipped, as in benchmarks, but for the chance `clip`: then as in files.
@@ -35,15 +45,13 @@ class Gaussian(Part):
     sigma: Range
     clip: Share = 0.0
 
-    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
-        if not noise:
-            return rgb
+    def _spoilt(self, rgb, rng):
         sigma = rng.uniform(*self.sigma) / 255
         noisy = rgb + sigma * rng.standard_normal(rgb.shape, np.float32)
         return np.clip(noisy, 0, 1) if rng.random() < self.clip else noisy
 
 
-class Camera(Part):
+class Camera(Harm):
     """Poisson-Gaussian noise of a sensor: variance shot * signal + read**2, clipped.
 
     Source: Foi et al., "Practical Poissonian-Gaussian noise modeling", IEEE TIP 2008, equation 2.
@@ -53,9 +61,7 @@ class Camera(Part):
     shot: Range
     read: Range
 
-    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
-        if not noise:
-            return rgb
+    def _spoilt(self, rgb, rng):
         shot, read = rng.uniform(*self.shot), rng.uniform(*self.read)
         return np.clip(_as_a_sensor(rgb, shot, read, rng), 0, 1).astype(np.float32)
 
@@ -65,7 +71,7 @@ def _as_a_sensor(signal, shot, read, rng):
     return signal + deviation * rng.standard_normal(signal.shape, np.float32)
 
 
-class Correlated(Part):
+class Correlated(Harm):
     """Noise that neighbours share: white Gaussian noise, blurred by a Gaussian of `blur` pixels, clipped.
 
     sigma, in units of 1/255, is the deviation after the blur. Channels: "rgb", independently; "chroma",
@@ -78,9 +84,7 @@ class Correlated(Part):
     blur: Rising[Width]
     channels: Literal["rgb", "chroma", "luma"] = "rgb"
 
-    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
-        if not noise:
-            return rgb
+    def _spoilt(self, rgb, rng):
         sigma, blur = rng.uniform(*self.sigma) / 255, rng.uniform(*self.blur)
         planes = _PLANES[self.channels]
         # Drawn larger by what the blur reaches, so that there is no more of it at the edges than elsewhere.
@@ -123,16 +127,14 @@ _SUBSAMPLINGS = {
 }
 
 
-class LowLight(Part):
+class LowLight(Harm):
     """A dark exposure: gain * rgb ** gamma."""
 
     kind: Literal["low_light"]
     gamma: Range
     gain: Range
 
-    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
-        if not noise:
-            return rgb
+    def _spoilt(self, rgb, rng):
         gamma, gain = rng.uniform(*self.gamma), rng.uniform(*self.gain)
         return (gain * np.clip(rgb, 0, 1) ** gamma).astype(np.float32)
 

@@ -16,9 +16,9 @@ from mirnet_fast.engine import eligibility, plan
 
 from ..cases import first_of
 from ..ops.common import needs_kernels
-from ..strangers import lookalike, one_thread, whole  # noqa: F401
+from ..strangers import lookalike, whole
 
-pytestmark = needs_kernels
+pytestmark = [needs_kernels, pytest.mark.usefixtures("one_thread")]
 SHAPE = (1, 3, 32, 32)
 UNIT = "body.0.body.0.blocks.0.0"
 
