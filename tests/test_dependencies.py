@@ -58,6 +58,7 @@ def imported(folder):
         ("mirnet_fast", ("always", "train", "lpips", "triton")),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
+        ("docs", ("always", "docs")),
     ],
 )
 def test_all_that_is_imported_is_asked_for(folder, groups):
