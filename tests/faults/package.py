@@ -28,6 +28,14 @@ FAULTS = [
         "tests/engine/test_cuda.py -k replayed",
     ),
     Fault(
+        "row above a band",
+        "a band of what a GPU enlarges ends with its own first row, as if the map began there",
+        "mirnet_fast/engine/schedule.py",
+        "above, below = max(begin - node.joined, 0), min(end + 1, x.height)",
+        "above, below = begin, min(end + 1, x.height)",
+        "tests/engine/test_cuda.py -k in_bands",
+    ),
+    Fault(
         "residual",
         "without gradients the DAU adds no input",
         "mirnet_fast/engine/bound.py",
