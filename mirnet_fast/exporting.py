@@ -9,7 +9,7 @@ from torch import nn
 
 from . import reference
 from ._files import replaced
-from .checkpoints import infer_config
+from .checkpoints import CheckpointError, infer_config
 from .inference import size_multiple
 
 # The largest difference to the reference that a file may show, for images from 0 to 1.
@@ -26,17 +26,19 @@ def export_onnx(network: nn.Module, path: str | Path) -> None:
     multiples of 2**(height - 1). The file has standard operators alone, and the weights in it.
 
     Args:
-        network: a MIRNet of this package or of `mirnet_fast.reference`, whatever its dtype and device.
+        network: a MIRNet of this package or of `mirnet_fast.reference`, whatever its dtype and device. Its
+            weights count: hooks, and layers that were put in place of others, are not in the file.
         path: the file, usually `.onnx`.
 
     Raises:
         ImportError: onnxscript is not there, by which torch exports.
         CheckpointError: these are not the weights of a MIRNet.
+        ValueError: it has no skip connections, of which the weights tell nothing.
         OSError: the file cannot be written.
     """
+    published = _published(network)
     if importlib.util.find_spec("onnxscript") is None:
         raise ImportError("an ONNX file needs onnxscript; try: pip install 'mirnet-fast[export]'")
-    published = _published(network)
     multiple = size_multiple(published)
     sides = (torch.export.Dim(side) for side in "hw")
     # A product with 1 would be a dimension of its own kind.
@@ -85,7 +87,14 @@ def largest_difference(path: str | Path, network: nn.Module) -> float:
 
 def _published(network):
     """The reference in float32 on the CPU, with the network's weights."""
+    if not all(getattr(module, "SKIP", True) for module in network.modules()):
+        raise ValueError(
+            "network must be a MIRNet as published; this one has blocks without skip connections"
+        )
     state = network.state_dict()
     published = reference.MIRNet(**infer_config(state))
-    published.load_state_dict(state)
+    try:
+        published.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"these are not the weights of a MIRNet: {error}") from error
     return published.eval()

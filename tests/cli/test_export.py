@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from mirnet_fast import exporting, reference
+from mirnet_fast.checkpoints import CheckpointError
+from mirnet_fast.training import ablated
 
 from ..cases import exhaustive
 from ..foreign import needs
@@ -119,6 +121,16 @@ def test_what_differs_is_not_written(tmp_path, weights, exports, monkeypatch, di
     assert result.exit_code == 1 and "not written: in ONNX Runtime it differs" in result.output
     assert (tmp_path / "net.onnx").read_bytes() == b"old"
     assert {path.suffix for path in tmp_path.iterdir()} == {".onnx", ".safetensors"}
+
+
+@pytest.mark.parametrize("left_out", [{"skips": False}, {"dau": False}, {"skff": "concat"}, {"skff": "sum"}])
+def test_a_network_that_is_not_as_published(tmp_path, left_out):
+    network = ablated(reference.MIRNet, **left_out)(**CONFIG)
+    with pytest.raises(
+        ValueError if "skips" in left_out else CheckpointError, match="of a MIRNet|as published"
+    ):
+        exporting.export_onnx(network, tmp_path / "net.onnx")
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_bad_input(tmp_path, weights, monkeypatch):
