@@ -127,7 +127,7 @@ def test_what_differs_is_not_written(tmp_path, weights, exports, monkeypatch, di
 def test_a_network_that_is_not_as_published(tmp_path, left_out):
     network = ablated(reference.MIRNet, **left_out)(**CONFIG)
     with pytest.raises(
-        ValueError if "skips" in left_out else CheckpointError, match="of a MIRNet|as published"
+        ValueError if "skips" in left_out else CheckpointError, match=r"of a MIRNet|as published"
     ):
         exporting.export_onnx(network, tmp_path / "net.onnx")
     assert [*tmp_path.iterdir()] == []
