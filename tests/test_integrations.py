@@ -13,6 +13,7 @@ import mirnet_fast
 from mirnet_fast import MIRNet, modules, reference
 from mirnet_fast.checkpoints import CheckpointError, network_arguments
 
+from .cases import exhaustive
 from .foreign import installed
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +43,7 @@ def ours(network):
     return model
 
 
+@exhaustive
 class TestHub:
     @pytest.fixture(autouse=True)
     def hub(self):
@@ -105,6 +107,7 @@ def test_torch_hub(network, image, tmp_path):
         torch.hub.load(str(ROOT), "mirnet", tmp_path / "model.pth", source="local", height=3)
 
 
+@exhaustive
 class TestSpandrel:
     @pytest.fixture(autouse=True)
     def spandrel(self):
