@@ -20,13 +20,15 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
-  const PerChannel biases(bias, D), slopes(slope, D);
-  const auto panels = packed(Ordered<float>(weight).data(), C, 1, D, C);
-  args.packed = panels.get();
-  args.bias = biases.data();
-  args.slope = slopes.data();
-  run(MIRNET_KERNEL(conv1x1_rows, float), args, args.out.n * args.out.h,
-      args.out.w * std::max(C, D));
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const PerChannel<T> biases(bias, D), slopes(slope, D);
+    const auto panels = packed(Ordered<T>(weight).data(), C, 1, D, C);
+    args.packed = panels.get();
+    args.bias = biases.data();
+    args.slope = slopes.data();
+    run(MIRNET_KERNEL(conv1x1_rows, T), args, args.out.n * args.out.h, args.out.w * std::max(C, D));
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) { MIRNET_IMPL(conv1x1_into); }

@@ -33,13 +33,16 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   args.first_row = first_row;
   if (pooled) args.pooled = map_of(*pooled);
   args.tile_columns = tile_columns(args.in, args.out);
-  Convolution conv(args, MIRNET_KERNEL(conv3x3_pack, float), weight, true, bias, slope,
-                   keep_weights);
-  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
-  conv.args.sums = grouped.parts();
-  run(MIRNET_KERNEL(conv3x3_blocks, float), conv.args, args.out.n * conv.args.blocks,
-      conv.args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
-  grouped.finish();
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Convolution<T> conv(args, MIRNET_KERNEL(conv3x3_pack, T), weight, true, bias, slope,
+                        keep_weights);
+    GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
+    conv.args.sums = grouped.parts();
+    run(MIRNET_KERNEL(conv3x3_blocks, T), conv.args, args.out.n * conv.args.blocks,
+        conv.args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
+    grouped.finish();
+  });
 }
 
 }  // namespace

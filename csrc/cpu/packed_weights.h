@@ -20,8 +20,10 @@ inline int64_t grouped(int64_t channels) {
   return (channels + kConvGroup - 1) / kConvGroup * kConvGroup;
 }
 
-// The packed form of a weight (outputs, inputs, 3, 3), or with these two in the other order, for
-// so many tiles of so many columns. Without `keep` it is valid until the calling thread's next one.
+// The packed form, in float32, of a weight (outputs, inputs, 3, 3) of T, or with these two in the
+// other order, for so many tiles of so many columns. Without `keep` it is valid until the calling
+// thread's next one.
+template <class T>
 PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first,
                        int64_t tile_columns, int64_t tiles, bool keep);
 

@@ -95,18 +95,21 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), out.size(1));
 
-  Forward<float> forward(out, bottom, weights, first_row);
-  forward.args.slope = nullptr;
   ConvArgs maps{};
   maps.in = map_of(x);
   maps.out = first_phase(out, C);
-  const Convolution conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
-                         conv_bias, slope, true);
-  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
-  const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
-  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, maps.out.n * conv.args.blocks,
-      conv.args.block_tiles * 64 * std::max(x.size(1), C));
-  grouped.finish();
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Forward<T> forward(out, bottom, weights, first_row);
+    forward.args.slope = nullptr;
+    const Convolution<T> conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, T), conv_weight, false,
+                              conv_bias, slope, true);
+    GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
+    const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
+    run(MIRNET_KERNEL(conv_transpose3x3_tail, T), args, maps.out.n * conv.args.blocks,
+        conv.args.block_tiles * 64 * std::max(x.size(1), C));
+    grouped.finish();
+  });
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,

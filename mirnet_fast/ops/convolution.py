@@ -1,6 +1,7 @@
 """Convolution layers: by this package's kernels where these can and are faster, else by PyTorch's.
 
-On the CPU, in float32, 3x3 convolutions run by Winograd's method. Elsewhere, and of other sizes, they are
+On the CPU, 3x3 convolutions in float32 run by Winograd's method, and so, without gradients, do those in
+bfloat16, which is then how their maps and weights are stored. Elsewhere, and of other sizes, they are
 torch.nn's own, in float32 where this CPU only stores what it is given.
 """
 
@@ -53,13 +54,20 @@ def is_for_kernels(
     """
     enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
+    stored = again and dtype == torch.bfloat16 and not has_matrix_unit()
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
         and 0 not in shape
-        and dtype == layer.weight.dtype == torch.float32
+        and dtype == layer.weight.dtype
+        and (dtype == torch.float32 or stored)
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", dtype) == "cpu"
     )
+
+
+def has_matrix_unit() -> bool:
+    """Whether this CPU has one for bfloat16, whose products are faster than Winograd's method in float32."""
+    return torch.cpu._is_amx_tile_supported()
 
 
 def called(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:
