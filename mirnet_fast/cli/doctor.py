@@ -84,7 +84,11 @@ def _in_bfloat16():
     from ..ops.convolution import has_matrix_unit
 
     stored = "float32 and stored in bfloat16"
-    if not has_matrix_unit() and backends.winograd() and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu":
+    if (
+        not has_matrix_unit()
+        and backends.winograd()
+        and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
+    ):
         return f"{stored}, which here is faster; so are the ops below"
     if backends.cpu_computes(torch.bfloat16):
         return "bfloat16; the ops below are stored in it, and computed in float32"

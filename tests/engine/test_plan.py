@@ -50,7 +50,9 @@ def test_convolutions_in_bfloat16(monkeypatch, matrix_unit):
     """By the kernels, which round less than PyTorch's; a matrix unit, which PyTorch uses, is faster."""
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_unit)
     network, image = make().bfloat16(), image_of(32).bfloat16()
-    by_kernels = [task.layers["by_kernels"] for task in planned(network, image).tasks if "conv" in task.layers]
+    by_kernels = [
+        task.layers["by_kernels"] for task in planned(network, image).tasks if "conv" in task.layers
+    ]
     assert {*by_kernels} == {not matrix_unit}
     with only_planned(monkeypatch):
         result = forward(network, image)
