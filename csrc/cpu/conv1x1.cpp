@@ -1,5 +1,6 @@
 // conv1x1 on the CPU: weights packed for simd/conv1x1.cpp.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "panels.h"
 
 namespace mirnet_fast::cpu {
@@ -20,6 +21,13 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    MatrixConvArgs maps{};
+    maps.in = args.in;
+    maps.out = args.out;
+    maps.taps = MatrixTaps::one;
+    return matrix_convolution(*kernels, maps, weight, true, bias, slope, std::nullopt, true);
+  }
   by_stored(x, [&](auto tag) {
     using T = typename decltype(tag)::type;
     const PerChannel<T> biases(bias, D), slopes(slope, D);

@@ -1,5 +1,6 @@
 // conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and its statistics.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "run.h"
 #include "sums.h"
 
@@ -32,6 +33,16 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
   if (pooled) args.pooled = map_of(*pooled);
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    MatrixConvArgs maps{};
+    maps.in = args.in;
+    maps.out = args.out;
+    maps.residual = args.residual;
+    maps.first_row = first_row;
+    maps.taps = MatrixTaps::three;
+    maps.pooled = args.pooled;
+    return matrix_convolution(*kernels, maps, weight, true, bias, slope, sums, keep_weights);
+  }
   args.tile_columns = tile_columns(args.in, args.out);
   by_stored(x, [&](auto tag) {
     using T = typename decltype(tag)::type;

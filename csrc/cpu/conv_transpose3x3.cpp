@@ -1,5 +1,6 @@
 // conv_transpose3x3 on the CPU: weights packed for the four phases of simd/conv_transpose3x3.cpp.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "run.h"
 
 namespace mirnet_fast::cpu {
@@ -15,6 +16,10 @@ Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias) {
   ConvArgs args{};
   args.in = map_of(x);
   args.out = first_phase(out, C);
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    matrix_transposed(*kernels, args.in, args.out, weight, bias, std::nullopt, false);
+    return out;
+  }
   // The weights are trained: there would be no second time.
   by_stored(x, [&](auto tag) {
     using T = typename decltype(tag)::type;

@@ -81,14 +81,13 @@ def _in_bfloat16():
     import torch
 
     from .. import backends
-    from ..ops.convolution import has_matrix_unit
+    from ..ops.convolution import has_matrix_unit, uses_matrix_unit
 
     stored = "float32 and stored in bfloat16"
-    if (
-        not has_matrix_unit()
-        and backends.winograd()
-        and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
-    ):
+    ours = backends.winograd() and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
+    if ours and uses_matrix_unit():
+        return "bfloat16 by AMX, so far tested on an emulated unit; the ops below are computed in float32"
+    if ours and not has_matrix_unit():
         return f"{stored}, which here is faster; so are the ops below"
     if backends.cpu_computes(torch.bfloat16):
         return "bfloat16; the ops below are stored in it, and computed in float32"

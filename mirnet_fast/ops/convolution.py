@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import backends
+from .. import _native, backends
 
 # With fewer pixels a convolution of 64 to 256 channels takes longer than oneDNN: (where it brings its weights
 # into Winograd's form first, where it has them from the run before), on two cores.
@@ -54,7 +54,7 @@ def is_for_kernels(
     """
     enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
-    stored = again and dtype == torch.bfloat16 and not has_matrix_unit()
+    stored = again and dtype == torch.bfloat16 and (uses_matrix_unit() or not has_matrix_unit())
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
         and 0 not in shape
@@ -68,6 +68,11 @@ def is_for_kernels(
 def has_matrix_unit() -> bool:
     """Whether this CPU has one for bfloat16, whose products are faster than Winograd's method in float32."""
     return torch.cpu._is_amx_tile_supported()
+
+
+def uses_matrix_unit() -> bool:
+    """Whether the kernels use it, which the user has to ask for."""
+    return _native.build_info().get("isa_active") == "amx"
 
 
 def called(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:
