@@ -20,7 +20,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 PYTEST := $(WITH_NVCC) $(BIN)/python -m pytest $(PARALLEL)
 COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 
-.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos docs format build clean
+.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos docs site format build clean
 
 demo: build
 	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
@@ -40,6 +40,7 @@ test-all: lint build $(TOOLKIT)
 	    tests/test_kernels_convolutions.py \
 	    -m "not exhaustive" -k "Triton or kernels_convolutions or (few and nothing_is_wrong)"
 	$(MAKE) sanitize CASES="not exhaustive"
+	$(MAKE) site
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -97,9 +98,17 @@ gpu:
 photos: build
 	$(BIN)/python benches/photos.py
 
-# The pictures in docs/ that are drawn from what the code does.
-docs: build
+# The pictures in docs/ that are drawn from what the code does and from benches/results, then the site.
+docs: build $(VENV)/docs-installed
 	$(BIN)/python docs/memory_plan.py
+	$(BIN)/mirnet-fast demo --out build/demo
+	$(BIN)/python docs/photo.py build/demo
+	$(BIN)/python docs/plots.py
+	$(MAKE) site
+
+# The site of docs/ in build/site; a warning is an error.
+site: $(VENV)/docs-installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
@@ -117,6 +126,10 @@ build/cuda-$(NVCC_VERSION)/%: $(VENV)/torch-installed
 
 $(VENV)/installed: setup.py $(wildcard build_support/*.py) pyproject.toml $(VENV)/torch-installed
 	$(BIN)/pip install --no-build-isolation -e '.[test]'
+	touch $@
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/pip install -q --no-build-isolation -e '.[docs]'
 	touch $@
 
 $(VENV)/torch-installed:

@@ -4,7 +4,15 @@ import shlex
 from collections.abc import Iterable
 
 from . import ROOT
-from .flags import COMMON_FLAGS, CUDA_FLAGS, GLUE_FLAGS, ISA_FLAGS, LIBRARY_LINK_FLAGS, LOOP_FLAGS, MATRIX_FLAGS
+from .flags import (
+    COMMON_FLAGS,
+    CUDA_FLAGS,
+    GLUE_FLAGS,
+    ISA_FLAGS,
+    LIBRARY_LINK_FLAGS,
+    LOOP_FLAGS,
+    MATRIX_FLAGS,
+)
 from .plan import CUDA_LIBRARY, CUDA_PTX_OF, LIBRARY, Plan
 from .toolchain import cuda_of
 

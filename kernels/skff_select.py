@@ -269,7 +269,7 @@ def pool(branches, grad=None):
 
 
 def skff_select_into(
-    out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases, sums=()
+    out, branches, reduce_weight, reduce_bias, slope, select_weights, select_biases, sums=(), pixels=None
 ):
     """skff_select of channels_last maps, into one.
 
@@ -278,6 +278,7 @@ def skff_select_into(
         branches: B maps (N, C, H, W).
         sums: parts (N, C), float64, contiguous, whose total is that of all branches over their pixels; none:
             they are taken of the branches here.
+        pixels: of an image, where the sums are over more than the rows that are given.
     """
     n, channels, height, width = out.shape
     squeezed = reduce_weight.shape[0]
@@ -301,7 +302,7 @@ def skff_select_into(
             height,
             width,
             count,
-            height * width,
+            pixels or height * width,
             C=channels,
             D=squeezed,
             SLOPES=0 if slope is None else slope.shape[0],

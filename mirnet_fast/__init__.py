@@ -5,6 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from ._version import __version__  # noqa: F401
+
 __all__ = [
     "DAU",
     "MSRB",

@@ -17,20 +17,21 @@ NETWORKS = {"reference": reference.MIRNet, "mirnet_fast": MIRNet}
 
 # Contract: our error is at most FACTOR times the reference's own, plus a few ulp.
 FACTOR = 2
-FLOOR = 4 * torch.finfo(torch.float32).eps
+FLOOR = 4
 
 
 @dataclass(frozen=True)
 class StageError:
-    """Relative errors (2-norms) against the reference in float64 at one point of the network."""
+    """Relative errors (2-norms) in a dtype against the reference in float64 at one point of the network."""
 
     stage: str
     reference: float
     mirnet_fast: float
+    dtype: torch.dtype = torch.float32
 
     @property
     def agrees(self) -> bool:
-        return self.mirnet_fast <= FACTOR * self.reference + FLOOR
+        return self.mirnet_fast <= FACTOR * self.reference + FLOOR * torch.finfo(self.dtype).eps
 
 
 def build(
@@ -54,24 +55,33 @@ def build(
     return {name: network.eval().to(device) for name, network in networks.items()}
 
 
+def lowered(networks: Mapping[str, nn.Module], dtype: torch.dtype) -> dict[str, nn.Module]:
+    """Copies of the networks in a dtype."""
+    return {name: copy.deepcopy(network).to(dtype) for name, network in networks.items()}
+
+
 def stage_errors(
-    networks: Mapping[str, nn.Module], image: torch.Tensor
+    networks: Mapping[str, nn.Module], image: torch.Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[list[StageError], dict[str, torch.Tensor]]:
-    """([StageError], {name: output}) of networks made by `build`, in float32.
+    """([StageError], {name: output}) of networks made by `build`, as computed in a dtype.
 
     Stages are conv_in, each recursive residual group, conv_out, and the output of the network,
     each with the errors of all before it.
 
     Args:
         image: (N, in_channels, H, W) float32, H and W multiples of 2**(height - 1).
+        dtype: of copies of them and of the image: float32, or a lower one, to which both are rounded.
     """
-    results = {name: _stages(network, image) for name, network in networks.items()}
+    same = lowered(networks, dtype)
+    results = {name: _stages(network, image.to(dtype)) for name, network in same.items()}
     exact = _stages(copy.deepcopy(networks["reference"]).double(), image.double())
     errors = [
-        StageError(stage, **{name: _relative(results[name][stage], exact[stage]) for name in networks})
+        StageError(
+            stage, **{name: _relative(results[name][stage], exact[stage]) for name in networks}, dtype=dtype
+        )
         for stage in exact
     ]
-    return errors, {name: stages["output"] for name, stages in results.items()}
+    return errors, {name: stages["output"].float() for name, stages in results.items()}
 
 
 def times(networks: Mapping[str, nn.Module], image: torch.Tensor, rounds: int) -> dict[str, float]:
@@ -86,7 +96,10 @@ def times(networks: Mapping[str, nn.Module], image: torch.Tensor, rounds: int) -
 
 
 def memory(
-    config: Mapping[str, Any], shape: Sequence[int], device: torch.device | str = "cpu"
+    config: Mapping[str, Any],
+    shape: Sequence[int],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, int | None]:
     """{name: bytes of one forward pass above the network and its input}, each in a fresh process.
 
@@ -94,7 +107,7 @@ def memory(
     """
     peaks: dict[str, int | None] = {}
     for name in NETWORKS:
-        arguments = (name, config, tuple(shape), str(device), torch.get_num_threads())
+        arguments = (name, config, tuple(shape), str(device), dtype, torch.get_num_threads())
         try:
             peaks[name] = measure.peak_memory(_forward_pass, *arguments, device=device)
         except BrokenProcessPool:
@@ -102,10 +115,10 @@ def memory(
     return peaks
 
 
-def _forward_pass(name, config, shape, device, threads):
+def _forward_pass(name, config, shape, device, dtype, threads):
     torch.set_num_threads(threads)
-    network = NETWORKS[name](**config).eval().to(device)
-    image = torch.rand(shape, device=device)
+    network = NETWORKS[name](**config).eval().to(device, dtype)
+    image = torch.rand(shape, device=device, dtype=dtype)
 
     def forward():
         with torch.inference_mode():

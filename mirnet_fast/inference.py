@@ -8,13 +8,19 @@ import torch
 from torch import nn
 
 from . import noise
+from . import precision as precisions
 
 # A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
 LARGEST = 8
 
 
 def restore(
-    model: nn.Module, image: torch.Tensor, multiple: int | None = None, strength: float | str = 1.0
+    model: nn.Module,
+    image: torch.Tensor,
+    multiple: int | None = None,
+    strength: float | str = 1.0,
+    precision: str = "auto",
+    check_finite: bool = True,
 ) -> torch.Tensor:
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
@@ -22,11 +28,19 @@ def restore(
 
     Args:
         model: maps (N, C, H, W) to (N, C', H, W) for H and W that are multiples of `multiple`.
-        image: (N, C, H, W) floats from 0 to 1, of the model's dtype and device, H and W at least 1.
+        image: (N, C, H, W) floats from 0 to 1, of the model's dtype and device, H and W at least 1; of any
+            dtype where `precision` is not "auto".
         multiple: what H and W have to be multiples of; see `size_multiple` if not given.
         strength: how much of the model's change is made, image + strength (model(image) - image): from 0,
             the image, to 1, the model's result bit for bit. "auto" takes `noise.strength` of
             `noise.estimate`, each image's own.
+        precision: what is computed in, "fp32", "fp16" (on GPUs) or "bf16", by a copy of the model that
+            follows its weights, if it has others; the result is of the image's dtype. "auto" takes fp32 or,
+            where `mirnet_fast.precision.automatic` finds that faster and near enough, a lower one; model
+            and image of another dtype than float32 are left as they are.
+        check_finite: whether to look for overflow: results of half precision or bfloat16 that are not
+            finite, of images that are. Under "auto" such an image is computed anew in float32, with a
+            RuntimeWarning. Images that are not finite themselves are let through.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
@@ -39,9 +53,12 @@ def restore(
             finite); `multiple` is below 1, or not given and not to be told from the model; the model
             returns another size, or fails and the image has other channels, dtype or device than it takes;
             `strength` is another word than "auto", not from 0 to 1, or not 1 and the model returns other
-            channels than it gets; or it is "auto" and the image has values that are not finite.
+            channels than it gets; or it is "auto" and the image has values that are not finite;
+            `precision` is none of those, or "fp16" on a CPU.
+        OverflowError: an image overflows, and `precision` is not "auto", or is and there is no float32.
     """
     _check(model, image)
+    precisions.check(precision, image.device)
     weight = _weight(image, strength)
     multiple = size_multiple(model) if multiple is None else multiple
     if not isinstance(multiple, int):
@@ -54,9 +71,11 @@ def restore(
     model.eval()
     try:
         with torch.inference_mode():
-            padded_result = model(padded)
+            padded_result = precisions.run(model, padded, precision, multiple, check_finite)
+    except OverflowError:
+        raise
     except Exception as error:
-        misfit = _misfit(model, image)
+        misfit = _misfit(model, image, precision)
         if misfit is None:
             raise
         raise ValueError(f"restore: {misfit}") from error
@@ -82,7 +101,9 @@ def restore(
     return image.detach().to(result).lerp(result, weight.to(result))
 
 
-def restore_by_ensemble(model: nn.Module, image: torch.Tensor, multiple: int | None = None) -> torch.Tensor:
+def restore_by_ensemble(
+    model: nn.Module, image: torch.Tensor, multiple: int | None = None, precision: str = "auto"
+) -> torch.Tensor:
     """The mean of what `restore` makes of the image in its eight orientations, each turned back.
 
     Arguments, result and errors are those of `restore` at strength 1. Source: Timofte et al., "Seven ways to
@@ -93,7 +114,7 @@ def restore_by_ensemble(model: nn.Module, image: torch.Tensor, multiple: int | N
     for turns in range(4):
         for mirrored in (False, True):
             seen = image.rot90(turns, (2, 3))
-            restored = restore(model, seen.flip(3) if mirrored else seen, multiple)
+            restored = restore(model, seen.flip(3) if mirrored else seen, multiple, precision=precision)
             total = total + (restored.flip(3) if mirrored else restored).rot90(-turns, (2, 3))
     return total / 8  # pyrefly: ignore[bad-return]
 
@@ -210,7 +231,7 @@ def _weight(image: torch.Tensor, strength: float | str) -> torch.Tensor | None:
     return None if strength == 1 else torch.tensor(float(strength), dtype=torch.float64)
 
 
-def _misfit(model, image):
+def _misfit(model, image, precision):
     """What of the image is not as the model's first layer takes it, in a sentence, or None.
 
     Asked only of a model that failed: what wraps one may well turn an image into what it takes.
@@ -224,7 +245,7 @@ def _misfit(model, image):
         hint = " (image.permute(0, 3, 1, 2))" if image.shape[3] in (1, 3, 4) else ""
         hint = " (image[:, :3] has no transparency)" if (channels, weight.shape[1]) == (4, 3) else hint
         return f"image must have {weight.shape[1]} channels; got {channels}, {tuple(image.shape)}{hint}"
-    if image.dtype != weight.dtype:
+    if image.dtype != weight.dtype and precision == "auto":
         return f"image must be {weight.dtype}, as the model is; got {image.dtype}"
     if image.device != weight.device:
         return f"image must be on {weight.device}, as the model is; got {image.device}"

@@ -106,7 +106,7 @@ def predict(
     Raises:
         ValueError: the shape is none for this network.
     """
-    tasks, peak_bytes = cost.tasks_without_bands(network, shape, dtype.itemsize)
+    tasks, peak_bytes = cost.tasks_of_gpu(network, shape, dtype.itemsize)
     names = _names(network, tasks, by_layer)
     rows = _summed(
         _row(name, task.kind, cost.of(task, dtype.itemsize), device)

@@ -24,15 +24,15 @@ def read(path):
     return pixels if pixels.ndim == 2 else pixels[:, :, [2, 1, 0, 3][: pixels.shape[2]]]
 
 
-def png(pixels, colour_type, chunks=(), depth=None):
+def png(pixels, colour_type, chunks=(), depth=None, width=None):
     """A PNG of any colour type and chunks; OpenCV writes no grey with transparency."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    height, width = pixels.shape[:2]
+    height, across = pixels.shape[:2]
     depth = depth or 8 * pixels.dtype.itemsize
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width or across, height, depth, colour_type, 0, 0, 0)
     rows = pixels.astype(pixels.dtype.newbyteorder(">"))
     data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
     more = b"".join(chunk(kind, value) for kind, value in chunks)

@@ -55,9 +55,10 @@ def imported(folder):
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [
-        ("mirnet_fast", ("always", "train", "lpips", "triton")),
+        ("mirnet_fast", ("always", "train", "lpips", "raw", "triton")),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
+        ("docs", ("always", "docs")),
     ],
 )
 def test_all_that_is_imported_is_asked_for(folder, groups):

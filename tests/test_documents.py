@@ -1,31 +1,45 @@
-"""What the documents say is so: code runs, links, commands and variables exist, numbers were measured."""
+"""What the documents say is so: code and commands run, links and names exist, numbers were measured."""
 
 import functools
 import json
 import pkgutil
 import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import get_args
 
+import click
+import numpy as np
 import pytest
+import skimage.data
 import torch
+import yaml
+from PIL import Image
+from pydantic import BaseModel
 
 import mirnet_fast
-from mirnet_fast import ops, reference
+from mirnet_fast import demonstration, evaluation, ops, reference
 from mirnet_fast.cli import main
+from mirnet_fast.training import Recipe, degradations, recipe
 
 from .ops.common import needs_kernels
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-OTHERS = [ROOT / "benches" / "results" / "README.md", *(ROOT / "mirnet_fast" / "pretrained").glob("*.md")]
-DOCUMENTS = [ROOT / "README.md", *DOCS, *OTHERS]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *DOCS,
+    ROOT / "benches" / "results" / "README.md",
+    *(ROOT / "mirnet_fast" / "pretrained").glob("*.md"),
+]
+README, BENCHMARKS, TRAINING = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md", "docs/training.md")
+)
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-every_doc = pytest.mark.parametrize("path", DOCS, ids=lambda path: str(path.relative_to(ROOT)))
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
-# Columns of the README's tables, as the result files call them.
+# Columns of the tables of benchmarks, as the result files call them.
 COLUMNS = {
     "mirnet_fast": "mirnet_fast",
     "OpenVINO": "OpenVINO",
@@ -36,12 +50,24 @@ COLUMNS = {
 }
 
 
-def test_code_runs(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(blocks) == 3
+def fenced(text, language=""):
+    """The blocks of code in a language; without one they are commands."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [body for name, body in blocks if name == language]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where code finds the files that it names, with a network of few weights as the published one."""
     monkeypatch.chdir(tmp_path)
     torch.save(reference.MIRNet(**SMALL).state_dict(), "model.pth")
+    Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(40, 60, 3)).save("photo.jpg")
     monkeypatch.setattr(mirnet_fast, "MIRNet", functools.partial(mirnet_fast.MIRNet, **SMALL))
+
+
+def test_code_of_the_readme_runs(folder):
+    blocks = fenced(README, "python")
+    assert len(blocks) == 3
     names = {"noisy": torch.rand(1, 3, 20, 30)}
     for block in blocks[:2]:
         exec(block, names)
@@ -51,16 +77,36 @@ def test_code_runs(tmp_path, monkeypatch):
     assert all(type(module).__module__.startswith("mirnet_fast.reference") for module in names["model"].body)
 
 
-@every_doc
-def test_code_of_docs_runs(path):
+@pytest.mark.parametrize(
+    "path", [path for path in DOCS if fenced(path.read_text(), "python")], ids=lambda path: path.stem
+)
+def test_code_of_docs_runs(path, folder, capsys):
+    # What a block prints may follow it as text, and then is what it prints.
+    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     names = {}
-    for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+    for block, printed in re.findall(pattern, path.read_text(), re.MULTILINE | re.DOTALL):
+        capsys.readouterr()
         exec(block, names)
+        assert printed in ("", capsys.readouterr().out)
 
 
-def test_commands_exist():
-    named = set(re.findall(r"^mirnet-fast (\w+)", README, re.MULTILINE))
-    assert named == set(main.commands)
+@every_document
+def test_commands_can_be_given(path):
+    text = path.read_text()
+    lines = [line for block in fenced(text) for line in block.splitlines()]
+    lines += re.findall(r"(?<!`)`([^`\n]+)`", text)
+    for line in lines:
+        begin = re.match(r"mirnet-fast (?=\w)|torchrun .*-m mirnet_fast.cli ", line)
+        if begin:
+            name, *given = shlex.split(re.sub(r"[\[\]]", " ", line[begin.end() :]), comments=True)
+            command = main.commands[name]
+            # Raises where there is no such option.
+            rest = command.make_parser(click.Context(command)).parse_args(given)[1]
+            assert not rest, line
+
+
+def test_readme_has_every_command():
+    assert set(re.findall(r"^mirnet-fast (\w+)", README, re.MULTILINE)) == set(main.commands)
 
 
 @every_document
@@ -70,9 +116,22 @@ def test_make_targets_exist(path):
 
 
 @every_document
+def test_extras_exist(path):
+    _, _, extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")
+    for named in re.findall(r"mirnet-fast\[([\w,]+)\]", path.read_text()):
+        assert set(named.split(",")) <= set(re.findall(r"^(\w+) = \[", extras, re.MULTILINE))
+
+
+@every_document
 def test_names_exist(path):
-    for name in re.findall(r"`mirnet_fast\.([\w.]+)", path.read_text()):
+    for name in re.findall(r"(?:`|^::: )mirnet_fast\.([\w.]+)", path.read_text(), re.MULTILINE):
         pkgutil.resolve_name(f"mirnet_fast.{name}")
+
+
+def test_reference_has_every_name():
+    named = re.findall(r"^::: mirnet_fast\..*?(\w+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    assert set(mirnet_fast.__all__) - {"ops", "reference"} <= set(named)
+    assert set(ops.OPS) <= set(named)
 
 
 @every_document
@@ -81,14 +140,23 @@ def test_links_lead_somewhere(path):
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
 
 
-@every_doc
+@every_document
 def test_files_exist(path):
     # In backquotes and in commands; NAME is any op.
     folders = "benches|csrc|docs|kernels|mirnet_fast|tests"
     named = re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w", path.read_text())
-    assert named
-    files = {name.replace("NAME", op) for name in named for op in ops.OPS}
+    made = {"mirnet_fast/preferences.json", "benches/results/NAME.json"}  # by who measures
+    files = {name.replace("NAME", op) for name in {*named} - made for op in ops.OPS}
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+def test_variables_exist():
+    folders = ("build_support/*.py", "mirnet_fast/**/*.py", "csrc/**/*.cpp")
+    source = [ROOT / "setup.py", *(path for folder in folders for path in ROOT.glob(folder))]
+    text = "\n".join(path.read_text() for path in source)
+    named = {name for path in DOCUMENTS for name in re.findall(r"\b(MIRNET_FAST_\w+)", path.read_text())}
+    assert len(named) >= 5
+    assert [name for name in named if name not in text] == []
 
 
 @needs_kernels
@@ -98,28 +166,40 @@ def test_the_picture_of_a_plan_is_the_plan():
     assert runpy.run_path(str(script))["drawn"]() == script.with_suffix(".svg").read_text()
 
 
-def test_variables_exist():
-    folders = ("build_support/*.py", "mirnet_fast/**/*.py", "csrc/**/*.cpp")
-    source = [ROOT / "setup.py", *(path for folder in folders for path in ROOT.glob(folder))]
-    text = "\n".join(path.read_text() for path in source)
-    named = set(re.findall(r"\b(MIRNET_FAST_\w+)", README))
-    assert len(named) >= 5
-    assert [name for name in named if name not in text] == []
+def test_plots_are_of_what_was_measured():
+    digests = runpy.run_path(str(ROOT / "docs" / "plots.py"))["digests"]()
+    # Else: make docs
+    drawn = {name: (ROOT / "docs" / f"{name}.svg").read_text() for name in digests}
+    assert [name for name, digest in digests.items() if digest not in drawn[name]] == []
+
+
+def test_the_photo_is_what_the_denoiser_makes_of_it():
+    clean = skimage.data.astronaut().astype(np.float32) / 255
+    noisy = demonstration.add_noise(clean, 25, 0)
+    restored = demonstration.methods()["mirnet_fast"](noisy, 25)
+    script = runpy.run_path(str(ROOT / "docs" / "photo.py"))
+    expected = script["side_by_side"](
+        *(np.round(255 * p.clip(0, 1)).astype(np.uint8) for p in (noisy, restored))
+    )
+    shown = np.asarray(Image.open(script["PICTURE"]))
+    assert evaluation.psnr(shown / 255, expected / 255) > 30  # what JPEG leaves of the noise
+    for text in (README, (ROOT / "docs" / "index.md").read_text()):
+        told = [float(number) for number in re.findall(r"([\d.]+) dB", text)]
+        assert told == pytest.approx([evaluation.psnr(photo, clean) for photo in (noisy, restored)], abs=0.02)
 
 
 def rows_of_tables():
     """(what was run, {column: number}) of the benchmark tables."""
-    for table in re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE):
+    for table in re.findall(r"(?:^\|.*\n)+", BENCHMARKS, re.MULTILINE):
         header, _, *lines = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
-        if header[1:2] == ["mirnet_fast"]:
-            for what, *cells in lines:
-                numbers = [float(c.split()[0]) if c else None for c in cells]
-                yield what, dict(zip((COLUMNS[name] for name in header[1:]), numbers, strict=True))
+        for what, *cells in lines:
+            numbers = [float(c.split()[0]) if c else None for c in cells]
+            yield what, dict(zip((COLUMNS[name] for name in header[1:]), numbers, strict=True))
 
 
 @pytest.fixture(scope="module")
 def measured():
-    """[what the README calls a row of the result files, its numbers by variant]."""
+    """[what the documents call a row of the result files, its numbers by variant]."""
     found = []
     for path in (ROOT / "benches" / "results").glob("*.json"):
         for row in json.loads(path.read_text())["rows"]:
@@ -134,13 +214,80 @@ def measured():
     return found
 
 
+def was_measured(measured, what, told):
+    candidates = [numbers for name, numbers in measured if name == what]
+    return any(
+        all(abs(numbers.get(name, 0) - number) < 0.01001 for name, number in told.items())
+        for numbers in candidates
+    )
+
+
 def test_numbers_were_measured(measured):
     rows = list(rows_of_tables())
     assert len(rows) == 11
     for what, told in rows:
         wanted = {name: number for name, number in told.items() if number is not None}
-        candidates = [numbers for name, numbers in measured if name == what]
-        assert any(
-            all(abs(numbers.get(name, 0) - number) < 0.01001 for name, number in wanted.items())
-            for numbers in candidates
-        ), what
+        assert was_measured(measured, what, wanted), what
+
+
+def test_memory_in_the_readme_was_measured(measured):
+    told = re.search(r"(\d+) MB above the weights\s+at (512 x 512), where PyTorch takes (\d+)", README)
+    peaks = {"mirnet_fast": float(told[1]), "eager NCHW": float(told[3])}
+    assert was_measured(measured, f"peak memory above the weights, {told[2]}", peaks)
+
+
+# {heading: body}, backquotes taken away; a heading goes over those below it only to the first of them.
+SECTIONS = dict(re.findall(r"^##+ `?(.*?)`?\n(.*?)(?=^##|\Z)", TRAINING, re.MULTILINE | re.DOTALL))
+
+
+def members(union):
+    """{kind: class} of a discriminated union."""
+    return {get_args(cls.model_fields["kind"].annotation)[0]: cls for cls in get_args(get_args(union)[0])}
+
+
+SOURCES = members(recipe.Source)
+PARTS = {
+    "All fields": Recipe,
+    "network": recipe.Network,
+    "ablation": recipe.Ablation,
+    "validation": recipe.Validation,
+    **SOURCES,
+}
+
+
+def default(field):
+    if field.is_required():
+        return "needed"
+    if isinstance(field.default, BaseModel):
+        return {}
+    return [*field.default] if isinstance(field.default, tuple) else field.default
+
+
+@pytest.mark.parametrize("heading", PARTS)
+def test_training_page_has_every_field_and_default(heading):
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|", SECTIONS[heading], re.MULTILINE)
+    told = {
+        name: yaml.safe_load(cell.strip("`"))
+        for names, cell in rows
+        for name in re.findall(r"`(\w+)`", names)
+    }
+    fields = PARTS[heading].model_fields
+    assert told == {name: default(field) for name, field in fields.items() if name != "kind"}
+
+
+def test_training_page_has_every_degradation():
+    section = SECTIONS["What spoils clean photos"]
+    rows = re.findall(r"^\| `(\w+)` \| ([^|[]+)(?:\[(.*)\])? \|", section, re.MULTILINE)
+    told = {kind: [set(re.findall(r"\w+", names)) for names in columns] for kind, *columns in rows}
+    assert told == {
+        kind: [
+            {name for name, field in cls.model_fields.items() if field.is_required() == needed} - {"kind"}
+            for needed in (True, False)
+        ]
+        for kind, cls in members(degradations.Degradation).items()
+    }
+
+
+def test_recipes_of_the_training_page_can_be_read():
+    recipes = map(yaml.safe_load, fenced(TRAINING, "yaml"))
+    assert {read.train.kind for read in map(Recipe.model_validate, recipes)} == set(SOURCES)

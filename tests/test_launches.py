@@ -51,6 +51,7 @@ def replayed(plan):
 def test_each_task_is_one_launch_and_one_brings_the_weights_to_order(plan, replayed):
     kinds = {"conv3x3", "conv1x1", "residual_down_tail", "residual_up_tail", "skff_select", "dau_attention"}
     assert kinds <= set(plan["tasks"])
+    assert plan["tasks"].count("residual_up_tail") > 4 * 5 and plan["tasks"].count("skff_select") > 4
     assert replayed["count"] == len(replayed["launches"]) == 1 + len(plan["tasks"])
     first, *others = (set(addresses) for _, addresses in replayed["launches"])
     assert first == {"gathering"}

@@ -86,7 +86,9 @@ def test_instruction_set_is_capped_by_the_environment(cap):
 
 def test_unknown_instruction_set_is_refused_by_the_library():
     build_info()
-    assert "MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512, amx; got 'sse9'" in isa_active("sse9").stderr
+    assert (
+        "MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512, amx; got 'sse9'" in isa_active("sse9").stderr
+    )
 
 
 def test_kernels_are_part_of_the_package():

@@ -1,15 +1,20 @@
 """Training by a recipe: the mathematics, and going on as if never stopped."""
 
 import csv
+import importlib
 import itertools
 import math
+import os
 import subprocess
 import sys
+from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
+import mirnet_fast
 from mirnet_fast import MIRNet, reference
 from mirnet_fast.checkpoints import read_state_dict
 from mirnet_fast.training import Trainer, TrainingError
@@ -141,6 +146,42 @@ def test_blocks_are_recomputed(tmp_path):
         return len(seen)
 
     assert calls(checkpoint_blocks=True) == 2 * calls() > 0
+
+
+def test_autocast_on_a_gpu_runs_the_kernels(tmp_path, monkeypatch):
+    """A step in bfloat16 by Triton's kernels, forward and backward, in its interpreter."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("runs in Triton's interpreter; set TRITON_INTERPRET=1")
+    ran, fused = Counter(), ("skff_select", "dau_attention", "residual_down_tail", "residual_up_tail")
+
+    def spied(name, run, *args):
+        first = args[0][0] if isinstance(args[0], (list, tuple)) else args[0]
+        ran[name, first.dtype] += 1
+        return run(*args)
+
+    for op in fused:
+        module = importlib.import_module(f"mirnet_fast.kernels.{op}")
+        for name in (op, f"{op}_backward"):
+            monkeypatch.setattr(module, name, partial(spied, name, getattr(module, name)))
+
+    def gradient(folder, dtype=torch.float32, make=MIRNet, **changes):
+        network = SMALL | {"height": 2, "width": 1}
+        one_step = recipe(network=network, steps=1, batch=1, patch=8, **changes)
+        trainer = Trainer(one_step, tmp_path / folder, dtype=dtype, make=make)
+        trainer.run(progress=False)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trainer.network.parameters()]
+        return torch.cat([grad.flatten().double() for grad in grads])
+
+    exact = gradient("exact", torch.float64, reference.MIRNet)
+    plain = gradient("plain", make=reference.MIRNet, precision="bfloat16")
+    assert not ran
+    with mirnet_fast.use_backend("triton"):
+        ours = gradient("ours", precision="bfloat16")
+    assert {name for name, _ in ran} == {*fused, *(f"{op}_backward" for op in fused)}
+    assert {dtype for _, dtype in ran} == {torch.bfloat16}
+    error, usual = (((grad - exact).norm() / exact.norm()).item() for grad in (ours, plain))
+    assert error <= 2 * usual < 0.1
 
 
 @pytest.mark.parametrize("precision", first_of(["bfloat16", "float16"]))

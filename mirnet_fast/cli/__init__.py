@@ -6,11 +6,12 @@ seconds.
 
 import click
 
+from .._version import __version__
 from . import compare, demo, doctor, evaluate, patches, profile, restore, train
 
 
 @click.group()
-@click.version_option(package_name="mirnet-fast")
+@click.version_option(__version__)
 def main() -> None:
     """MIRNet image restoration on fused kernels."""
 

@@ -1,7 +1,10 @@
 """What the commands share: their options, their failures and what they print."""
 
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,6 +14,9 @@ import click
 if TYPE_CHECKING:
     import torch
 
+    from ..modules import MIRNet
+
+PRECISIONS = ("auto", "fp32", "fp16", "bf16")  # precision.CHOICES, which --help needs without torch
 SHAPE_OPTIONS = {
     "--n-feat": ("n_feat", "Channels at full resolution."),
     "--n-rrg": ("n_RRG", "Recursive residual groups."),
@@ -66,6 +72,45 @@ def device_option(command: Callable[..., None]) -> Callable[..., None]:
         default=_default_device,
         show_default="cuda, or cpu where there is none",
     )(command)
+
+
+def precision_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="auto",
+        show_default=True,
+        help="What networks compute in; auto: less than fp32 where faster and near enough.",
+    )(command)
+
+
+def chosen_precision(precision: str, model: "MIRNet", device: "torch.device") -> str:
+    """What `--precision` comes to for a network in eval mode; told where "auto" lowers it."""
+    from .. import inference
+    from .. import precision as precisions
+
+    try:
+        precisions.check(precision, device)
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
+    if precision != "auto":
+        return precision
+    verdict = precisions.automatic(model, device, multiple=inference.size_multiple(model))
+    if verdict.precision != "fp32":
+        click.echo(f"precision: {verdict.precision}; {verdict.reason}")
+    return verdict.precision
+
+
+@contextlib.contextmanager
+def warnings_told(path: str) -> Generator[None]:
+    """Inside, what is warned of is told with the name of the file that it is about."""
+    from tqdm import tqdm
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        yield
+    for warning in caught:
+        tqdm.write(f"warning: {path}: {warning.message}", file=sys.stderr)
 
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:

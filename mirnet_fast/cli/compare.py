@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import Command, device_option, network_config, network_options, print_table, sample_photo
+from ._common import (
+    Command,
+    chosen_precision,
+    device_option,
+    network_config,
+    network_options,
+    precision_option,
+    print_table,
+    sample_photo,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +46,7 @@ class Size(click.ParamType):
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="compare", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@precision_option
 @device_option
 @network_options
 def compare(
@@ -47,6 +57,7 @@ def compare(
     out: Path,
     threads: int | None,
     seed: int,
+    precision: str,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -54,13 +65,14 @@ def compare(
 
     Prints the error of both against the reference in float64, after each part of the network, the
     time and the memory of both, and writes both pictures and their difference to OUT. The reference
-    runs as published: NCHW, eager. Without IMAGE the photo is scikit-image's astronaut. The exit
-    status is 1 if they do not agree.
+    runs as published: NCHW, eager; both compute in the same precision. Without IMAGE the photo is
+    scikit-image's astronaut. The exit status is 1 if they do not agree.
     """
     import numpy as np
     import torch
 
     from .. import comparison, inference, measure
+    from .. import precision as precisions
     from ..checkpoints import CheckpointError, load_checkpoint
     from ..images import ImageError, Photo, read_photo, write_photo
 
@@ -84,19 +96,22 @@ def compare(
     height, width = rgb.shape[2:]
     padded = inference.pad_by_reflection(rgb, inference.size_multiple(networks["reference"])).to(device)
 
+    dtype = precisions.DTYPES[chosen_precision(precision, networks["mirnet_fast"], device)]
+
     print_table(measure.machine().items())
-    click.echo(f"\nphoto: {image or 'scikit-image astronaut'}, {width} x {height} pixels, float32, {device}")
+    what = f"{width} x {height} pixels, {str(dtype).removeprefix('torch.')}, {device}"
+    click.echo(f"\nphoto: {image or 'scikit-image astronaut'}, {what}")
     if weights is None:
         click.echo("weights: random, so this compares the computation; nothing is restored")
     else:
         click.echo(f"weights: {weights}")
 
     click.echo("(1/3) time", err=True)
-    seconds = comparison.times(networks, padded, rounds)
+    seconds = comparison.times(comparison.lowered(networks, dtype), padded.to(dtype), rounds)
     click.echo("(2/3) memory, each in a process of its own", err=True)
-    peaks = comparison.memory(config, padded.shape, device)
+    peaks = comparison.memory(config, padded.shape, device, dtype)
     click.echo("(3/3) the reference in float64; at the published size this takes minutes on a CPU", err=True)
-    errors, outputs = comparison.stage_errors(networks, padded)
+    errors, outputs = comparison.stage_errors(networks, padded, dtype)
 
     click.echo("\nrelative error against the reference in float64")
     print_table([("", "reference", "mirnet_fast", "")], "  {:<12}{:>12}{:>14}  {}")

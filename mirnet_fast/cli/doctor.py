@@ -16,12 +16,16 @@ def doctor(weights: str | None, size: int, **options: Any) -> None:
     """Print what is available, and what runs and why.
 
     That is versions, devices and how the kernels were built; for each op the backend; and what a forward of
-    the network does on the CPU, in float32: what of it is one plan, with how much memory, and what is not.
+    the network does on the CPU, in float32: what of it is one plan, with how much memory, and what is not;
+    and in which precision `restore` computes if not told.
     """
     import numpy as np
     import torch
 
-    from .. import _native, backends, measure
+    from .. import _native, backends, measure, precision
+    from ..checkpoints import CheckpointError, load_checkpoint
+    from ..inference import size_multiple
+    from ..modules import MIRNet
     from ..ops import OPS
 
     config = network_config(weights, options)
@@ -43,7 +47,8 @@ def doctor(weights: str | None, size: int, **options: Any) -> None:
     click.echo(f"\nbackend: {forced or 'automatic'}")
     if not problems:
         click.echo(f"Winograd's method on the CPU: {'on' if backends.winograd() else 'off'}")
-    for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in devices:
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             click.echo(f"\n{device}, {str(dtype).removeprefix('torch.')}")
             if device == "cpu" and dtype == torch.bfloat16:
@@ -59,16 +64,25 @@ def doctor(weights: str | None, size: int, **options: Any) -> None:
                         click.echo(f"      not {backend}: {reason}")
     if not problems:
         click.echo(f"\nthe network of {weights}" if weights else "\nthe network, with random weights")
-        click.echo(_forward(config, size))
+        model = MIRNet(**config).eval()
+        if weights:
+            try:
+                load_checkpoint(model, weights, key=options["key"])
+            except CheckpointError as error:
+                raise click.ClickException(str(error)) from error
+        click.echo(_forward(model, size))
+        click.echo("\nprecision, if not told")
+        for name in devices:
+            device = torch.empty(0, device=name).device
+            verdict = precision.automatic(model.to(device), device, multiple=size_multiple(model))
+            click.echo(f"  {name}: {verdict.precision}, because {verdict.reason}")
 
 
-def _forward(config, size):
+def _forward(model, size):
     """What a forward on the CPU does with a square image, as `restore` pads it."""
     from ..engine import explain
     from ..inference import size_multiple
-    from ..modules import MIRNet
 
-    model = MIRNet(**config)
     multiple = size_multiple(model)
     side = -(-size // multiple) * multiple
     try:
@@ -81,13 +95,13 @@ def _in_bfloat16():
     import torch
 
     from .. import backends
-    from ..ops.convolution import has_matrix_unit, uses_matrix_unit
+    from ..ops.convolution import has_amx, uses_amx
 
     stored = "float32 and stored in bfloat16"
     ours = backends.winograd() and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
-    if ours and uses_matrix_unit():
+    if ours and uses_amx():
         return "bfloat16 by AMX, so far tested on an emulated unit; the ops below are computed in float32"
-    if ours and not has_matrix_unit():
+    if ours and not has_amx():
         return f"{stored}, which here is faster; so are the ops below"
     if backends.cpu_computes(torch.bfloat16):
         return "bfloat16; the ops below are stored in it, and computed in float32"

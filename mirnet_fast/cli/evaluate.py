@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import Command, device_option, network_config, network_options
+from ._common import (
+    Command,
+    chosen_precision,
+    device_option,
+    network_config,
+    network_options,
+    precision_option,
+    warnings_told,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +41,7 @@ BENCHMARKS = {
 @click.option(
     "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="File for every photo's."
 )
+@precision_option
 @device_option
 @network_options
 def evaluate(
@@ -45,6 +54,7 @@ def evaluate(
     ensemble: bool,
     lpips: bool,
     table: Path | None,
+    precision: str,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -60,7 +70,8 @@ def evaluate(
     from ..images import ImageError, matching_photos, read_photo
     from ..modules import MIRNet
 
-    of_the_network = {**options, "ensemble": ensemble or None}
+    asked = None if precision == "auto" else precision
+    of_the_network = {**options, "ensemble": ensemble or None, "precision": asked}
     for parameter in click.get_current_context().command.params:
         if weights is None and of_the_network.get(parameter.name) is not None:
             raise click.UsageError(f"{parameter.opts[0]} needs --weights")
@@ -72,8 +83,9 @@ def evaluate(
         pairs = matching_photos(inputs, targets)
         model = None
         if weights is not None:
-            model = MIRNet(**network_config(weights, options)).to(device)
+            model = MIRNet(**network_config(weights, options)).eval().to(device)
             load_checkpoint(model, weights, key=options["key"])
+            chosen_precision(precision, model, device)
         if table:
             table.parent.mkdir(parents=True, exist_ok=True)
     except (CheckpointError, ImageError, OSError) as error:
@@ -85,11 +97,12 @@ def evaluate(
             try:
                 restored = read_photo(given).rgb
                 if model is not None:
-                    restored = run(model, restored.to(device)).cpu()
+                    with warnings_told(str(given)):
+                        restored = run(model, restored.to(device), precision=precision).cpu()
                 pair = [t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb)]
                 counted = channels, border or 0, lpips, device
                 scores.append(evaluation.score(str(given), pair[0], pair[1], *counted))
-            except (ValueError, OSError, RuntimeError, MemoryError) as error:  # ImageError is a ValueError
+            except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
                 message = str(error) if str(given) in str(error) else f"{given}: {error}"
                 tqdm.write(f"error: {message}", file=sys.stderr)
     except ImportError as error:  # of the package lpips

@@ -1,6 +1,5 @@
 """mirnet-fast restore: images of any size."""
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -8,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import Command, device_option, network_config, network_options
+from ._common import (
+    Command,
+    chosen_precision,
+    device_option,
+    network_config,
+    network_options,
+    precision_option,
+    warnings_told,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +49,13 @@ class Strength(click.ParamType):
     show_default="auto for denoise, else 1",
     help="How much of the network's change to make; auto: by the noise of each image.",
 )
+@precision_option
+@click.option(
+    "--format",
+    "suffix",
+    help="What the files in the folder OUT are, such as png; if not given, what each IN is.",
+)
+@click.option("--salvage", is_flag=True, help="Restore damaged images as far as they go, too, and name them.")
 @device_option
 @network_options
 def restore(
@@ -50,10 +64,16 @@ def restore(
     task: str | None,
     weights: str | Path | None,
     strength: float | str | None,
+    precision: str,
+    suffix: str | None,
+    salvage: bool,
     device: "torch.device",
     **options: Any,
 ) -> None:
-    """Restore images of any size, 8 or 16 bit, grey or colour, with or without transparency.
+    """Restore images of any size, grey or colour, with or without transparency, page by page.
+
+    JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM and JPEG 2000 are read and written, raw files of cameras read,
+    HEIC where libvips was built for it. Depth, colour space, EXIF, XMP, ICC profile and quality stay.
 
     OUT is a file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder
     that gets files of the same names. The network's shape is taken from the checkpoint. The exit status is 1
@@ -63,9 +83,12 @@ def restore(
 
     from .. import pretrained
     from ..checkpoints import CheckpointError, load_checkpoint
-    from ..images import ImageError
+    from ..images import FORMATS, ImageError
     from ..modules import MIRNet
 
+    if suffix is not None and f".{suffix}" not in FORMATS:
+        names = ", ".join(name[1:] for name in FORMATS)
+        raise click.UsageError(f"--format must be one of {names}; got {suffix!r}")
     if weights is None:
         task = pretrained.DEFAULT if task is None else task
         if task not in pretrained.tasks():
@@ -87,8 +110,11 @@ def restore(
     except CheckpointError as error:
         raise click.ClickException(str(error)) from error
     model.to(device)
+    chosen_precision(precision, model, device)
     place = Path(output)
     into_folder = len(inputs) > 1 or output.endswith(os.sep) or place.is_dir() or not place.suffix
+    if suffix is not None and not into_folder:
+        raise click.UsageError(f"--format is for a folder OUT; {place} has a suffix of its own")
     try:
         (place if into_folder else place.parent).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,19 +125,21 @@ def restore(
     try:
         for path in tqdm(inputs, unit="image", disable=None):
             target = place / Path(path).name if into_folder else place
+            target = target.with_suffix(f".{suffix}") if suffix else target
             try:
                 there = _identity(target)
                 if there in given:
                     raise ImageError(f"{path}: the result would overwrite the input {target}")
                 if there in written:
                     raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
-                _restore_file(model, path, target, device, strength)
+                _restore_file(model, path, target, device, strength, precision, salvage)
                 written.add(_identity(target))
             except (
                 ImageError,
                 OSError,
                 RuntimeError,
                 MemoryError,
+                OverflowError,
             ) as error:  # RuntimeError: memory, of torch
                 failed += 1
                 message = str(error) if path in str(error) else f"{path}: {error}"
@@ -123,20 +151,32 @@ def restore(
         sys.exit(130 if stopped else 1)
 
 
-def _restore_file(model, path, target, device, strength):
+def _restore_file(model, path, target, device, strength, precision, salvage):
     from tqdm import tqdm
 
     from .. import inference, noise
-    from ..images import check_format, read_photo, write_photo
+    from ..images import ImageError, Pages, PhotoWriter, check_format
 
-    photo = read_photo(path)
-    check_format(target, photo)
-    if strength == "auto":
-        sigma = noise.estimate(photo.rgb)
-        strength = noise.strength(sigma).item()
-        tqdm.write(f"{path}: noise of {255 * sigma.item():.1f}/255, strength {strength:.2f}")
-    restored = inference.restore(model, photo.rgb.to(device), strength=strength)
-    write_photo(target, dataclasses.replace(photo, rgb=restored))
+    with Pages(path, salvage) as pages:
+        first = pages[0]
+        check_format(target, first, len(pages))
+        if len({(page.pixels.shape, page.dtype) for page in pages}) > 1:
+            raise ImageError(f"{path}: its pages differ in size or kind, which cannot be written in one file")
+        with PhotoWriter(target, first, len(pages)) as writer:
+            for number, page in enumerate(pages):
+                name = f"{path}, page {number + 1}" if len(pages) > 1 else path
+                if page.damage:
+                    tqdm.write(f"warning: {name} is damaged ({page.damage}); restored as far as it goes")
+                photo, by = page.photo(), strength
+                if strength == "auto":
+                    sigma = noise.estimate(photo.rgb)
+                    by = noise.strength(sigma).item()
+                    tqdm.write(f"{name}: noise of {255 * sigma.item():.1f}/255, strength {by:.2f}")
+                with warnings_told(name):
+                    restored = inference.restore(
+                        model, photo.rgb.to(device), strength=by, precision=precision
+                    )
+                writer.put(0, restored, photo.alpha, number)
 
 
 def _identity(path):

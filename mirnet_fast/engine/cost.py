@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import eligibility, memory
+from . import cuda, eligibility, memory
 from .devices import Device
 from .graph import SUMS, Builder
 from .schedule import Scheduler, Task, Window
@@ -25,7 +25,7 @@ _FEW_CHANNELS, _FEW, _MANY, _TRANSPOSED = 128, 48 / 216, 36 / 144, 81 / 144
 
 # Layers that are applied to every pixel of the result, or to every fourth; the others are to one an image.
 _PIXELS = {
-    "conv1x1": {"conv": 1},
+    "conv1x1": {"conv": 1, "also": 1},
     "conv3x3": {"conv": 1},
     "convolution": {"conv": 1},
     "conv_transpose3x3": {"conv": 1 / 4},
@@ -106,15 +106,15 @@ def of_gathering(tasks: Sequence[Task], itemsize: int) -> Cost:
     Args:
         itemsize: bytes of a weight's element.
     """
-    joined = {task.reads["x"].value for task in tasks if task.kind == "residual_up_tail"}
-    values = sum(
-        weight.numel()
+    gathered = {
+        weight
         for task in tasks
         for name, weight in _weights(task.layers)
-        if task.writes["out"].value in joined
-        or (task.kind == "residual_up_tail" and name in ("conv", "bottom_conv"))
+        if "also" in task.layers
+        or (task.kind == "residual_up_tail" and name == "conv")
         or (task.kind == "conv3x3" and not weight.is_contiguous(memory_format=torch.channels_last))
-    )
+    }
+    values = sum(weight.numel() for weight in gathered)
     sums = {w.value: _nbytes(w, itemsize) for task in tasks for w in task.windows() if w.value.kind == SUMS}
     return Cost(0, 0, 2 * itemsize * values + sum(sums.values()), values, 1)
 
@@ -156,13 +156,11 @@ def predicted(kind: str, cost: Cost, device: Device) -> float:
     return device.floor(cost.done / of_rate, cost.nbytes / of_bandwidth) + device.launch
 
 
-def tasks_without_bands(
-    network: eligibility.Part, shape: Sequence[int], itemsize: int
-) -> tuple[list[Task], int]:
+def tasks_of_gpu(network: eligibility.Part, shape: Sequence[int], itemsize: int) -> tuple[list[Task], int]:
     """(the tasks of a forward, bytes of memory beyond weights, image and result) as a GPU should run it.
 
-    Each task is one kernel, and works on whole maps: those that need gates or shares compute them. One more
-    launch is before them all: `of_gathering`.
+    Each task is one kernel: those that need gates or shares compute them. One more launch is before them
+    all: `of_gathering`.
 
     Args:
         network: one that lowers itself; where its parameters are does not matter.
@@ -175,9 +173,11 @@ def tasks_without_bands(
     _, x = builder.input(shape, channels_last=True)
     result = network.lower(builder, x)
     result.outside = True
-    scheduler = Scheduler(builder.steps, result, itemsize, lambda step: True, in_bands=False)
-    tasks = scheduler.tasks()
-    return tasks, memory.Layout(tasks, scheduler.nbytes).nbytes
+    scheduler = Scheduler(
+        builder.steps, result, itemsize, lambda step: True, in_bands=cuda.IN_BANDS, joins=cuda.JOINS
+    )
+    tasks, layout = memory.arranged(scheduler)
+    return tasks, layout.nbytes
 
 
 def _filled(cost, processors):

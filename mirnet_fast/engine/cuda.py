@@ -120,6 +120,7 @@ class Graph(Bound):
         # Weights, and where they lie as the kernels read them.
         self._sources: list[torch.Tensor] = []
         self._packed: list[torch.Tensor] = []
+        self._once: dict[object, Any] = {}
         self._sums = torch.zeros(_numbers_of_sums(plan.tasks), dtype=torch.float64, device=block.device)
         self._used = 0
         super().__init__(plan, block, _BINDERS)
@@ -188,6 +189,13 @@ class Graph(Bound):
             self._used += count
         return super().of(window)
 
+    def once(self, make: Callable[..., Any], *layers: object) -> Any:
+        """make(self, *layers), the same for all bands of a map, and for all that share layers."""
+        key = make, *layers
+        if key not in self._once:
+            self._once[key] = make(self, *layers)
+        return self._once[key]
+
     def packed(self, *weights: torch.Tensor) -> torch.Tensor:
         """Convolutions' weights (C', C, k, k) as one, as a kernel reads it: (all C', k * k, C)."""
         rows = [weight.permute(0, 2, 3, 1) for weight in weights]
@@ -228,17 +236,14 @@ def _kernel(name):
 
 def _conv(bound, task):
     layer, activation = task.layers["conv"], task.layers["activation"]
-    x, residual, out = (
-        bound.of(window) for window in (task.reads["x"], task.reads["residual"], task.writes["out"])
-    )
+    x, residual, out = task.reads["x"], bound.of(task.reads["residual"]), bound.of(task.writes["out"])
+    if task.kind == "conv1x1":
+        x = x.rows(task.row, task.writes["out"].end - task.writes["out"].begin)
+    x = bound.of(x)
     if not task.layers["by_kernels"]:
         bound.emit(_conv_of_cudnn, layer, bound.channels_last(layer.weight), activation, out, x, residual)
         return
-    slope, also = slope_of(activation, layer.weight), task.layers.get("also")
-    if also is None:
-        weights = bound.packed(layer.weight), layer.bias, slope
-    else:
-        weights = _joined(bound, layer, slope, also)
+    weights = bound.once(_weights_of_conv, layer, activation, task.layers.get("also"))
     statistics = [bound.of(task.writes.get(name)) for name in ("pooled", "sums")]
     bound.emit(getattr(_kernel(task.kind), task.kind), out, x, *weights, residual, *statistics)
 
@@ -250,8 +255,11 @@ def _conv_of_cudnn(layer, weight, activation, out, x, residual):
     put(out, result, residual)
 
 
-def _joined(bound, layer, slope, other):
-    """(weight, bias, slope) of two convolutions of one map as one, without an activation behind the other."""
+def _weights_of_conv(bound, layer, activation, other):
+    """(weight, bias, slope) of a convolution; of two of one map as one, no activation behind the other."""
+    slope = slope_of(activation, layer.weight)
+    if other is None:
+        return bound.packed(layer.weight), layer.bias, slope
     weight, biases = bound.packed(layer.weight, other.weight), [layer.bias, other.bias]
     counts = [len(layer.weight), len(other.weight)]
     bias = None
@@ -264,29 +272,32 @@ def _joined(bound, layer, slope, other):
 
 
 def _residual_up_tail(bound, task):
-    out, x, bottom = (
-        bound.of(window) for window in (task.writes["out"], task.reads["x"], task.reads["bottom"])
-    )
-    layer, tail = task.layers["conv"], tail_weights(task)
-    slope, top_weight, top_bias, bottom_weight, bottom_bias = tail
+    out, x, bottom = (bound.of(w) for w in (task.writes["out"], task.reads["x"], task.reads["bottom"]))
+    layer, slope, top = (task.layers[name] for name in ("conv", "activation", "top_conv"))
     if not task.layers["by_kernels"]:
-        bound.emit(_residual_up_tail_of_cudnn, layer, bound.channels_last(layer.weight), out, x, bottom, tail)
+        weight, tail = bound.channels_last(layer.weight), tail_weights(task)
+        bound.emit(_residual_up_tail_of_cudnn, layer, weight, out, x, bottom, tail)
         return
-    weight = bound.packed(layer.weight.transpose(0, 1))
     inputs = len(layer.weight)
-    if task.reads["x"].value.shape[1] > inputs:
+    if bottom is None:
         x, small = x[:, :inputs], x[:, inputs:]
     else:
         n, _, height, width = task.reads["bottom"].value.shape
+        other = task.layers["bottom_conv"]
         small = torch.empty(
-            (n, len(bottom_weight), height, width),
+            (n, len(other.weight), height, width),
             dtype=bound.dtype,
             device=bound.device,
             memory_format=torch.channels_last,
         )
-        bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(bottom_weight), bottom_bias)
+        bound.emit(_kernel("conv1x1").conv1x1, small, bottom, bound.packed(other.weight), other.bias)
     into, sums = _kernel("conv_transpose3x3").residual_up_tail_of_conv, bound.of(task.writes["sums"])
-    bound.emit(into, out, x, weight, layer.bias, small, slope, top_weight, top_bias, 0, sums)
+    tail = slope.weight, top.weight, top.bias, task.row // 2, sums
+    bound.emit(into, out, x, bound.once(_weight_of_transposed, layer), layer.bias, small, *tail)
+
+
+def _weight_of_transposed(bound, layer):
+    return bound.packed(layer.weight.transpose(0, 1))
 
 
 def _residual_up_tail_of_cudnn(layer, weight, out, x, bottom, tail):
@@ -306,7 +317,15 @@ def _residual_down_tail(bound, task):
 def _skff_select(bound, task):
     into, out = _kernel("skff_select").skff_select_into, bound.of(task.writes["out"])
     branches, sums = bound.of(task.reads["branches"]), bound.of(task.reads["sums"])
-    bound.emit(into, out, branches, *skff_weights(task), sums)
+    bound.emit(into, out, branches, *skff_weights(task), sums, task.layers["pixels"])
+
+
+def _skff_pool(bound, task):
+    bound.emit(_pool_into, bound.of(task.writes["out"]), bound.of(task.reads["branches"]))
+
+
+def _pool_into(out, branches):
+    torch.sum(_kernel("skff_select").pool(branches), (1, 2), dtype=out.dtype, out=out)
 
 
 def _dau_attention(bound, task):
@@ -321,5 +340,6 @@ _BINDERS: dict[str, Binder] = {
     "residual_down_tail": _residual_down_tail,
     "residual_up_tail": _residual_up_tail,
     "skff_select": _skff_select,
+    "skff_pool": _skff_pool,
     "dau_attention": _dau_attention,
 }

@@ -272,12 +272,14 @@ class Snapshot:
         tensors: all parameters and buffers of the modules.
         pointers: where their values lie; another list where they moved.
         plans: {what else decides: Plan or why there is none}, for `engine.plan`.
+        precisions: copies in other dtypes, and what is known of them, for `mirnet_fast.precision`.
     """
 
     stands: bool
     alone: bool
     tensors: list[torch.Tensor]
     plans: dict[Any, "Plan | str"]
+    precisions: dict[Any, Any]
 
     def __init__(self, module: Part) -> None:
         modules = [*module.modules()]
@@ -308,7 +310,7 @@ class Snapshot:
         unpatched = all(_FORWARDS.get(t, forward) is forward for t, forward in self._forwards.items())
         self.stands = unpatched and self._binomial and is_published(module)
         self.alone = self.stands and _is_alone(modules)
-        self.plans = {}
+        self.plans, self.precisions = {}, {}
         self.pointers = []
         self._remember(states)
 

@@ -21,9 +21,10 @@ from .graph import OVERWRITTEN, Value
 if TYPE_CHECKING:
     from .bound import Bound
     from .plan import Plan
-    from .schedule import Task
+    from .schedule import Scheduler, Task
 
 PAGE = 4096
+LINE = 256  # bytes at which values begin: so little that two maps fit in the place of one twice as large
 KEPT_BYTES = 2**30
 
 _kept = []  # the blocks that no run uses
@@ -68,8 +69,9 @@ class Layout:
         for value, owner in self.owners.items():
             begin, end = spans.get(owner, (len(tasks), 0))
             spans[owner] = min(begin, first[value]), max(end, last[value])
-        sizes = [-(-nbytes(value) // PAGE) * PAGE for value in spans]
-        places, self.nbytes = _places(sizes, [*spans.values()])
+        sizes = [-(-nbytes(value) // LINE) * LINE for value in spans]
+        places, end = _places(sizes, [*spans.values()])
+        self.nbytes = -(-end // PAGE) * PAGE
         places = dict(zip(spans, places, strict=True))
         self.offsets = {value: places[owner] for value, owner in self.owners.items()}
         changes = numpy.zeros(len(tasks) + 1, dtype=numpy.int64)
@@ -102,6 +104,26 @@ class Layout:
             ):
                 return window.value
         return None
+
+
+def arranged(scheduler: "Scheduler") -> "tuple[list[Task], Layout]":
+    """Tasks and their Layout; what can be made late is, if the block gets clearly smaller by that."""
+    late, tasks = set(), scheduler.tasks()
+    layout = Layout(tasks, scheduler.nbytes)
+    while True:
+        more = {
+            skff
+            for skff in scheduler.skffs()
+            if skff not in late and any(map(layout.is_at_peak, scheduler.late_branches(skff)))
+        }
+        if not more:
+            return tasks, layout
+        late |= more
+        others = scheduler.tasks(late)
+        better = Layout(others, scheduler.nbytes)
+        if better.nbytes > 0.99 * layout.nbytes:
+            return tasks, layout
+        tasks, layout = others, better
 
 
 def _places(sizes, spans):

@@ -83,28 +83,8 @@ class Plan:
             )
         except ValueError as error:  # shapes that don't fit: the ordinary forward says it as PyTorch does
             raise Unplannable(str(error)) from error
-        self.tasks, self.layout = self._scheduled()
+        self.tasks, self.layout = memory.arranged(self._scheduler)
         self.peak_bytes = self.layout.nbytes
-
-    def _scheduled(self):
-        """Tasks and their layout; what can be made late is, if the memory in use falls by that."""
-        scheduler, late = self._scheduler, set()
-        tasks = scheduler.tasks()
-        layout = memory.Layout(tasks, scheduler.nbytes)
-        while True:
-            more = {
-                skff
-                for skff in scheduler.skffs()
-                if skff not in late and any(map(layout.is_at_peak, scheduler.late_branches(skff)))
-            }
-            if not more:
-                return tasks, layout
-            late |= more
-            others = scheduler.tasks(late)
-            better = memory.Layout(others, scheduler.nbytes)
-            if better.nbytes >= layout.nbytes:
-                return tasks, layout
-            tasks, layout = others, better
 
     def run(
         self, inputs: Sequence[torch.Tensor], way: Callable[[Bound], object] = operator.methodcaller("run")
@@ -188,11 +168,13 @@ def engine_stats() -> EngineStats:
 def release_workspace() -> None:
     """Drop all plans, and give back what forwards without gradients keep for the next one.
 
-    That is at most 1 GiB in all for maps, of any number of networks and threads, and what
-    `packed_weights_bytes` tells. Safe at any time: a forward that is running keeps what it uses.
+    That is at most 1 GiB in all for maps, of any number of networks and threads, what
+    `packed_weights_bytes` tells, and the weights of networks that `restore` runs in another precision than
+    theirs. Safe at any time: a forward that is running keeps what it uses.
     """
     for snapshot in eligibility.snapshots():
         snapshot.plans.clear()
+        snapshot.precisions.clear()
     memory.release_blocks()
     release_packed_weights()
 

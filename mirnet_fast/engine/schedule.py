@@ -15,6 +15,7 @@ from .graph import POOLED, SUMMED, SUMS, Step, Value
 
 BAND_BYTES = 2**24  # what one convolution hands to the next stays in the last-level cache
 LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
+JOINED_BANDS = 4  # of a GPU, where bands only save memory, and each should be much more than a launch
 TILE = 4  # rows of Winograd's convolutions
 
 
@@ -44,7 +45,7 @@ class Task:
         kind: the op's name.
         layers: as the Step's.
         reads, writes: {argument: Window, tuple of Windows or None}.
-        row: the first row of the op's whole output that is written.
+        row: the first row that is written, of the op's whole output for what it reads.
     """
 
     kind: str
@@ -85,7 +86,7 @@ class Scheduler:
         steps: in the order in which they run.
         itemsize: bytes of a map's element.
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
-        in_bands: False leaves every map whole.
+        in_bands: False leaves every map whole, but what is joined where something is made late.
         joins: whether kernels of up tails take their other branch projected, so that it can be `joined`.
     """
 
@@ -110,7 +111,10 @@ class Scheduler:
             self._ask_for_statistics(node)
 
     def tasks(self, late: Collection[Step] = frozenset()) -> list[Task]:
-        """The list of Tasks; the SKFFs (Steps) in `late` get their late branches twice."""
+        """The list of Tasks; the SKFFs (Steps) in `late` get their late branches twice.
+
+        Where there are any, what is joined is in bands.
+        """
         made_late = {value for skff in late for value in self.late_branches(skff)}
         tasks, waiting = [], {}
         for node in self.nodes:
@@ -118,6 +122,8 @@ class Scheduler:
                 waiting[node.last.out] = node
             elif node.last in late:
                 tasks += self._select_with_late_branches(node.last, waiting)
+            elif node.joined and not late:
+                tasks += self._run(node._replace(bands=_bands_in(node.steps[0].out.height, 1)))
             else:
                 tasks += self._run(node)
         return tasks
@@ -152,7 +158,8 @@ class Scheduler:
                 continue
             group = self._group_of(step)
             taken.update(group)
-            nodes.append(Node(tuple(group), self._bands_of(group), self._are_joined(group)))
+            joined = self._are_joined(group)
+            nodes.append(Node(tuple(group), self._bands_of(group, joined), joined))
         return nodes[::-1]
 
     def _group_of(self, step):
@@ -182,9 +189,11 @@ class Scheduler:
         alone = self._uses[value] == 1 and not value.outside and value is not self._output
         return step if alone and step is not None and step.kind in kinds else None
 
-    def _bands_of(self, group):
+    def _bands_of(self, group, joined):
         first, last = group[0], group[-1]
         x = first.inputs.get("x")
+        if joined:
+            return _bands_in(x.height, JOINED_BANDS)
         if last.kind == "residual_up_tail":
             # The largest map of a band: the result's, twice x, or the transposed convolution's, four times.
             return self._bands(x, 2 if group[-2].layers["by_kernels"] else 4, beyond=1)
@@ -198,10 +207,8 @@ class Scheduler:
         With the rows `beyond` its end that it also reads, a band is whole tiles of Winograd's
         convolutions. They are of like size: the smallest would cost more than their share.
         """
-        number = max(round(scale * self.nbytes(x) / BAND_BYTES), 1) if self._in_bands else 1
-        count = -(-max(x.height, 1) // number) + beyond
-        count = -(-count // TILE) * TILE - beyond
-        return tuple((begin, min(begin + count, x.height)) for begin in range(0, x.height, count))
+        number = round(scale * self.nbytes(x) / BAND_BYTES) if self._in_bands else 1
+        return _bands_in(x.height, number, beyond)
 
     def _ask_for_statistics(self, node):
         """Lets the producers of what an op needs statistics of leave these."""
@@ -231,12 +238,11 @@ class Scheduler:
         return True
 
     def _sums_of(self, value):
-        """The sums of a map, one part for each band that it is made in."""
+        """The sums of a map, one part for each band that it is made in, or one that all of these add to."""
         outputs = value.producer.outputs
         if "sums" not in outputs:
-            outputs["sums"] = Value(
-                (max(len(self._bands_of_last[value.producer]), 1), *value.shape[:2]), SUMS, value.producer
-            )
+            parts = 1 if self._joins else max(len(self._bands_of_last[value.producer]), 1)
+            outputs["sums"] = Value((parts, *value.shape[:2]), SUMS, value.producer)
         return outputs["sums"]
 
     # Tasks
@@ -294,18 +300,30 @@ class Scheduler:
         return tasks
 
 
+def _bands_in(height, number, beyond=0):
+    """((first row, last row + 1), ...) in about `number` bands of whole tiles with the rows `beyond` them."""
+    count = -(-max(height, 1) // max(number, 1)) + beyond
+    count = -(-count // TILE) * TILE - beyond
+    return tuple((begin, min(begin + count, height)) for begin in range(0, height, count))
+
+
 def _band(node, i, between, out, outputs, offset=0):
     """The Tasks for band i of a node of several steps, in `out`, whose first row is row `offset`."""
     first, last, (begin, end) = node.steps[0], node.last, node.bands[i]
     x = first.inputs["x"]
     sums = outputs.get("sums")
-    writes = {"sums": None if sums is None else Window(sums, i, i + 1)}
+    parts = _parts((sums,)) if sums is not None else (None,)
+    writes = {"sums": parts[min(i, len(parts) - 1)]}
     if last.kind == "residual_up_tail":
-        # An odd row of the large map also reads the next small row.
-        above, below = begin, min(end + 1, x.height)
-        layers = last.layers | node.steps[-2].layers
-        rows, reads = (2 * begin, 2 * end), {"bottom": whole(last.inputs["bottom"])}
-        row = rows[0]
+        # An odd row of the large map also reads the next small row; an even one the row before, but of the
+        # other branch alone.
+        above, below = max(begin - node.joined, 0), min(end + 1, x.height)
+        layers, rows = last.layers | node.steps[-2].layers, (2 * begin, 2 * end)
+        if node.joined:
+            del layers["bottom_conv"]
+            reads, row = {"bottom": None}, 2 * (begin - above)
+        else:
+            reads, row = {"bottom": whole(last.inputs["bottom"])}, rows[0]
     else:
         halo = last.layers["conv"].kernel_size[0] // 2
         above, below = max(begin - halo, 0), min(end + halo, x.height)
@@ -327,7 +345,7 @@ def _band(node, i, between, out, outputs, offset=0):
 def _between(node):
     """What the first step hands to the next in one band: a Value for the longest of them."""
     n, _, height, width = node.steps[0].inputs["x"].shape
-    beyond = 2 if node.last.kind != "residual_up_tail" else 1
+    beyond = 1 if node.last.kind == "residual_up_tail" and not node.joined else 2
     rows = min(max(end - begin for begin, end in node.bands) + beyond, height)
     channels = node.steps[0].out.shape[1] + (node.last.out.shape[1] if node.joined else 0)
     return Value((n, channels, rows, width))

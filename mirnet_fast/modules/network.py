@@ -149,7 +149,8 @@ class MIRNet(Fused, reference.MIRNet):
         y = convolution(self.conv_in, inside)
         for group in self.body:  # which would hold what the first one gets until the last one ends
             y = group(y)
-        y = convolution(self.conv_out, y) + inside
+        y = convolution(self.conv_out, y)
+        y = y + inside if self.SKIP else y
         return y if x.is_contiguous(memory_format=torch.channels_last) else y.contiguous()
 
     def lower(self, builder: Builder, x: Value) -> Value:
@@ -158,7 +159,7 @@ class MIRNet(Fused, reference.MIRNet):
         y = builder.conv(self.conv_in, x)
         for group in self.body:
             y = builder.apply(group, y)
-        return builder.conv(self.conv_out, y, residual=x)
+        return builder.conv(self.conv_out, y, residual=x if self.SKIP else None)
 
     def _check_size(self, x):
         blocks = (block for group in self.body for block in getattr(group, "body", ()))
@@ -168,3 +169,9 @@ class MIRNet(Fused, reference.MIRNet):
                 f"MIRNet: x must be (N, C, H, W) with H and W multiples of {multiple}; got {tuple(x.shape)} "
                 "(mirnet_fast.restore pads any size)"
             )
+
+
+class Change(MIRNet):
+    """What a MIRNet adds to its input, without the sum: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+
+    SKIP = False

@@ -54,7 +54,7 @@ def is_for_kernels(
     """
     enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
-    stored = again and dtype == torch.bfloat16 and (uses_matrix_unit() or not has_matrix_unit())
+    stored = again and dtype == torch.bfloat16 and (uses_amx() or not has_amx())
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
         and 0 not in shape
@@ -65,13 +65,13 @@ def is_for_kernels(
     )
 
 
-def has_matrix_unit() -> bool:
-    """Whether this CPU has one for bfloat16, whose products are faster than Winograd's method in float32."""
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16, faster than Winograd's method is in float32."""
     return torch.cpu._is_amx_tile_supported()
 
 
-def uses_matrix_unit() -> bool:
-    """Whether the kernels use it, which the user has to ask for."""
+def uses_amx() -> bool:
+    """Whether the kernels do that, which the user has to ask for."""
     return _native.build_info().get("isa_active") == "amx"
 
 

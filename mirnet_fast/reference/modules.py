@@ -339,6 +339,7 @@ class MIRNet(nn.Module):
     """
 
     RRG = RRG
+    SKIP = True
 
     def __init__(
         self,
@@ -366,4 +367,5 @@ class MIRNet(nn.Module):
         self.conv_out = conv(n_feat, out_channels, kernel_size, bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.conv_out(self.body(self.conv_in(x))) + x
+        y = self.conv_out(self.body(self.conv_in(x)))
+        return y + x if self.SKIP else y

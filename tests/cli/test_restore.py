@@ -103,14 +103,14 @@ def test_restore_after_an_error_of_the_disk(tmp_path, identity, monkeypatch):
     inputs = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
     for path in inputs:
         cv2.imwrite(str(path), random_pixels(np.uint8, 5, 5, 3))
-    read_bytes = Path.read_bytes
+    opened = Path.open
 
-    def fail(path):
+    def fail(path, *args, **kwargs):
         if path == inputs[1]:
             raise OSError(errno.EIO, "Input/output error")
-        return read_bytes(path)
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(Path, "open", fail)
     result = run("restore", *inputs, tmp_path / "out", "--weights", identity)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
     assert f"error: {inputs[1]} cannot be read: Input/output error" in result.output
@@ -318,3 +318,47 @@ def test_restore_by_task(tmp_path, weights, monkeypatch):
     assert "strength" not in result.output
     assert run(*arguments[:2], tmp_path / "as.png", "--weights", weights).exit_code == 0
     assert np.array_equal(read(tmp_path / "as.png"), read(tmp_path / "out.png"))
+
+
+def test_restore_into_another_format(tmp_path, identity):
+    pixels = random_pixels(np.uint8, 9, 10, 3)
+    for name in ("a.png", "b.bmp"):
+        cv2.imwrite(str(tmp_path / name), pixels)
+    inputs = [tmp_path / "a.png", tmp_path / "b.bmp", tmp_path / "out"]
+    result = run("restore", *inputs, "--format", "tif", "--weights", identity)
+    assert result.exit_code == 0, result.output
+    assert sorted(os.listdir(tmp_path / "out")) == ["a.tif", "b.tif"]
+    assert np.array_equal(read(tmp_path / "out" / "b.tif"), pixels)
+    other = run("restore", *inputs, "--format", "xyz", "--weights", identity)
+    assert other.exit_code == 2 and "--format must be one of avif, bmp," in other.output
+    one = run("restore", inputs[0], tmp_path / "c.png", "--format", "tif", "--weights", identity)
+    assert one.exit_code == 2 and "c.png has a suffix of its own" in one.output
+
+
+def test_restore_salvages_what_it_is_told_to(tmp_path, identity):
+    smooth = cv2.resize(random_pixels(np.uint8, 5, 5, 3), (64, 64))
+    cv2.imwrite(str(tmp_path / "in.jpg"), smooth)
+    data = (tmp_path / "in.jpg").read_bytes()
+    (tmp_path / "in.jpg").write_bytes(data[: len(data) * 7 // 10])
+    arguments = ["restore", tmp_path / "in.jpg", tmp_path / "out.jpg", "--weights", identity]
+    refused = run(*arguments)
+    assert refused.exit_code == 1 and "in.jpg is damaged: the end of the image is not there" in refused.output
+    assert not (tmp_path / "out.jpg").exists()
+    result = run(*arguments, "--salvage")
+    assert result.exit_code == 0, result.output
+    assert f"warning: {tmp_path / 'in.jpg'} is damaged (the end of the image" in result.output
+    assert np.abs(read(tmp_path / "out.jpg")[:16].astype(int) - smooth[:16]).mean() < 8
+
+
+def test_restore_page_by_page(tmp_path, identity):
+    frames = random_pixels(np.uint8, 3, 12, 10, 3)
+    cv2.imwritemulti(str(tmp_path / "in.tif"), list(frames))
+    arguments = ["--weights", identity, "--strength", "auto"]
+    result = run("restore", tmp_path / "in.tif", tmp_path / "out.tif", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "in.tif, page 3: noise of" in result.output
+    assert np.array_equal(cv2.imreadmulti(str(tmp_path / "out.tif"))[1], frames)
+    cv2.imwritemulti(str(tmp_path / "in.tif"), [frames[0], frames[1][:6]])
+    result = run("restore", tmp_path / "in.tif", tmp_path / "other.tif", *arguments)
+    assert result.exit_code == 1 and "in.tif: its pages differ in size or kind" in result.output
+    assert not (tmp_path / "other.tif").exists()

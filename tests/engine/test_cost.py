@@ -158,7 +158,7 @@ def test_the_published_network_by_hand():
     block = 2 * sum(dau) + sum(skff) + skff[0] + downs + ups + last
     expected = BLOCKS * block + 3 * last + 2 * STREAMS[0][1] * 2 * 9 * 3 * 64
 
-    tasks, peak_bytes = cost.tasks_without_bands(on_meta(), (1, 3, 256, 256), HALF)
+    tasks, peak_bytes = cost.tasks_of_gpu(on_meta(), (1, 3, 256, 256), HALF)
     costs = [cost.of(task, HALF) for task in tasks]
     assert sum(c.flops for c in costs) == expected
     # Twice the 426.6 G multiply-adds of the design, and of these the two blurs, the gates and the like.
@@ -170,14 +170,37 @@ def test_the_published_network_by_hand():
     assert 4 * largest < peak_bytes < 8 * largest
 
 
+# (shape, launches at most, GB for a million pixels, ms of an H200), in float16.
+@pytest.mark.parametrize(
+    ("shape", "launches", "memory", "time"),
+    [
+        ((1, 3, 256, 256), 300, 0.833, 2.76),
+        ((1, 3, 512, 512), 300, 0.833, 9.36),
+        ((8, 3, 256, 256), 300, 0.833, 18.23),
+        ((1, 3, 1024, 1024), 585, 0.745, 37.2),
+        ((1, 3, 1036, 1036), 585, 0.745, 40),
+        ((1, 3, 2048, 2048), 585, 0.745, 145),
+    ],
+)
+def test_what_the_published_network_takes_on_a_gpu(shape, launches, memory, time):
+    """Whole maps, one launch a step; of large ones not all are whole, as launches are little there."""
+    tasks, peak_bytes = cost.tasks_of_gpu(on_meta(), shape, HALF)
+    assert 1 + len(tasks) <= launches
+    assert peak_bytes / (1000 * shape[0] * shape[2] * shape[3]) < memory
+    gpu = devices.published("H200", torch.float16)
+    seconds = [cost.predicted(task.kind, cost.of(task, HALF), gpu) for task in tasks]
+    seconds.append(cost.predicted("gather", cost.of_gathering(tasks, HALF), gpu))
+    assert 1e3 * sum(seconds) < time
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_weights_that_are_brought_to_order(layout):
     """Those of 3x3 convolutions, and of the residual up-samplings all but the last, in any layout."""
     network, shape = on_meta().to(memory_format=layout), (1, 3, 256, 256)
-    tasks, _ = cost.tasks_without_bands(network, shape, HALF)
+    tasks, _ = cost.tasks_of_gpu(network, shape, HALF)
     # As `test_the_published_network_by_hand` has them: four of 128 channels and three of 256.
     ups = sum(count * (9 * c * c + c * c + c * c // 2) for count, c in ((4, 128), (3, 256)))
-    conv = 2 * (2 * 64**2 + 2 * 128**2) // 2 + 64**2 + 4 * sum(c * c for c, _ in STREAMS)
+    conv = 2 * (2 * 64**2 + 2 * 128**2) // 2 + 64**2 + 2 * sum(c * c for c, _ in STREAMS)
     others = BLOCKS * 9 * conv + 9 * (3 * 64**2 + 2 * 3 * 64)
     values = BLOCKS * ups + (others if layout == torch.contiguous_format else 0)
     found = cost.of_gathering(tasks, HALF)
@@ -194,7 +217,7 @@ def test_torch_counts_the_same_but_for_what_is_computed_once(shape):
     arguments = {"n_feat": 16, "n_RRG": 2, "n_MSRB": 1}
     with FlopCounterMode(display=False) as counter:
         on_meta(reference.MIRNet, **arguments)(torch.empty(shape, device="meta"))
-    tasks, _ = cost.tasks_without_bands(on_meta(**arguments), shape, 4)
+    tasks, _ = cost.tasks_of_gpu(on_meta(**arguments), shape, 4)
     n, pixels = shape[0], shape[2] * shape[3]
     streams = [(16, n * pixels), (32, n * pixels // 4), (64, n * pixels // 16)]
     # What the second column asks for again: the halves of streams 0 and 1.
@@ -220,7 +243,7 @@ def test_a_plan_of_the_cpu_has_costs_and_times(network):
     plan = planned(network, image_of(32))
     costs = [cost.of(task, 4, winograd=True) for task in plan.tasks]
     assert sum(c.done for c in costs) < sum(c.flops for c in costs)
-    tasks, _ = cost.tasks_without_bands(network, (1, 3, 32, 32), 4)
+    tasks, _ = cost.tasks_of_gpu(network, (1, 3, 32, 32), 4)
     assert sum(c.flops for c in costs) == sum(cost.of(task, 4).flops for task in tasks)
     expected = forward(network, image_of(32))
     with torch.no_grad():

@@ -88,7 +88,7 @@ def test_what_lives_together_lies_apart(seed):
     layout = Layout(tasks, nbytes)
     check_apart(tasks, layout)
     assert max(layout.live) <= layout.nbytes <= 1.25 * max(layout.live)
-    assert all(offset % memory.PAGE == 0 for offset in layout.offsets.values())
+    assert all(offset % memory.LINE == 0 for offset in layout.offsets.values())
 
 
 def chain(kind, name, *more):

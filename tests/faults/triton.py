@@ -172,7 +172,7 @@ FAULTS = [
         "tests/test_kernels_compile.py -k few",
     ),
     Fault(
-        "new size",
+        "new size of a convolution",
         "a new image size compiles a convolution anew",
         "kernels/_convolution.py",
         "@triton.jit(do_not_specialize=SIZES)",
