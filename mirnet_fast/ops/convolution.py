@@ -54,12 +54,12 @@ def is_for_kernels(
     """
     enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
-    stored = again and dtype == torch.bfloat16 and (uses_amx() or not has_amx())
+    stored = dtype == torch.bfloat16 and (again or not torch.is_grad_enabled())
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
         and 0 not in shape
         and dtype == layer.weight.dtype
-        and (dtype == torch.float32 or stored)
+        and (dtype == torch.float32 or (stored and (uses_amx() or not has_amx())))
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", dtype) == "cpu"
     )

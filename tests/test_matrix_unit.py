@@ -5,12 +5,12 @@ import torch
 
 from mirnet_fast import _native, packed_weights_bytes, release_workspace
 
-from ..cases import each, first_of
-from ..emulated_tiles import emulated_matrix_unit, missing
-from . import convolution, test_conv1x1, test_conv3x3, test_conv_transpose3x3
-from .common import check_same, check_sums, needs_kernels, with_threads
-from .convolution import SHAPES, close, conv
-from .test_residual_up_tail import CONV_SHAPES, ConvArguments
+from .cases import each, first_of
+from .emulated_tiles import emulated_matrix_unit, missing
+from .ops import convolution, test_conv1x1, test_conv3x3, test_conv_transpose3x3
+from .ops.common import check_same, check_sums, needs_kernels, with_threads
+from .ops.convolution import SHAPES, close, conv
+from .ops.test_residual_up_tail import CONV_SHAPES, ConvArguments
 
 pytestmark = [needs_kernels, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
 OPS = {module.__name__.rsplit("_")[-1]: module for module in (test_conv3x3, test_conv1x1)}
