@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mirnet_fast import _native, packed_weights_bytes, release_workspace
+from mirnet_fast import MIRNet, _native, packed_weights_bytes, reference, release_workspace
 
 from .cases import each, first_of
 from .emulated_tiles import emulated_matrix_unit, missing
@@ -121,6 +121,21 @@ def test_packed_weights_are_kept_and_follow_the_weight():
     changed = a.run_with_statistics()[0]
     assert not torch.equal(changed, out)
     close(changed, a.expected(a.bias, a.slope, a.residual))
+
+
+def test_a_network():
+    torch.manual_seed(0)
+    network = MIRNet(n_feat=32, n_RRG=1, n_MSRB=1).eval().bfloat16()
+    published = reference.MIRNet(n_feat=32, n_RRG=1, n_MSRB=1).eval()
+    published.load_state_dict(network.state_dict())
+    x = torch.rand(1, 3, 16, 20).bfloat16()
+    with torch.no_grad():
+        results = [network(x) for _ in range(3)]  # the last ones as a plan
+        expected = published.double()(x.double())
+        allowed = (published.bfloat16()(x).double() - expected).norm()
+    assert packed_weights_bytes()
+    for result in results:
+        assert (result.double() - expected).norm() <= 1.2 * allowed
 
 
 @pytest.mark.skipif(

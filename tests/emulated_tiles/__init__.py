@@ -33,7 +33,7 @@ def _kernels():
     """The address of the emulation's table of kernels."""
     sources = [PROBE, *sorted((ROOT / "csrc" / "cpu" / "simd").rglob("*.h"))]
     sources.append(ROOT / "csrc" / "cpu" / "simd" / "matrix" / "convolution.cpp")
-    content = b"".join(path.read_bytes() for path in sources) + FLAGS.encode()
+    content = b"".join(path.read_bytes() for path in sources) + " ".join([*COMPILER, FLAGS]).encode()
     library = ROOT / "build" / "emulated" / f"tiles-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
