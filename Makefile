@@ -33,7 +33,7 @@ test: lint build $(TOOLKIT)
 	$(PYTEST) $(if $(COVERED),$(COVERAGE)) -m "not exhaustive"
 
 # AFTER_TEST=1: right after `make test COVERED=1`, whose cases are not run again; the coverage is that of both.
-test-all: lint build $(TOOLKIT)
+test-all: lint build $(VENV)/foreign-installed $(TOOLKIT)
 	$(PYTEST) $(COVERAGE) $(if $(AFTER_TEST),-m exhaustive --cov-append)
 	$(BIN)/pip install -q --upgrade --no-deps --target build/triton-oldest triton==$(TRITON_OLDEST)
 	PYTHONPATH=build/triton-oldest $(PYTEST) -p no:cacheprovider tests/ops tests/test_kernels_compile.py \
@@ -130,6 +130,12 @@ $(VENV)/installed: setup.py $(wildcard build_support/*.py) pyproject.toml $(VENV
 
 $(VENV)/docs-installed: $(VENV)/installed
 	$(BIN)/pip install -q --no-build-isolation -e '.[docs]'
+	touch $@
+
+# The torch that is there stays, whatever torchvision there may be for a newer one.
+$(VENV)/foreign-installed: $(VENV)/installed
+	$(BIN)/pip install -q --no-build-isolation -e '.[foreign]' \
+	    torch==$$($(BIN)/python -c 'import torch; print(torch.__version__)')
 	touch $@
 
 $(VENV)/torch-installed:

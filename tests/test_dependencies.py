@@ -55,7 +55,10 @@ def imported(folder):
 @pytest.mark.parametrize(
     ("folder", "groups"),
     [
-        ("mirnet_fast", ("always", "train", "lpips", "raw", "triton")),
+        (
+            "mirnet_fast",
+            ("always", "train", "lpips", "raw", "triton", "export", "hub", "spandrel"),
+        ),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
         ("docs", ("always", "docs")),

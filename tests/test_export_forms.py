@@ -1,4 +1,7 @@
-"""Other tools make of the drop-in what they make of the reference: on the meta device, by FX, for ONNX."""
+"""Other tools make of the drop-in what they make of the reference: on the meta device, by FX, for ONNX.
+
+And torch.export and torch.compile one graph of our ops for all sizes.
+"""
 
 import copy
 import io
@@ -7,9 +10,9 @@ import pytest
 import torch
 
 import mirnet_fast
-from mirnet_fast import reference
+from mirnet_fast import backends, ops, reference
 
-from .cases import first_of
+from .cases import exhaustive, first_of
 
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
 SIZE = (1, 8, 8, 12)
@@ -62,6 +65,50 @@ def test_symbolic_trace(name, grad):
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=1e-5)
 
 
+# The first: two images and sides that differ, as what is 1 or the same counts as fixed.
+SIZES = [(2, 3, 16, 24), (1, 3, 8, 12), (3, 3, 36, 20)]
+FEW_STREAMS = {**SMALL, "height": 2, "width": 1}
+
+
+def our_ops():
+    """The names that a graph has for the ops that run here, whose arguments the network calls them with."""
+    used = [op for op in ops.OPS if op != "blur_pool"]  # which is part of residual_down_tail
+    return {
+        f"mirnet_fast_cpu.{op}.default" for op in used if backends.pick(op, "cpu", torch.float32) == "cpu"
+    }
+
+
+@pytest.mark.untraced
+def test_torch_export_of_all_sizes():
+    torch.manual_seed(0)
+    model = mirnet_fast.MIRNet(**FEW_STREAMS).eval()
+    sides = ({0: torch.export.Dim("n"), 2: 2 * torch.export.Dim("h"), 3: 2 * torch.export.Dim("w")},)
+    with torch.no_grad():
+        program = torch.export.export(model, (torch.rand(SIZES[0]),), dynamic_shapes=sides, strict=True)
+        assert our_ops() <= {str(node.target) for node in program.graph.nodes}
+        for size in SIZES[1:]:
+            image = torch.rand(size)
+            torch.testing.assert_close(program.module()(image), model(image), atol=1e-5, rtol=1e-5)
+
+
+@exhaustive
+@pytest.mark.untraced
+def test_torch_compile_of_all_sizes():
+    torch.compiler.reset()
+    model, graphs = mirnet_fast.MIRNet(**FEW_STREAMS).eval(), []
+
+    def backend(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for size in (SIZES[0], SIZES[2], (5, 3, 64, 48)):
+            image = torch.rand(size)
+            torch.testing.assert_close(compiled(image), model(image), atol=1e-5, rtol=1e-5)
+    assert len(graphs) == 1 and our_ops() <= graphs[0]
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
 @pytest.mark.filterwarnings("ignore:Constant folding:UserWarning")
 def test_onnx_export_by_tracing():
@@ -77,6 +124,7 @@ def test_onnx_export_by_tracing():
         check_sizes(*files, published)
 
 
+@exhaustive
 def test_onnx_export():
     pytest.importorskip("onnxscript")
     ours, published, inputs = made("MIRNet")

@@ -18,6 +18,7 @@ from .files import read, safetensors_of
 from .names import chosen, fill_shared_names, plain
 
 __all__ = [
+    "TELLING",
     "CheckpointError",
     "infer_config",
     "load_checkpoint",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 # Names that tell a MIRNet, whatever its size.
-_TELLING = {"conv_in.weight", "body.0.body.0.blocks.0.0.body.1.weight"}
+TELLING = {"conv_in.weight", "body.0.body.0.blocks.0.0.body.1.weight"}
 
 
 def load_checkpoint(
@@ -126,7 +127,7 @@ def read_state_dict(path: str | Path, key: str | None = None) -> dict[str, torch
         CheckpointError: the file is missing, damaged, not a checkpoint, or would run code; it holds several
             networks and `key` does not say which, or none under `key`.
     """
-    return chosen(path, read(path)[0], _TELLING, key, plain)
+    return chosen(path, read(path)[0], TELLING, key, plain)
 
 
 def network_arguments(path: str | Path, key: str | None = None, **known: Any) -> dict[str, Any]:
@@ -140,7 +141,7 @@ def network_arguments(path: str | Path, key: str | None = None, **known: Any) ->
         CheckpointError: as `read_state_dict` and `infer_config`.
     """
     content, told = read(path)
-    state = chosen(path, content, _TELLING, key, plain)
+    state = chosen(path, content, TELLING, key, plain)
     try:
         return infer_config(state, **{**told, **known})
     except CheckpointError as error:

@@ -1,13 +1,13 @@
-"""The command `mirnet-fast`: compare, demo, restore, evaluate, profile, train, patches, doctor.
+"""The command `mirnet-fast`, one file a command.
 
-One file a command. Torch, SciPy and what needs them are imported in their functions: --help shall not take
+Torch, SciPy and what needs them are imported in their functions: --help shall not take
 seconds.
 """
 
 import click
 
 from .._version import __version__
-from . import compare, demo, doctor, evaluate, patches, profile, restore, train
+from . import compare, demo, doctor, evaluate, export, patches, profile, restore, submit, train
 
 
 @click.group()
@@ -21,6 +21,8 @@ for command in (
     demo.demo,
     restore.restore,
     evaluate.evaluate,
+    export.export,
+    submit.submit,
     profile.profile,
     train.train,
     patches.patches,

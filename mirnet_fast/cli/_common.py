@@ -65,6 +65,16 @@ def _default_device():
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def weights_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that choose the network: what `network_file` takes."""
+    command = click.option(
+        "--weights", help="A checkpoint (.pth, .safetensors) instead of one that comes along."
+    )(command)
+    return click.option("--task", help="What for, by a network that comes along; denoise if not given.")(
+        command
+    )
+
+
 def device_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--device",
@@ -140,6 +150,37 @@ def network_config(weights: str | Path | None, options: Mapping[str, Any]) -> di
     if (config["in_channels"], config["out_channels"]) != (3, 3):
         raise click.ClickException(f"{weights} is not a network from RGB images to RGB images")
     return config
+
+
+def network_file(task: str | None, weights: str | Path | None) -> str | Path:
+    """The file with the weights: `weights`, or that of the network that comes along for a task."""
+    from .. import pretrained
+
+    if weights is not None:
+        if task is not None:
+            raise click.UsageError("--task and --weights both choose the network; give one of them")
+        return weights
+    task = pretrained.DEFAULT if task is None else task
+    if task not in pretrained.tasks():
+        raise click.UsageError(
+            f"--task must be one of those that come along, {', '.join(pretrained.tasks())}; got {task!r}"
+        )
+    path = pretrained.weights_of(task)
+    click.echo(f"weights: {path.stem}, which comes with mirnet-fast, for the task {task} ({path})")
+    return path
+
+
+def network_of(weights: str | Path, options: Mapping[str, Any]) -> "MIRNet":
+    """The network in a checkpoint, in eval mode, on the CPU."""
+    from ..checkpoints import CheckpointError, load_checkpoint
+    from ..modules import MIRNet
+
+    model = MIRNet(**network_config(weights, options)).eval()
+    try:
+        load_checkpoint(model, weights, key=options["key"])
+    except CheckpointError as error:
+        raise click.ClickException(str(error)) from error
+    return model
 
 
 def training_package() -> ModuleType:

@@ -11,10 +11,12 @@ from ._common import (
     Command,
     chosen_precision,
     device_option,
-    network_config,
+    network_file,
+    network_of,
     network_options,
     precision_option,
     warnings_told,
+    weights_options,
 )
 
 if TYPE_CHECKING:
@@ -41,8 +43,7 @@ class Strength(click.ParamType):
 @click.command(cls=Command)
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...")
 @click.argument("output", metavar="OUT", type=click.Path())
-@click.option("--task", help="What for, by a network that comes along; denoise if not given.")
-@click.option("--weights", help="A checkpoint (.pth, .safetensors) instead of one that comes along.")
+@weights_options
 @click.option(
     "--strength",
     type=Strength(),
@@ -62,7 +63,7 @@ def restore(
     inputs: tuple[str, ...],
     output: str,
     task: str | None,
-    weights: str | Path | None,
+    weights: str | None,
     strength: float | str | None,
     precision: str,
     suffix: str | None,
@@ -82,34 +83,19 @@ def restore(
     from tqdm import tqdm
 
     from .. import pretrained
-    from ..checkpoints import CheckpointError, load_checkpoint
     from ..images import FORMATS, ImageError
-    from ..modules import MIRNet
 
     if suffix is not None and f".{suffix}" not in FORMATS:
         names = ", ".join(name[1:] for name in FORMATS)
         raise click.UsageError(f"--format must be one of {names}; got {suffix!r}")
-    if weights is None:
-        task = pretrained.DEFAULT if task is None else task
-        if task not in pretrained.tasks():
-            raise click.UsageError(
-                f"--task must be one of those that come along, {', '.join(pretrained.tasks())}; got {task!r}"
-            )
-        weights = pretrained.weights_of(task)
-        click.echo(f"weights: {weights.stem}, which comes with mirnet-fast, for the task {task} ({weights})")
-    elif task is not None:
-        raise click.UsageError("--task and --weights both choose the network; give one of them")
+    chosen = network_file(task, weights)
+    if weights is None and task is None:
+        task = pretrained.DEFAULT
     if strength is None:
         strength = "auto" if task == "denoise" else 1.0
     elif strength == "auto" and task not in (None, "denoise"):
         raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
-    config = network_config(weights, options)
-    model = MIRNet(**config).eval()
-    try:
-        load_checkpoint(model, weights, key=options["key"])
-    except CheckpointError as error:
-        raise click.ClickException(str(error)) from error
-    model.to(device)
+    model = network_of(chosen, options).to(device)
     chosen_precision(precision, model, device)
     place = Path(output)
     into_folder = len(inputs) > 1 or output.endswith(os.sep) or place.is_dir() or not place.suffix

@@ -10,6 +10,7 @@ from ..engine.eligibility import is_conv
 from ..engine.graph import Builder, Value
 from ..ops.convolution import convolution
 from ._fused import Fused
+from ._hub import OnHub
 from .attention import DAU, SKFF
 from .resampling import DownSample, UpSample
 
@@ -123,11 +124,12 @@ class RRG(Fused, reference.RRG):
         return builder.conv(conv, y, residual=x if self.SKIP else None)
 
 
-class MIRNet(Fused, reference.MIRNet):
+class MIRNet(Fused, reference.MIRNet, OnHub):
     """MIRNet: (N, in_channels, H, W) -> (N, out_channels, H, W), on the fused ops.
 
     Constructor arguments, state_dict and result are those of `mirnet_fast.reference.MIRNet`;
-    inside, feature maps are channels_last. The output has the input's memory format.
+    inside, feature maps are channels_last. The output has the input's memory format. `from_pretrained`,
+    `save_pretrained` and `push_to_hub` are huggingface_hub's, and need the extra `hub`.
 
     Raises:
         ValueError: H or W is not a multiple of 2**(height - 1).
