@@ -60,7 +60,7 @@ SANITIZED := build/sanitized
 UNDER_SANITIZERS = cd $(CURDIR)/$(SANITIZED) && CXX=$(CURDIR)/tests/sanitized-g++ $(WITH_NVCC)
 SANITIZED_PYTHON = LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
     ASAN_OPTIONS=detect_leaks=0 $(CURDIR)/$(BIN)/python
-SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops \
+SANITIZED_PYTEST = $(SANITIZED_PYTHON) -m pytest $(PARALLEL) -q -p no:cacheprovider tests/ops tests/test_matrix_unit.py \
     -m "$(CASES)"
 sanitized: $(VENV)/installed $(TOOLKIT)
 	mkdir -p $(SANITIZED)

@@ -65,16 +65,19 @@ def by_triton(network, image):
 OP_BY_OP, BY_TRITON = f"{rows.FAST} op by op", f"{rows.FAST} triton"
 # {variant: function of the reference network and an image, which returns the call to measure}
 VARIANTS = {"eager NCHW": eager, "eager channels_last": eager_channels_last, rows.FAST: fast}
-NO_PEERS = {}
 PAUSE = 0
 if settings.DEVICE == "cpu":
-    peers_here, NO_PEERS = peers.installed()
-    VARIANTS |= peers_here
     PAUSE = 0 if settings.TINY else 0.3
 else:
     VARIANTS |= {OP_BY_OP: op_by_op, BY_TRITON: by_triton}
 if settings.COMPILE == "1":
     VARIANTS |= {name: functools.partial(compiled, mode) for name, mode in harness.compiled_modes().items()}
+
+
+def variants_of(dtype):
+    """(VARIANTS with the peers that are installed, {name: why not} of the others)."""
+    there, missing = peers.installed(dtype) if settings.DEVICE == "cpu" else ({}, {})
+    return VARIANTS | there, missing
 
 
 def sizes():
@@ -86,7 +89,7 @@ def sizes():
 
 
 def _dtypes():
-    return [torch.float32] if settings.DEVICE == "cpu" else [torch.float16, torch.bfloat16]
+    return [torch.float32 if settings.DEVICE == "cpu" else torch.float16, torch.bfloat16]
 
 
 def prepare(variant, size, dtype, threads):
@@ -95,7 +98,7 @@ def prepare(variant, size, dtype, threads):
     torch.manual_seed(0)
     network = reference.MIRNet(**CONFIG).eval().to(settings.DEVICE, dtype)
     image = torch.rand(size).to(settings.DEVICE, dtype)
-    call = VARIANTS[variant](network, image)
+    call = variants_of(dtype)[0][variant](network, image)
 
     def forward():
         with torch.inference_mode():
@@ -117,8 +120,9 @@ def peak_mb_of(prepare, *arguments):
 @pytest.mark.parametrize("size", sizes(), ids=rows.shape)
 def test_network(benchmark, record, size, dtype):
     arguments = (size, dtype, torch.get_num_threads())
-    variants = {name: prepare(name, *arguments) for name in VARIANTS}
-    missing = NO_PEERS | harness.drop_failing_compilation(variants)
+    names, no_peers = variants_of(dtype)
+    variants = {name: prepare(name, *arguments) for name in names}
+    missing = no_peers | harness.drop_failing_compilation(variants)
     harness.check_agreement(variants, dtype)
     times = harness.timed(benchmark, variants, {}, budget=1 if settings.TINY else 30, pause=PAUSE)
     if times is None:

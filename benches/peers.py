@@ -1,9 +1,11 @@
 """What else one would run the network with on a CPU: OpenVINO and ONNX Runtime, from the extra `peers`.
 
-Each is a function of the reference network and an image that returns the call to measure, in float32 and
-on torch's number of threads.
+Each is a function of the reference network and an image that returns the call to measure, on torch's number
+of threads. They take and give float32, and compute in it unless told otherwise.
 """
 
+import copy
+import functools
 import importlib.util
 import io
 import warnings
@@ -11,14 +13,12 @@ import warnings
 import torch
 
 
-def openvino(network, image):
+def openvino(network, image, precision="f32"):
+    """precision: what OpenVINO calls it; None for what it chooses, bfloat16 where the CPU computes in it."""
     import openvino
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    settings |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     # Tracing runs the network, which with gradients takes 20 GB at 512 x 512.
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
@@ -42,13 +42,32 @@ def onnxruntime(network, image):
     return lambda: torch.from_numpy(session.run(None, feed)[0])
 
 
-PEERS = {"OpenVINO": (openvino, ("openvino",)), "ONNX Runtime": (onnxruntime, ("onnxruntime", "onnxscript"))}
+def of_float32(function, network, image):
+    """The peer on a network and an image in bfloat16, of whose values it is given."""
+    return function(copy.deepcopy(network).float(), image.float())
 
 
-def installed():
+# {dtype of network and image: {name: (function, packages that it needs)}}
+PEERS = {
+    torch.float32: {
+        "OpenVINO": (openvino, ("openvino",)),
+        "ONNX Runtime": (onnxruntime, ("onnxruntime", "onnxscript")),
+    }
+}
+# On the CPU ONNX Runtime has no convolution in bfloat16.
+PEERS[torch.bfloat16] = {
+    "OpenVINO": (functools.partial(of_float32, functools.partial(openvino, precision=None)), ("openvino",)),
+    **{
+        f"{name} f32": (functools.partial(of_float32, function), packages)
+        for name, (function, packages) in PEERS[torch.float32].items()
+    },
+}
+
+
+def installed(dtype):
     """({name: function} of those that are installed, {name: why not} of the others)."""
     there, missing = {}, {}
-    for name, (function, packages) in PEERS.items():
+    for name, (function, packages) in PEERS[dtype].items():
         absent = [package for package in packages if importlib.util.find_spec(package) is None]
         if absent:
             missing[name] = f"{', '.join(absent)} not installed (pip install 'mirnet-fast[peers]')"

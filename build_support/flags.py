@@ -11,6 +11,8 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c",
 }
+# Of the loops for the matrix unit, in a namespace of their own, beside those of AVX-512.
+MATRIX_FLAGS = f"{ISA_FLAGS['avx512']} -mamx-tile -mamx-bf16"
 CUDA_FLAGS = (
     "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xfatbin -compress-all "
     f"-DUSE_CUDA {STABLE_ABI}"

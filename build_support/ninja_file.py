@@ -4,7 +4,15 @@ import shlex
 from collections.abc import Iterable
 
 from . import ROOT
-from .flags import COMMON_FLAGS, CUDA_FLAGS, GLUE_FLAGS, ISA_FLAGS, LIBRARY_LINK_FLAGS, LOOP_FLAGS
+from .flags import (
+    COMMON_FLAGS,
+    CUDA_FLAGS,
+    GLUE_FLAGS,
+    ISA_FLAGS,
+    LIBRARY_LINK_FLAGS,
+    LOOP_FLAGS,
+    MATRIX_FLAGS,
+)
 from .plan import CUDA_LIBRARY, CUDA_PTX_OF, LIBRARY, Plan
 from .toolchain import cuda_of
 
@@ -93,10 +101,14 @@ def write_ninja(plan: Plan, folder: str) -> dict[str, str]:
     torch_headers = f"-isystem {shlex.quote(torch + '/include')}"
     torch_libraries = f"-L{shlex.quote(torch + '/lib')}"
     glue = f"{GLUE_FLAGS} {torch_headers}"
+    glue += " -DMIRNET_WITH_AMX" if plan.matrix else ""
     objects = [file.compile(source, glue) for source in sources("csrc/cpu/*.cpp")]
     for isa in plan.isas:
         flags = f"{LOOP_FLAGS} -DMIRNET_ISA={isa} {ISA_FLAGS[isa]}"
         objects += [file.compile(source, flags, f".{isa}") for source in sources("csrc/cpu/simd/*.cpp")]
+    if plan.matrix:
+        flags = f"{LOOP_FLAGS} -DMIRNET_ISA=amx {MATRIX_FLAGS}"
+        objects += [file.compile(source, flags) for source in sources("csrc/cpu/simd/matrix/*.cpp")]
     libraries = f"{torch_libraries} -Wl,--as-needed -ltorch_cpu -lc10"
     outputs[LIBRARY] = file.link_library("libmirnet_fast_cpu", objects, libraries)
 

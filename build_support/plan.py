@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from .flags import ISA_FLAGS, LOOP_FLAGS
+from .flags import ISA_FLAGS, LOOP_FLAGS, MATRIX_FLAGS
 from .toolchain import (
     Missing,
     Nvcc,
@@ -15,6 +15,7 @@ from .toolchain import (
     find_ninja,
     find_nvcc,
     find_torch,
+    knows_flags,
 )
 
 CHOICES = ("auto", "none", "cpu", "cuda")
@@ -129,6 +130,11 @@ class Plan:
         return []
 
     @property
+    def matrix(self) -> bool:
+        """Whether the compiler knows AMX."""
+        return self.compiler[1] == "x86_64" and knows_flags(self.compiler[0], MATRIX_FLAGS)
+
+    @property
     def isas(self) -> list[str]:
         return list(ISA_FLAGS) if self.compiler[1] == "x86_64" else ["base"]
 
@@ -141,7 +147,7 @@ class Plan:
                 "built_with_torch": self.torch[0],
                 "compiler": compiler_version(self.compiler[0]),
                 "cxx_flags": LOOP_FLAGS,
-                "isa_compiled": self.isas,
+                "isa_compiled": [*self.isas, *(["amx"] if self.matrix else [])],
                 "nvcc": self.nvcc.version if with_cuda else "",
                 "cuda_architectures": self.architectures if with_cuda else [],
             }

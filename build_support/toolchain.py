@@ -45,6 +45,11 @@ def compiler_version(command: str) -> str:
     return "".join(shlex.split(answer.stdout)).strip()
 
 
+def knows_flags(compiler: str, flags: str) -> bool:
+    command = [*shlex.split(compiler), *flags.split(), "-E", "-x", "c++", "/dev/null"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
 def find_torch() -> tuple[str, str]:
     """(version, folder) of the torch that the installed package will run with."""
     # pip's isolated build hides the environment through PYTHONPATH; asking the interpreter anew

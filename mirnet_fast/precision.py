@@ -14,6 +14,7 @@ from torch import nn
 from .engine import eligibility
 from .modules import MIRNet
 from .modules.network import Change
+from .ops.convolution import has_amx
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CHOICES = ("auto", *DTYPES)
@@ -184,11 +185,6 @@ def candidates_on(device: torch.device) -> tuple[tuple[str, ...], str]:
     if device.type == "cpu":
         return (("bf16",), "") if has_amx() else ((), "this CPU has no AMX")
     return (), f"on {device.type} no other precision was tried"
-
-
-def has_amx() -> bool:
-    """Whether the CPU multiplies tiles of bfloat16."""
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _measured(model, candidates, sample):

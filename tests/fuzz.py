@@ -130,11 +130,12 @@ def conv(m):
     """A convolution of the CPU engine, with what it must be."""
     n, c, h, w = m.shape()
     n, d = max(n, 1), m.size(1, 4, 16, 40)
+    dtype = m.rng.choice((torch.float32, torch.bfloat16))
     kind = m.rng.choice(("conv3x3", "conv_transpose3x3", "conv1x1"))
-    x = m.tensor((n, c, h, w), torch.float32, channels_inside=True)
+    x = m.tensor((n, c, h, w), dtype, channels_inside=True)
     x = x if x.stride(1) == 1 or c == 1 else guarded.like(x.contiguous(memory_format=torch.channels_last))
     shape = {"conv3x3": (d, c, 3, 3), "conv_transpose3x3": (c, d, 3, 3), "conv1x1": (d, c, 1, 1)}[kind]
-    weight, bias = m.weight(shape, torch.float32), m.maybe((d,), torch.float32)
+    weight, bias = m.weight(shape, dtype), m.maybe((d,), dtype)
     exact = x.double(), weight.double(), None if bias is None else bias.double()
     engine = torch.ops.mirnet_fast_cpu
     if kind == "conv_transpose3x3":
@@ -144,9 +145,9 @@ def conv(m):
     if kind == "conv3x3":
         return kind, engine.conv3x3(x, weight, bias, None, None), oracle
     strides = m.strides(oracle.shape, False, (1, *m.rng.sample((0, 2, 3), 3)))
-    out = guarded.strided(oracle.shape, strides, torch.float32, m.chance(0.7))
+    out = guarded.strided(oracle.shape, strides, dtype, m.chance(0.7))
     if d > 1 and out.stride(1) != 1:
-        out = guarded.like(torch.empty(oracle.shape).contiguous(memory_format=torch.channels_last))
+        out = guarded.like(x.new_empty(oracle.shape).contiguous(memory_format=torch.channels_last))
     engine.conv1x1_into(out, x, weight, bias, None)
     return kind, out, oracle
 
@@ -169,7 +170,7 @@ def an_op(seed):
     m = Maker(seed)
     if m.chance(0.25):
         kind, out, oracle = conv(m)
-        return check(kind, out, oracle, torch.float32)
+        return check(kind, out, oracle, out.dtype)
     make = m.rng.choice(OPS)
     dtype = m.rng.choice((torch.float32, torch.float32, torch.bfloat16, torch.float64))
     args = make(m, dtype)

@@ -140,10 +140,10 @@ def call(backend, name, args):
 
 
 def test_every_op_is_tried():
-    """That takes anything."""
+    """That takes a tensor."""
     schemas = [s for s in torch._C._jit_get_all_schemas() if s.name.startswith("mirnet_fast_")]
     tried = {f"mirnet_fast_{backend.name}::{name}" for backend, name, _ in all_calls()}
-    assert tried == {s.name for s in schemas if s.arguments}
+    assert tried == {s.name for s in schemas if any("Tensor" in str(a.type) for a in s.arguments)}
 
 
 @pytest.mark.parametrize(("backend", "name", "args"), CALLS)

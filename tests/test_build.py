@@ -152,8 +152,9 @@ def test_no_usable_torch(tmp_path, monkeypatch, answer, message):
 
 @pytest.mark.parametrize(("machine", "isas"), [("x86_64", ["base", "avx2", "avx512"]), ("aarch64", ["base"])])
 def test_loops_are_compiled_for_every_instruction_set_of_the_machine(tmp_path, monkeypatch, machine, isas):
-    (tmp_path / "csrc/cpu/simd").mkdir(parents=True)
+    (tmp_path / "csrc/cpu/simd/matrix").mkdir(parents=True)
     (tmp_path / "csrc/cpu/isa.cpp").touch()
+    (tmp_path / "csrc/cpu/simd/matrix/op.cpp").touch()
     (tmp_path / "csrc/cpu/simd/op.cpp").touch()
     monkeypatch.setattr(ninja_file, "ROOT", tmp_path)
     plan = Plan("none")
@@ -168,6 +169,10 @@ def test_loops_are_compiled_for_every_instruction_set_of_the_machine(tmp_path, m
         assert ("-mavx2" in loop, "-mavx512f" in loop) == (isa == "avx2", isa == "avx512")
         assert "-ffast-math" not in loop
     assert "-mavx2" not in flags["csrc/cpu/isa.cpp.o"]
+    # Where the compiler knows it.
+    assert ("-mamx-bf16" in flags.get("csrc/cpu/simd/matrix/op.cpp.o", "")) == plan.matrix
+    assert ("-DMIRNET_WITH_AMX" in flags["csrc/cpu/isa.cpp.o"]) == plan.matrix
+    assert machine == "x86_64" or not plan.matrix
 
 
 # What a build tells of itself

@@ -259,7 +259,7 @@ def test_lower_where_it_is_near(as_on, denoiser, candidates, taken):
     assert verdict.precision == taken and f"{taken} differs from fp32 by 0.0" in verdict.reason
     result = restore(denoiser, x)
     assert result.dtype == torch.float32 and 0 < relative(result, expected) < 0.002
-    assert torch.equal(result, precision.run(denoiser, x, taken))
+    assert relative(result, precision.run(denoiser, x, taken)) < 0.002  # another time as a plan
     assert torch.equal(restore(denoiser, x, precision="fp32"), expected)
 
 

@@ -50,6 +50,7 @@ def test_no_room_has_an_op_that_is_not_listed(room):
         "memory",
         "gemm",
         "packed_weights",
+        "matrix_unit",
         "fingerprint",
         "network",
         "training",

@@ -1,5 +1,6 @@
 // conv1x1 on the CPU: weights packed for simd/conv1x1.cpp.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "panels.h"
 
 namespace mirnet_fast::cpu {
@@ -20,13 +21,22 @@ void conv1x1_into(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Opti
   ConvArgs args{};
   args.in = map_of(x);
   args.out = map_of(out);
-  const PerChannel biases(bias, D), slopes(slope, D);
-  const auto panels = packed(Ordered<float>(weight).data(), C, 1, D, C);
-  args.packed = panels.get();
-  args.bias = biases.data();
-  args.slope = slopes.data();
-  run(MIRNET_KERNEL(conv1x1_rows, float), args, args.out.n * args.out.h,
-      args.out.w * std::max(C, D));
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    MatrixConvArgs maps{};
+    maps.in = args.in;
+    maps.out = args.out;
+    maps.taps = MatrixTaps::one;
+    return matrix_convolution(*kernels, maps, weight, true, bias, slope, std::nullopt, true);
+  }
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const PerChannel<T> biases(bias, D), slopes(slope, D);
+    const auto panels = packed(Ordered<T>(weight).data(), C, 1, D, C);
+    args.packed = panels.get();
+    args.bias = biases.data();
+    args.slope = slopes.data();
+    run(MIRNET_KERNEL(conv1x1_rows, T), args, args.out.n * args.out.h, args.out.w * std::max(C, D));
+  });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mirnet_fast_cpu, CPU, m) { MIRNET_IMPL(conv1x1_into); }

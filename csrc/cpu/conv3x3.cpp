@@ -1,5 +1,6 @@
 // conv3x3 on the CPU: weights packed for simd/conv3x3.cpp, and its statistics.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "run.h"
 #include "sums.h"
 
@@ -32,14 +33,27 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
   if (pooled) args.pooled = map_of(*pooled);
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    MatrixConvArgs maps{};
+    maps.in = args.in;
+    maps.out = args.out;
+    maps.residual = args.residual;
+    maps.first_row = first_row;
+    maps.taps = MatrixTaps::three;
+    maps.pooled = args.pooled;
+    return matrix_convolution(*kernels, maps, weight, true, bias, slope, sums, keep_weights);
+  }
   args.tile_columns = tile_columns(args.in, args.out);
-  Convolution conv(args, MIRNET_KERNEL(conv3x3_pack, float), weight, true, bias, slope,
-                   keep_weights);
-  GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
-  conv.args.sums = grouped.parts();
-  run(MIRNET_KERNEL(conv3x3_blocks, float), conv.args, args.out.n * conv.args.blocks,
-      conv.args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
-  grouped.finish();
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Convolution<T> conv(args, MIRNET_KERNEL(conv3x3_pack, T), weight, true, bias, slope,
+                        keep_weights);
+    GroupedSums grouped(sums, args.out.n, sum_groups(tiles_of(args)), C);
+    conv.args.sums = grouped.parts();
+    run(MIRNET_KERNEL(conv3x3_blocks, T), conv.args, args.out.n * conv.args.blocks,
+        conv.args.block_tiles * kTileRows * args.tile_columns * std::max(args.in.c, C));
+    grouped.finish();
+  });
 }
 
 }  // namespace

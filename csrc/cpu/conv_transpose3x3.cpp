@@ -1,5 +1,6 @@
 // conv_transpose3x3 on the CPU: weights packed for the four phases of simd/conv_transpose3x3.cpp.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "run.h"
 
 namespace mirnet_fast::cpu {
@@ -15,11 +16,18 @@ Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias) {
   ConvArgs args{};
   args.in = map_of(x);
   args.out = first_phase(out, C);
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    matrix_transposed(*kernels, args.in, args.out, weight, bias, std::nullopt, false);
+    return out;
+  }
   // The weights are trained: there would be no second time.
-  const Convolution conv(args, MIRNET_KERNEL(conv_transpose3x3_pack, float), weight, false, bias,
-                         std::nullopt, false);
-  run(MIRNET_KERNEL(conv_transpose3x3_blocks, float), conv.args, args.out.n * conv.args.blocks,
-      conv.args.block_tiles * 64 * std::max(args.in.c, C));
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const Convolution<T> conv(args, MIRNET_KERNEL(conv_transpose3x3_pack, T), weight, false, bias,
+                              std::nullopt, false);
+    run(MIRNET_KERNEL(conv_transpose3x3_blocks, T), conv.args, args.out.n * conv.args.blocks,
+        conv.args.block_tiles * 64 * std::max(args.in.c, C));
+  });
   return out;
 }
 

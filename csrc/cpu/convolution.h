@@ -6,11 +6,6 @@
 
 namespace mirnet_fast::cpu {
 
-inline void check_float(const char* op, const char* name, const Tensor& tensor) {
-  MIRNET_CHECK(tensor.scalar_type() == ScalarType::Float, op, ": ", name, " must be float32");
-  MIRNET_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
-}
-
 inline void check_channels_last(const char* op, const char* name, const Tensor& tensor) {
   MIRNET_CHECK(tensor.size(1) == 1 || tensor.stride(1) == 1, op, ": ", name,
                " must be channels_last");
@@ -18,7 +13,8 @@ inline void check_channels_last(const char* op, const char* name, const Tensor& 
 
 inline void check_input(const char* op, const Tensor& x) {
   check_map(op, "x", x);
-  check_float(op, "x", x);
+  MIRNET_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16, op,
+               ": x must be float32 or bfloat16");
   check_channels_last(op, "x", x);
 }
 
@@ -31,7 +27,7 @@ inline int64_t check_weight(const char* op, const Tensor& x, const Tensor& weigh
                    size[2] == taps && size[3] == taps,
                op, ": weight must be ", inputs == 1 ? "(C', C, " : "(C, C', ", taps, ", ", taps,
                ") with C = ", x.size(1), " and C' >= 1; got ", text(size));
-  check_float(op, "weight", weight);
+  check(op, "weight", weight, size, x);
   return size[1 - inputs];
 }
 
@@ -46,12 +42,22 @@ inline void check_convolution(const char* op, const Tensor& out, const Shape& sh
   if (slope) check(op, "slope", *slope, {slope->numel() == 1 ? 1 : channels}, x);
 }
 
-// The tensor's value or values, one a channel in whole groups; null without a tensor.
+// f(Tag<T>) for the type that the maps of an input that was checked are stored in.
+template <class F>
+void by_stored(const Tensor& x, F f) {
+  if (x.scalar_type() == ScalarType::Float)
+    f(Tag<float>{});
+  else
+    f(Tag<bf16>{});
+}
+
+// The tensor's value or values of T, one a channel in whole groups; null without a tensor.
+template <class T>
 class PerChannel {
  public:
   PerChannel(const OptionalTensor& tensor, int64_t channels) {
     if (!tensor) return;
-    values_ = values<float>(*tensor);
+    values_ = values<T>(*tensor);
     if (values_.size() == 1) values_.assign(channels, values_[0]);
     values_.resize(grouped(channels));
   }
@@ -87,7 +93,8 @@ inline void set_blocks(ConvArgs& args) {
   }
 }
 
-// A convolution on simd/winograd/: its arguments with what they point to.
+// A convolution on simd/winograd/ of maps of T: its arguments with what they point to.
+template <class T>
 struct Convolution {
   ConvArgs args;
 
@@ -97,11 +104,11 @@ struct Convolution {
       : args(maps),
         biases_(bias, maps.out.c),
         slopes_(slope, maps.out.c),
-        packed_(pack_for(packing, weight, outputs_first, maps.tile_columns,
-                         maps.out.n * tiles_of(maps), keep_weights)),
+        packed_(pack_for<T>(packing, weight, outputs_first, maps.tile_columns,
+                            maps.out.n * tiles_of(maps), keep_weights)),
         ordered_(weight.is_contiguous() ? weight : torch::stable::contiguous(weight)) {
     args.packed = packed_.get();
-    args.weight = static_cast<const float*>(ordered_.data_ptr());
+    args.weight = ordered_.data_ptr();
     args.output_stride = 9 * (outputs_first ? weight.size(1) : 1);
     args.input_stride = 9 * (outputs_first ? 1 : weight.size(1));
     args.bias = biases_.data();
@@ -110,7 +117,7 @@ struct Convolution {
   }
 
  private:
-  PerChannel biases_, slopes_;
+  PerChannel<T> biases_, slopes_;
   PackedWeights packed_;
   Tensor ordered_;  // the weight, for the tiles that the packed one does not serve
 };

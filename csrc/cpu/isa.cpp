@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "matrix_unit.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -31,7 +33,7 @@ Isa detect() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::avx2;
-  return Isa::avx512;
+  return has_matrix_unit() ? Isa::amx : Isa::avx512;
 #else
   return Isa::base;
 #endif
@@ -40,9 +42,9 @@ Isa detect() {
 Isa cap_from_environment() {
   const char* value = std::getenv("MIRNET_FAST_CPU_ISA");
   if (value == nullptr || *value == '\0') return Isa::avx512;
-  for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512})
+  for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512, Isa::amx})
     if (std::string(value) == name(isa)) return isa;
-  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512; got '" +
+  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512, amx; got '" +
                               std::string(value) + "'");
 }
 
@@ -60,6 +62,8 @@ Isa active() {
 
 const char* name(Isa isa) {
   switch (isa) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

@@ -4,13 +4,14 @@
 namespace mirnet_fast::cpu {
 
 // Ordered: each one includes what stands before it.
-enum class Isa { base, avx2, avx512 };
+enum class Isa { base, avx2, avx512, amx };
 
 // The best one that this processor and operating system run.
 Isa detected();
 
-// detected(), or less if the environment variable MIRNET_FAST_CPU_ISA (base, avx2 or avx512), read
-// once, asks for less. Throws std::invalid_argument if the variable has another value.
+// detected(), or less if the environment variable MIRNET_FAST_CPU_ISA (base, avx2, avx512 or amx),
+// read once, asks for less; without it no more than avx512, as the matrix unit's kernels were never
+// measured. Throws std::invalid_argument if the variable has another value.
 Isa active();
 
 const char* name(Isa isa);

@@ -23,9 +23,9 @@ constexpr const char* kVariable = "MIRNET_FAST_PACKED_MB";
 constexpr int64_t kFewProducts = int64_t(1) << 28;
 constexpr int64_t kLine = 64;
 
-// Where the weight lies and how, its packing, which stands for op and instruction set, and the
-// columns of a tile.
-using Key = std::tuple<const void*, Shape, Shape, Packing, int64_t>;
+// Where the weight lies and how, its packing, which stands for op and instruction set, and which
+// form that packs.
+using Key = std::tuple<const void*, Shape, Shape, const void*, int64_t>;
 using Fingerprint = Vector<uint64_t>;
 
 class Kept {
@@ -121,11 +121,12 @@ bool fills_its_memory(const Tensor& weight) {
   return span == weight.numel();
 }
 
+template <class T>
 Fingerprint fingerprint_of(const Tensor& weight) {
   const int64_t count = weight.numel();
   Fingerprint print((count + kFingerprintValues - 1) / kFingerprintValues);
-  const FingerprintArgs args{static_cast<const float*>(weight.data_ptr()), count, print.data()};
-  run(MIRNET_KERNEL(fingerprint, float), args, int64_t(print.size()), kFingerprintValues);
+  const FingerprintArgs args{weight.data_ptr(), count, print.data()};
+  run(MIRNET_KERNEL(fingerprint, T), args, int64_t(print.size()), kFingerprintValues);
   return print;
 }
 
@@ -144,6 +145,32 @@ float* memory_of_thread(size_t count) {
 
 }  // namespace
 
+template <class T>
+PackedWeights kept_or_packed(const Tensor& weight, const void* packing, int64_t form, int64_t count,
+                             bool keep, const std::function<void(float*)>& pack_to) {
+  const auto once = [&] {
+    float* const packed = memory_of_thread(count);
+    pack_to(packed);
+    return PackedWeights(PackedWeights(), packed);
+  };
+  if (!keep || !fills_its_memory(weight)) return once();
+
+  const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing, form};
+  Fingerprint print = fingerprint_of<T>(weight);
+  if (PackedWeights found = kept().find(key, print)) return found;
+  const int64_t bytes = (count * int64_t(sizeof(float)) + kLine - 1) / kLine * kLine;
+  if (!kept().has_room(bytes)) return once();
+  auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
+  if (memory == nullptr) return once();
+  advise_large_pages(memory, bytes);
+  const PackedWeights result(memory, [memory](const float*) { std::free(memory); });
+  pack_to(memory);
+  // Not if another thread changed the weight meanwhile.
+  if (fingerprint_of<T>(weight) == print) kept().add(key, std::move(print), result, bytes);
+  return result;
+}
+
+template <class T>
 PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first,
                        int64_t tile_columns, int64_t tiles, bool keep) {
   ConvPackArgs args{};
@@ -160,30 +187,19 @@ PackedWeights pack_for(Packing packing, const Tensor& weight, bool outputs_first
   const int64_t panels = (grouped(args.outputs) + panel - 1) / panel;
   const int64_t chunks = (args.inputs + kPackInputs - 1) / kPackInputs;
   const auto pack_to = [&](float* packed) {
-    const Ordered<float> values(weight);
-    args.weight = values.data();
+    const Tensor ordered = torch::stable::contiguous(weight);
+    args.weight = ordered.data_ptr();
     args.packed = packed;
     run(packing, args, panels * chunks, points * panel * kPackInputs);
-    return packed;
   };
-  const auto once = [&] {
-    return PackedWeights(PackedWeights(), pack_to(memory_of_thread(count)));
-  };
-  if (!keep || tiles * count > kFewProducts || !fills_its_memory(weight)) return once();
-
-  const Key key{weight.data_ptr(), shape_of(weight), strides_of(weight), packing, tile_columns};
-  Fingerprint print = fingerprint_of(weight);
-  if (PackedWeights found = kept().find(key, print)) return found;
-  const int64_t bytes = (count * int64_t(sizeof(float)) + kLine - 1) / kLine * kLine;
-  if (!kept().has_room(bytes)) return once();
-  auto* memory = static_cast<float*>(std::aligned_alloc(kLine, bytes));
-  if (memory == nullptr) return once();
-  advise_large_pages(memory, bytes);
-  const PackedWeights result(pack_to(memory), [memory](const float*) { std::free(memory); });
-  // Not if another thread changed the weight meanwhile.
-  if (fingerprint_of(weight) == print) kept().add(key, std::move(print), result, bytes);
-  return result;
+  return kept_or_packed<T>(weight, reinterpret_cast<const void*>(packing), tile_columns, count,
+                           keep && tiles * count <= kFewProducts, pack_to);
 }
+
+template PackedWeights kept_or_packed<bf16>(const Tensor&, const void*, int64_t, int64_t, bool,
+                                            const std::function<void(float*)>&);
+template PackedWeights pack_for<float>(Packing, const Tensor&, bool, int64_t, int64_t, bool);
+template PackedWeights pack_for<bf16>(Packing, const Tensor&, bool, int64_t, int64_t, bool);
 
 int64_t packed_weights_bytes() { return kept().bytes(); }
 

@@ -1,5 +1,6 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
 #include "convolution.h"
+#include "matrix_unit.h"
 #include "tail_sums.h"
 #include "tap_tables.h"
 
@@ -95,18 +96,36 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), out.size(1));
 
-  Forward<float> forward(out, bottom, weights, first_row);
-  forward.args.slope = nullptr;
+  if (const MatrixKernels* kernels = matrix_for(x)) {
+    const Tensor top = empty(x, {x.size(0), C, out.size(2), out.size(3)}, true);
+    matrix_transposed(*kernels, map_of(x), first_phase(top, C), conv_weight, conv_bias, slope,
+                      true);
+    Forward<bf16> forward(out, bottom, weights, first_row);
+    forward.args.slope = nullptr;
+    forward.args.top = map_of(top);
+    run(MIRNET_KERNEL(up_tail, bf16), forward.args, out.size(0) * out.size(2), out.size(3) * C);
+    GroupedSums grouped(sums, out.size(0), out.size(2), out.size(1));
+    MatrixConvArgs made{};
+    made.out = map_of(out);
+    made.sums = grouped.parts();
+    if (sums) run(kernels->statistics, made, out.size(0) * out.size(2), out.size(3) * C);
+    return grouped.finish();
+  }
   ConvArgs maps{};
   maps.in = map_of(x);
   maps.out = first_phase(out, C);
-  const Convolution conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, float), conv_weight, false,
-                         conv_bias, slope, true);
-  GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
-  const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
-  run(MIRNET_KERNEL(conv_transpose3x3_tail, float), args, maps.out.n * conv.args.blocks,
-      conv.args.block_tiles * 64 * std::max(x.size(1), C));
-  grouped.finish();
+  by_stored(x, [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    Forward<T> forward(out, bottom, weights, first_row);
+    forward.args.slope = nullptr;
+    const Convolution<T> conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, T), conv_weight, false,
+                              conv_bias, slope, true);
+    GroupedSums grouped(sums, out.size(0), sum_groups(tiles_of(maps)), out.size(1));
+    const ConvTailArgs args{conv.args, forward.args, grouped.parts()};
+    run(MIRNET_KERNEL(conv_transpose3x3_tail, T), args, maps.out.n * conv.args.blocks,
+        conv.args.block_tiles * 64 * std::max(x.size(1), C));
+    grouped.finish();
+  });
 }
 
 Tensor residual_up_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,

@@ -16,7 +16,7 @@ namespace mirnet_fast::cpu {
 // The function `fn<T>` of the instruction set in use.
 #if defined(__x86_64__)
 #define MIRNET_KERNEL(fn, ...)                       \
-  (active() == Isa::avx512 ? avx512::fn<__VA_ARGS__> \
+  (active() >= Isa::avx512 ? avx512::fn<__VA_ARGS__> \
    : active() == Isa::avx2 ? avx2::fn<__VA_ARGS__>   \
                            : base::fn<__VA_ARGS__>)
 #else

@@ -50,14 +50,21 @@ inline void check_sums(const char* op, const char* name, const Tensor& sums, int
                op, ": ", name, " must be contiguous float64 of shape ", text(shape));
 }
 
-// A producer's statistics of x: each pixel's maximum and mean over the channels, and the sum of
-// each image's channels.
+// A producer's statistics of x: each pixel's maximum and mean over the channels, in float32 for x
+// in bfloat16, and the sum of each image's channels.
 inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
                              const OptionalTensor& pooled, const OptionalTensor& sums) {
   MIRNET_CHECK(pooled.has_value() == sums.has_value(), op,
                ": pooled and sums go together; only one was given");
   if (!pooled) return;
-  check(op, "pooled", *pooled, {x.size(0), 2, x.size(2), x.size(3)}, x);
+  const Shape shape = {x.size(0), 2, x.size(2), x.size(3)};
+  if (x.scalar_type() == ScalarType::BFloat16)
+    MIRNET_CHECK(shape_of(*pooled) == shape && pooled->scalar_type() == ScalarType::Float &&
+                     pooled->is_cpu(),
+                 op, ": pooled must be float32 of shape ", text(shape), " for bfloat16 maps; got ",
+                 text(shape_of(*pooled)));
+  else
+    check(op, "pooled", *pooled, shape, x);
   MIRNET_CHECK(x.size(3) == 1 || pooled->stride(3) == 1, op, ": pooled's rows must be contiguous");
   check_sums(op, "sums", *sums, x.size(0), channels);
 }

@@ -95,7 +95,14 @@ def _in_bfloat16():
     import torch
 
     from .. import backends
+    from ..ops.convolution import has_amx, uses_amx
 
+    stored = "float32 and stored in bfloat16"
+    ours = backends.winograd() and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
+    if ours and uses_amx():
+        return "bfloat16 by AMX, so far tested on an emulated unit; the ops below are computed in float32"
+    if ours and not has_amx():
+        return f"{stored}, which here is faster; so are the ops below"
     if backends.cpu_computes(torch.bfloat16):
         return "bfloat16; the ops below are stored in it, and computed in float32"
-    return "float32 and stored in bfloat16, in which this CPU does not compute; so are the ops below"
+    return f"{stored}, in which this CPU does not compute; so are the ops below"

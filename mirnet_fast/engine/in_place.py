@@ -1,9 +1,10 @@
 """The forms of the CPU's kernels that write into maps which are there already: what a plan's tasks call.
 
 The one file that calls them; a function's arguments are those of the op of its name. Maps are (N, C, H, W)
-of one dtype, any strides where nothing else is said; weights, biases (None where there are none) and slopes
-(one value, or one a channel) are of it too. Sums are (N, C) in float64, contiguous, and are written, not
-added to. An argument that does not fit is a RuntimeError that names the op and the argument.
+of one dtype, for convolutions float32 or bfloat16, any strides where nothing else is said; weights, biases
+(None where there are none) and slopes (one value, or one a channel) are of it too, `pooled` is float32 beside
+bfloat16. Sums are (N, C) in float64, contiguous, and are written, not added to. An argument that does not fit
+is a RuntimeError that names the op and the argument.
 """
 
 import functools
@@ -31,8 +32,8 @@ def conv1x1_into(out: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, sl
     """out = PReLU(conv2d(x, weight, bias)).
 
     Args:
-        out: (N, D, H, W), float32, channels_last; must not overlap x.
-        x: (N, C, H, W), float32, channels_last.
+        out: (N, D, H, W), channels_last; must not overlap x.
+        x: (N, C, H, W), channels_last.
         weight: (D, C, 1, 1).
         slope: of the PReLU; None for no activation.
     """
@@ -55,9 +56,9 @@ def conv3x3_into(
     By Winograd's method; accuracy and special values are those of `mirnet_fast.ops.conv3x3`.
 
     Args:
-        out: (N, D, h, W), float32, channels_last: rows first_row to first_row + h of the convolution. May be
+        out: (N, D, h, W), channels_last: rows first_row to first_row + h of the convolution. May be
             `residual`; must not overlap x.
-        x: (N, C, H, W), float32, channels_last: all rows that those of out need, with the zeros of the
+        x: (N, C, H, W), channels_last: all rows that those of out need, with the zeros of the
             padding where it ends.
         weight: (D, C, 3, 3).
         slope: of the PReLU; None for no activation.
@@ -109,9 +110,9 @@ def residual_up_tail_of_conv(
     That convolution's result is never there as a whole: it is made and used one block of tiles at a time.
 
     Args:
-        out: (N, D, 2h, 2W), float32, channels_last: rows first_row to first_row + 2h of the op's result.
+        out: (N, D, 2h, 2W), channels_last: rows first_row to first_row + 2h of the op's result.
             Must not overlap the inputs.
-        x: (N, C, h', W), float32, channels_last: rows of the small map from first_row / 2 on, h of them and
+        x: (N, C, h', W), channels_last: rows of the small map from first_row / 2 on, h of them and
             the one below, which an odd row of the result also needs, where there is one.
         conv_weight: (C, E, 3, 3), of a transposed convolution with stride 2, padding and output padding 1.
         bottom: (N, B, H, W), the whole of it.

@@ -42,11 +42,17 @@ def sums(op, name, value, shape, first_name, first):
 
 
 def statistics(op, pooled, sums_, shape, first_name, first):
-    """Of a map of this shape: maximum and mean over the channels, sums over the pixels; or neither."""
+    """Of a map of this shape: maximum and mean over the channels, sums over the pixels; or neither.
+
+    The former are in the map's dtype, or in float32 for bfloat16.
+    """
     if (pooled is None) != (sums_ is None):
         raise ValueError(f"{op}: pooled and sums go together; only one was given")
     if pooled is not None:
-        like(op, "pooled", pooled, (shape[0], 2, *shape[2:]), first_name, first)
+        in_float32 = first.dtype == torch.bfloat16
+        like(op, "pooled", pooled, (shape[0], 2, *shape[2:]), first_name, first, any_dtype=in_float32)
+        if in_float32 and pooled.dtype != torch.float32:
+            raise TypeError(f"{op}: pooled must be float32 for maps in bfloat16; got {pooled.dtype}")
         sums(op, "sums", sums_, shape[:2], first_name, first)
 
 
@@ -74,8 +80,8 @@ def tail(op, channels, inputs, first_name, first, slope_, top_weight, top_bias, 
 def convolution(op, x, weight, bias, slope_, inputs, taps=3, prefix=""):
     """The arguments of an engine's convolution, its inputs in this dimension of the weight; its outputs."""
     feature_map(op, "x", x)
-    if x.dtype != torch.float32:
-        raise TypeError(f"{op}: x must be float32; got {x.dtype}")
+    if x.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"{op}: x must be float32 or bfloat16; got {x.dtype}")
     channels_last(op, "x", x)
     shape = [None, None, taps, taps]
     shape[inputs] = x.shape[1]

@@ -5,8 +5,9 @@ PReLU by `slope` (1 or C' values), then `+ residual`. It has gradients where nei
 given; x's is such a convolution itself, the weight's is PyTorch's. For inference there is `conv3x3_into` of
 `mirnet_fast.engine.in_place`.
 
-All maps are float32 and channels_last. The error is below 3e-6 of the output's norm. NaN and infinity reach
-the outputs that PyTorch's convolution has them at, and no others.
+All maps are channels_last, and all tensors float32 or all bfloat16. The error is below 3e-6 of the output's
+norm, beside the output's rounding to bfloat16. NaN and infinity reach the outputs that PyTorch's convolution
+has them at, and no others.
 """
 
 import torch
@@ -19,7 +20,8 @@ EPILOGUE = "Tensor? bias, Tensor? slope, Tensor? residual"
 
 def _output(x, weight, bias, slope, residual):
     n, _, h, w = x.shape
-    return torch.empty(n, weight.shape[0], h, w, device=x.device, memory_format=torch.channels_last)
+    size = n, weight.shape[0], h, w
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def check(

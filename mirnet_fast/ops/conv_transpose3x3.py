@@ -14,7 +14,7 @@ from ._registration import define_for_cpu, register_cpu_gradient
 def _output(x, weight, bias):
     n, _, h, w = x.shape
     size = n, weight.shape[1], 2 * h, 2 * w
-    return torch.empty(size, device=x.device, memory_format=torch.channels_last)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
 def check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:

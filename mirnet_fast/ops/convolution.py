@@ -1,6 +1,7 @@
 """Convolution layers: by this package's kernels where these can and are faster, else by PyTorch's.
 
-On the CPU, in float32, 3x3 convolutions run by Winograd's method. Elsewhere, and of other sizes, they are
+On the CPU, 3x3 convolutions in float32 run by Winograd's method, and so, without gradients, do those in
+bfloat16, which is then how their maps and weights are stored. Elsewhere, and of other sizes, they are
 torch.nn's own, in float32 where this CPU only stores what it is given.
 """
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .. import backends
+from .. import _native, backends
 
 # With fewer pixels a convolution of 64 to 256 channels takes longer than oneDNN: (where it brings its weights
 # into Winograd's form first, where it has them from the run before), on two cores.
@@ -53,13 +54,25 @@ def is_for_kernels(
     """
     enough = shape[0] * shape[2] * shape[3] >= FEWEST_PIXELS.get(type(layer), (0, 0))[again]
     by_winograd = layer.kernel_size == (3, 3) and enough and backends.winograd()
+    stored = dtype == torch.bfloat16 and (again or not torch.is_grad_enabled())
     return (
         (layer.kernel_size == (1, 1) or by_winograd)
         and 0 not in shape
-        and dtype == layer.weight.dtype == torch.float32
+        and dtype == layer.weight.dtype
+        and (dtype == torch.float32 or (stored and (uses_amx() or not has_amx())))
         and not torch.is_autocast_enabled("cpu")
         and backends.pick("conv3x3", "cpu", dtype) == "cpu"
     )
+
+
+def has_amx() -> bool:
+    """Whether this CPU multiplies tiles of bfloat16, faster than Winograd's method is in float32."""
+    return torch.cpu._is_amx_tile_supported()
+
+
+def uses_amx() -> bool:
+    """Whether the kernels do that, which the user has to ask for."""
+    return _native.build_info().get("isa_active") == "amx"
 
 
 def called(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:

@@ -28,11 +28,15 @@ def test_doctor():
 
 
 @pytest.mark.parametrize("computes", [True, False])
-def test_doctor_tells_whether_bfloat16_is_computed_in(monkeypatch, computes):
+@pytest.mark.parametrize("winograd", [pytest.param(True, marks=needs_kernels), False])
+def test_doctor_tells_whether_bfloat16_is_computed_in(monkeypatch, computes, winograd):
     monkeypatch.setattr(backends, "cpu_computes", lambda dtype: computes)
-    section = run("doctor", *SMALL).output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
-    wanted = "computed in bfloat16; " if computes else "computed in float32 and stored in bfloat16"
-    assert wanted in section
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with backends.use_winograd(winograd):
+        section = run("doctor", *SMALL).output.split("cpu, bfloat16")[1].split("cpu, float16")[0]
+    stored = "computed in float32 and stored in bfloat16"
+    otherwise = "computed in bfloat16; " if computes else f"{stored}, in which this CPU does not compute"
+    assert (f"{stored}, which here is faster" if winograd else otherwise) in section
 
 
 def test_doctor_with_a_chosen_backend():

@@ -45,6 +45,23 @@ def test_other_dtypes(monkeypatch, dtype):
     assert error < (1e-12 if dtype == torch.float64 else 0.02)
 
 
+@pytest.mark.parametrize("matrix_unit", [False, True])
+def test_convolutions_in_bfloat16(monkeypatch, matrix_unit):
+    """By the kernels, which round less than PyTorch's; a matrix unit, which PyTorch uses, is faster."""
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_unit)
+    network, image = make().bfloat16(), image_of(32).bfloat16()
+    by_kernels = [
+        task.layers["by_kernels"] for task in planned(network, image).tasks if "conv" in task.layers
+    ]
+    assert {*by_kernels} == {not matrix_unit}
+    with only_planned(monkeypatch):
+        result = forward(network, image)
+    expected = forward(reference_of(network).double(), image.double())
+    error = (result.double() - expected).norm()
+    published = (forward(reference_of(network).bfloat16(), image).double() - expected).norm()
+    assert error <= 2 * published if matrix_unit else error <= published
+
+
 @pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize("late", [0, 2**40])
 @pytest.mark.parametrize("band", [2**12, 2**40])

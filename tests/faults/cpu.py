@@ -36,6 +36,14 @@ FAULTS = [
         "tests/ops -k one_place",
     ),
     Fault(
+        "taps of a phase",
+        "the matrix unit takes the two taps of a transposed convolution's odd rows the wrong way round",
+        "csrc/cpu/simd/matrix/convolution.cpp",
+        "static constexpr int kTap[] = {2, 0};",
+        "static constexpr int kTap[] = {0, 2};",
+        "tests/test_matrix_unit.py -k 'test_contract and transposed'",
+    ),
+    Fault(
         "special values",
         "a NaN reaches the outputs of the whole tile of a convolution",
         "csrc/cpu/simd/winograd/epilogue.h",

@@ -12,15 +12,15 @@ pytestmark = needs_kernels
 class Arguments:
     """Of the op, and what it has to give, in float64."""
 
-    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1):
-        values = Values(torch.float32, layout)
+    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1, dtype=torch.float32):
+        values = Values(dtype, layout)
         self.x = values.map(n, inputs, h, w)
         self.weight = values.weight(outputs, inputs, 1, 1)
         self.bias, self.slope = values.weight(outputs), values.weight(slopes)
 
     def run(self, bias=None, slope=None):
         n, _, h, w = self.x.shape
-        out = torch.empty(n, self.weight.shape[0], h, w).contiguous(memory_format=torch.channels_last)
+        out = self.x.new_empty(n, self.weight.shape[0], h, w).contiguous(memory_format=torch.channels_last)
         conv("conv1x1_into")(out, self.x, self.weight, bias, slope)
         return out
 
@@ -30,9 +30,10 @@ class Arguments:
         return result if slope is None else F.prelu(result, slope.double())
 
 
+@convolution.stored
 @pytest.mark.parametrize("shape", SHAPES)
-def test_contract(shape):
-    convolution.check_contract(Arguments, shape, 4e-7)
+def test_contract(shape, dtype):
+    convolution.check_contract(Arguments, shape, dtype, 4e-7)
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
@@ -43,13 +44,15 @@ def test_contract_of_the_network(channels):
 
 @convolution.some_shapes
 @pytest.mark.parametrize("names", [("bias",), ("slope",), ("bias", "slope")])
-def test_contract_with_epilogue(shape, names):
-    convolution.check_epilogue(Arguments, shape, names, 4e-7)
+@convolution.stored
+def test_contract_with_epilogue(shape, names, dtype):
+    convolution.check_epilogue(Arguments, shape, names, dtype, 4e-7)
 
 
-def test_sliced_maps():
-    a = Arguments(2, 18, 35, 11, 14, layout="sliced")
-    big = torch.full((2, 40, 13, 16), 7.0).contiguous(memory_format=torch.channels_last)
+@convolution.stored
+def test_sliced_maps(dtype):
+    a = Arguments(2, 18, 35, 11, 14, layout="sliced", dtype=dtype)
+    big = torch.full((2, 40, 13, 16), 7.0, dtype=dtype).contiguous(memory_format=torch.channels_last)
     out = big[:, 2:37, 1:12, 1:15]
     conv("conv1x1_into")(out, a.x, a.weight, None, None)
     close(out, a.expected(), 4e-7)
@@ -62,13 +65,14 @@ def test_empty_batch():
     assert a.run(a.bias, a.slope).shape == (0, 5, 8, 8)
 
 
+@convolution.stored
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_special_values(value):
-    a = Arguments(1, 20, 35, 6, 50)
+def test_special_values(value, dtype):
+    a = Arguments(1, 20, 35, 6, 50, dtype=dtype)
     a.x[0, 3, 4, 47] = value
-    torch.testing.assert_close(
-        a.run(a.bias, a.slope).double(), a.expected(a.bias, a.slope), rtol=1e-4, atol=1e-4, equal_nan=True
-    )
+    out, expected = a.run(a.bias, a.slope), a.expected(a.bias, a.slope)
+    rounding = 1e-4 if dtype == torch.float32 else 4e-3
+    torch.testing.assert_close(out.double(), expected, rtol=rounding, atol=1e-4, equal_nan=True)
 
 
 def test_the_same_bits_with_any_number_of_threads():
@@ -87,7 +91,7 @@ def test_opcheck():
         ({"x": torch.zeros(6, 4, 5)}, r"x must be \(N, C, H, W\)"),
         ({"x": torch.zeros(1, 6, 4, 5)}, "x must be channels_last"),
         ({"weight": torch.zeros(10, 6, 3, 3)}, r"weight must be \(C', C, 1, 1\) with C = 6"),
-        ({"weight": torch.zeros(10, 6, 1, 1, dtype=torch.float64)}, "weight must be float32"),
+        ({"weight": torch.zeros(10, 6, 1, 1, dtype=torch.float64)}, "weight must have the dtype"),
         ({"bias": torch.zeros(9)}, r"bias must have shape \(10\); got \(9\)"),
         ({"slope": torch.zeros(9)}, r"slope must have shape \(10\); got \(9\)"),
         ({"out": torch.zeros(1, 10, 4, 4)}, r"out must have shape \(1, 10, 4, 5\); got \(1, 10, 4, 4\)"),

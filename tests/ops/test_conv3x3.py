@@ -12,8 +12,8 @@ pytestmark = needs_kernels
 class Arguments:
     """Of the op, and what it has to give, in float64."""
 
-    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1):
-        values = Values(torch.float32, layout)
+    def __init__(self, n, inputs, outputs, h, w, layout="channels_last", slopes=1, dtype=torch.float32):
+        values = Values(dtype, layout)
         self.x, self.residual = values.map(n, inputs, h, w), values.map(n, outputs, h, w)
         self.weight = values.weight(outputs, inputs, 3, 3)
         self.bias, self.slope = values.weight(outputs), values.weight(slopes)
@@ -32,7 +32,7 @@ class Arguments:
     def run_with_statistics(self):
         """[output, maximum and mean over the channels, sums over the pixels]."""
         n, _, h, w = self.x.shape
-        out = torch.empty(n, self.outputs, h, w).contiguous(memory_format=torch.channels_last)
+        out = self.x.new_empty(n, self.outputs, h, w).contiguous(memory_format=torch.channels_last)
         pooled, sums = torch.empty(n, 2, h, w), torch.empty(n, self.outputs, dtype=torch.float64)
         conv("conv3x3_into")(out, self.x, self.weight, self.bias, self.slope, self.residual, pooled, sums)
         return [out, pooled, sums]
@@ -42,9 +42,10 @@ def statistics(value):
     return torch.stack([value.amax(1), value.mean(1)], 1), value.sum((2, 3))
 
 
+@convolution.stored
 @pytest.mark.parametrize("shape", SHAPES)
-def test_contract(shape):
-    convolution.check_contract(Arguments, shape)
+def test_contract(shape, dtype):
+    convolution.check_contract(Arguments, shape, dtype)
 
 
 @pytest.mark.parametrize("channels", [64, 128, 256])
@@ -55,8 +56,20 @@ def test_contract_of_the_network(channels):
 
 @convolution.some_shapes
 @pytest.mark.parametrize("names", [("bias",), ("slope",), ("residual",), ("bias", "slope", "residual")])
-def test_contract_with_epilogue(shape, names):
-    convolution.check_epilogue(Arguments, shape, names)
+@convolution.stored
+def test_contract_with_epilogue(shape, names, dtype):
+    convolution.check_epilogue(Arguments, shape, names, dtype)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_contract_of_statistics_in_bfloat16(shape):
+    """They are of the output before it is rounded."""
+    a = Arguments(*SHAPES[shape], dtype=torch.bfloat16)
+    out, pooled, sums = a.run_with_statistics()
+    assert torch.equal(out, a.run(a.bias, a.slope, a.residual))
+    expected_pooled, expected_sums = statistics(a.expected(a.bias, a.slope, a.residual))
+    torch.testing.assert_close(pooled.double(), expected_pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4 * out.shape[2])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -71,10 +84,11 @@ def test_contract_of_statistics(shape):
     torch.testing.assert_close(sums, expected_sums, rtol=1e-6, atol=1e-5)
 
 
-def test_sliced_maps():
-    a = Arguments(2, 18, 35, 11, 14, layout="sliced")
+@convolution.stored
+def test_sliced_maps(dtype):
+    a = Arguments(2, 18, 35, 11, 14, layout="sliced", dtype=dtype)
     close(a.run(residual=a.residual), a.expected(residual=a.residual))
-    big = torch.full((2, 40, 13, 16), 7.0).contiguous(memory_format=torch.channels_last)
+    big = torch.full((2, 40, 13, 16), 7.0, dtype=dtype).contiguous(memory_format=torch.channels_last)
     out = big[:, 2:37, 1:12, 1:15]
     conv("conv3x3_into")(out, a.x, a.weight, None, None, None, None, None)
     close(out, a.expected())
@@ -129,8 +143,9 @@ def test_the_same_bits_with_any_number_of_threads():
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", [(0, 0), (5, 6), (7, 8), (10, 12)])
-def test_special_values_go_where_pytorch_has_them(special, place):
-    a = Arguments(2, 5, 18, 11, 13)
+@convolution.stored
+def test_special_values_go_where_pytorch_has_them(special, place, dtype):
+    a = Arguments(2, 5, 18, 11, 13, dtype=dtype)
     a.x[0, 2, place[0], place[1]] = special
     out, pooled, sums = a.run_with_statistics()
     expected = a.expected(a.bias, a.slope, a.residual)
@@ -181,7 +196,7 @@ WRONG = {
     "weight must be .* C' >= 1; got .0, 6, 3, 3.": wrong("weight", lambda a: a.weight[:0]),
     "weight must be .*; got .7, 6, 1, 1.": wrong("weight", lambda a: a.weight[:, :, 1:2, 1:2]),
     "weight must be .*; got .7, 6, 3.": wrong("weight", lambda a: a.weight[..., 0]),
-    "weight must be float32": wrong("weight", lambda a: a.weight.double()),
+    "weight must have the dtype": wrong("weight", lambda a: a.weight.double()),
 }
 
 

@@ -93,9 +93,9 @@ CONV_SHAPES = {
 class ConvArguments:
     """Of the op, and what it has to give, in float64."""
 
-    def __init__(self, shape, layout="channels_last", slopes=1, bias=True):
+    def __init__(self, shape, layout="channels_last", slopes=1, bias=True, dtype=torch.float32):
         n, inputs, channels, h, w, bottom, outputs = shape
-        v = Values(torch.float32, layout)
+        v = Values(dtype, layout)
         self.x = v.map(n, inputs, h, w)
         self.conv = v.weight(channels, inputs, 3, 3).transpose(0, 1) * 1.5, v.weight(channels)
         self.bottom = v.map(n, bottom, h, w)
@@ -111,7 +111,7 @@ class ConvArguments:
         return self.slope, *self.tail, self.last_bias
 
     def empty(self):
-        return torch.full(self.shape, float("nan")).contiguous(memory_format=torch.channels_last)
+        return self.x.new_full(self.shape, float("nan")).contiguous(memory_format=torch.channels_last)
 
     def run_into(self, out, x, first=0, sums=None):
         engine = torch.ops.mirnet_fast_cpu
@@ -142,6 +142,15 @@ class TestOfConv:
     def test_contract(self, shape, slopes, bias):
         a = ConvArguments(CONV_SHAPES[shape], slopes=slopes, bias=bias)
         close(a.run(), a.expected())
+
+    @pytest.mark.parametrize("shape", CONV_SHAPES)
+    def test_contract_in_bfloat16(self, shape):
+        a = ConvArguments(CONV_SHAPES[shape], slopes="each", dtype=torch.bfloat16)
+        sums = a.sums()
+        close(a.run_into(a.empty(), a.x, sums=sums), a.expected())
+        # Of the output before it is rounded.
+        exact = a.expected().sum((2, 3))
+        assert (sums - exact).norm() <= 1e-5 * a.expected().abs().sum((2, 3)).norm()
 
     @pytest.mark.parametrize("shape", CONV_SHAPES)
     def test_same_as_one_after_the_other(self, shape):

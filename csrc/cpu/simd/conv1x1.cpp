@@ -9,12 +9,13 @@ namespace mirnet_fast::cpu::MIRNET_ISA {
 // Rows [begin, end) of N * H.
 template <class T>
 void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
+  using A = Acc<T>;
   const int64_t inputs = args.in.c, outputs = args.out.c, height = args.out.h;
-  constexpr int64_t kPanel = kMaxVectors * kLanes<T>;
-  Buffer<T> buffer(kTile * pad<T>(inputs)), sum(kTile * kPanel);
+  constexpr int64_t kPanel = kMaxVectors * kLanes<A>;
+  Buffer<A> buffer(kTile * pad<A>(inputs)), sum(kTile * kPanel);
   tiles(begin, end, args.out.w, [&](int64_t row, int64_t w, int64_t count) {
     const int64_t n = row / height, h = row % height;
-    const View<T> x = view_tile<T>(args.in, n, h, w, count, buffer);
+    const View<A> x = view_tile<T>(args.in, n, h, w, count, buffer);
     T* out = address<T>(args.out, n, h, w);
     for (int64_t column = 0; column < outputs; column += kPanel) {
       const int64_t width = least(kPanel, outputs - column);
@@ -26,11 +27,11 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
       for (int64_t i = 0; i < count; ++i)
         for (int64_t c = column; c < column + width; c += 64 / int64_t(sizeof(T)))
           __builtin_prefetch(out + i * args.out.sw + c, 1, 2);
-      gemm<T>(x.data, x.ld, 1, count, args.packed + column * inputs, inputs, width, sum, kPanel,
+      gemm<A>(x.data, x.ld, 1, count, args.packed + column * inputs, inputs, width, sum, kPanel,
               false);
       for (int64_t i = 0; i < count; ++i)
-        lanes<T>(width, [&](int64_t c, auto span) {
-          Vec<T> v = load(sum + i * kPanel + c, AllLanes{});
+        lanes<A>(width, [&](int64_t c, auto span) {
+          Vec<A> v = load(sum + i * kPanel + c, AllLanes{});
           if (args.bias != nullptr) v += load(args.bias + column + c, AllLanes{});
           if (args.slope != nullptr) v = prelu(v, load(args.slope + column + c, AllLanes{}));
           store(out + i * args.out.sw + column + c, v, span);
@@ -39,6 +40,6 @@ void conv1x1_rows(const ConvArgs& args, int64_t begin, int64_t end) {
   });
 }
 
-template void conv1x1_rows<float>(const ConvArgs&, int64_t, int64_t);
+MIRNET_INSTANTIATE_STORED(conv1x1_rows, ConvArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

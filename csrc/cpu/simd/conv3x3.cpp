@@ -28,7 +28,7 @@ void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
   with_columns(args.tile_columns, [&](auto cols) {
     for (int64_t i = begin; i < end; ++i) {
       const PackUnit unit = pack_unit(args, i);
-      pack_weights<ThreeTaps, decltype(cols)>(args, unit, PackedTaps(args, unit), args.packed);
+      pack_weights<ThreeTaps, decltype(cols)>(args, unit, PackedTaps<T>(args, unit), args.packed);
     }
   });
 }
@@ -37,13 +37,13 @@ void conv3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end) {
 template <class T>
 void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
   with_columns(args.tile_columns, [&](auto cols) {
-    const Scratch<ThreeTaps, decltype(cols)> scratch(args);
+    const Scratch<T, ThreeTaps, decltype(cols)> scratch(args);
     for (int64_t block = begin; block < end; ++block)
-      convolve_block<ThreeTaps, decltype(cols)>(args, block, scratch);
+      convolve_block<T, ThreeTaps, decltype(cols)>(args, block, scratch);
   });
 }
 
-template void conv3x3_pack<float>(const ConvPackArgs&, int64_t, int64_t);
-template void conv3x3_blocks<float>(const ConvArgs&, int64_t, int64_t);
+MIRNET_INSTANTIATE_STORED(conv3x3_pack, ConvPackArgs)
+MIRNET_INSTANTIATE_STORED(conv3x3_blocks, ConvArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

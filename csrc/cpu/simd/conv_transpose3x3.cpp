@@ -16,7 +16,7 @@ void conv_transpose3x3_pack(const ConvPackArgs& args, int64_t begin, int64_t end
   const int64_t each = args.inputs * columns;
   for (int64_t i = begin; i < end; ++i) {
     const PackUnit unit = pack_unit(args, i);
-    const PackedTaps taps(args, unit);
+    const PackedTaps<T> taps(args, unit);
     float* packed = args.packed;
     pack_weights<OneTap, OneTap>(args, unit, taps, packed);
     pack_weights<OneTap, TwoTaps>(args, unit, taps, packed += kWeights<OneTap, OneTap> * each);
@@ -29,15 +29,15 @@ namespace {
 
 // f(Rows, Cols, args) for each phase: which axes have a second tap, and the convolution's output
 // and weights there.
-template <class F>
+template <class T, class F>
 inline void phases(const ConvArgs& args, F f) {
-  const auto phase = [&](auto rows, auto cols, float* out, const float* packed) {
+  const auto phase = [&](auto rows, auto cols, T* out, const float* packed) {
     ConvArgs own = args;
     own.out.data = out;
     own.packed = packed;
     f(rows, cols, own);
   };
-  float* out = static_cast<float*>(args.out.data);
+  T* out = static_cast<T*>(args.out.data);
   const int64_t down = args.out.sh / 2, right = args.out.sw / 2;
   const int64_t each = args.in.c * columns_of(args);
   const float* packed = args.packed;
@@ -55,7 +55,7 @@ inline int64_t inside(int64_t index, int64_t first, int64_t count) {
 // The tile's output in one phase: the products in `sum`, and the enlarged projection. A pixel of a
 // phase lies between two of the small map along each axis, at a quarter of their distance from one.
 // `total`: null, or (D), to which the pixels are added.
-template <class Rows, class Cols>
+template <class T, class Rows, class Cols>
 inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Tile& tile,
                          const float* sum, int64_t ldo, double* total) {
   constexpr int kOut = Cols::kOut, kNear = kOut + 1;
@@ -79,7 +79,7 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
     row[i] = map + (inside(h, first, args.projected_rows) - first) * line;
     col[i] = inside(tile.w - 1 + kRight + i, 0, args.bottom.w) * outputs;
   }
-  float* to = address<float>(out, n, tile.h, tile.w);
+  T* to = address<T>(out, n, tile.h, tile.w);
   lanes<float>(outputs, [&](int64_t c, auto span) {
     V half[kOut][kNear];
 #pragma GCC unroll 5
@@ -92,7 +92,7 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
     }
     const V shift = bias == nullptr ? V{} : load(bias + c, span);
     const float* products[kOut];
-    float* rows[kOut];
+    T* rows[kOut];
     for (int i = 0; i < kOut; ++i) {
       products[i] = hide_provenance(sum + i * kOut * ldo + c);
       rows[i] = hide_provenance(to + i * out.sh + c);
@@ -113,10 +113,10 @@ inline void add_enlarged(const UpArgs& args, const Map& out, int64_t n, const Ti
 // Blocks [begin, end) of N * blocks.
 template <class T>
 void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
-  const Scratch<TwoTaps, TwoTaps> scratch(args);
+  const Scratch<T, TwoTaps, TwoTaps> scratch(args);
   for (int64_t block = begin; block < end; ++block)
-    phases(args, [&](auto rows, auto cols, const ConvArgs& phase) {
-      convolve_block<decltype(rows), decltype(cols)>(phase, block, scratch);
+    phases<T>(args, [&](auto rows, auto cols, const ConvArgs& phase) {
+      convolve_block<T, decltype(rows), decltype(cols)>(phase, block, scratch);
     });
 }
 
@@ -127,16 +127,16 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
   constexpr int64_t kAll = kPixels<TwoTaps, TwoTaps>, kTogether = kTile / kAll;
   const ConvArgs& conv = args.conv;
   const int64_t C = conv.out.c, D = args.tail.out.c, ld = pad<float>(C), ldo = pad<float>(D);
-  const Scratch<TwoTaps, TwoTaps> scratch(conv);
+  const Scratch<T, TwoTaps, TwoTaps> scratch(conv);
   Buffer<float> top(conv.block_tiles * kAll * ld), sum(kTile * ldo);
   const int64_t tiles = tiles_of(conv);
   for (int64_t block = begin; block < end; ++block) {
     const int64_t n = block / conv.blocks, first = block % conv.blocks * conv.block_tiles;
     const int64_t count = least(conv.block_tiles, tiles - first);
-    phases(conv, [&](auto rows, auto cols, const ConvArgs& phase) {
+    phases<T>(conv, [&](auto rows, auto cols, const ConvArgs& phase) {
       using Rows = decltype(rows);
       using Cols = decltype(cols);
-      convolve_block<Rows, Cols>(phase, block, scratch, top);
+      convolve_block<T, Rows, Cols>(phase, block, scratch, top);
       for (int64_t t = 0; t < count; t += kTogether) {
         const int64_t now = least(kTogether, count - t);
         gemm<float>(top + t * kAll * ld, ld, 1, now * kAll, args.tail.packed_top, C, D, sum, ldo,
@@ -146,16 +146,16 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
           double* const total = args.sums == nullptr
                                     ? nullptr
                                     : args.sums + (n * sum_groups(tiles) + tile / kSumTiles) * D;
-          add_enlarged<Rows, Cols>(args.tail, phase.out, n, tile_at<Rows, Cols>(conv.out, tile),
-                                   sum + i * kAll * ldo, ldo, total);
+          add_enlarged<T, Rows, Cols>(args.tail, phase.out, n, tile_at<Rows, Cols>(conv.out, tile),
+                                      sum + i * kAll * ldo, ldo, total);
         }
       }
     });
   }
 }
 
-template void conv_transpose3x3_pack<float>(const ConvPackArgs&, int64_t, int64_t);
-template void conv_transpose3x3_blocks<float>(const ConvArgs&, int64_t, int64_t);
-template void conv_transpose3x3_tail<float>(const ConvTailArgs&, int64_t, int64_t);
+MIRNET_INSTANTIATE_STORED(conv_transpose3x3_pack, ConvPackArgs)
+MIRNET_INSTANTIATE_STORED(conv_transpose3x3_blocks, ConvArgs)
+MIRNET_INSTANTIATE_STORED(conv_transpose3x3_tail, ConvTailArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

@@ -9,7 +9,7 @@ namespace mirnet_fast::cpu::MIRNET_ISA {
 namespace {
 
 typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
-typedef uint64_t WordsUnaligned __attribute__((vector_size(kVectorBytes), aligned(4), may_alias));
+typedef uint64_t WordsUnaligned __attribute__((vector_size(kVectorBytes), aligned(2), may_alias));
 
 constexpr uint64_t kFactor = 0x9e3779b97f4a7c15;
 
@@ -23,34 +23,35 @@ inline W mixed(W state, W values) {
 }  // namespace
 
 // Chunks [begin, end).
-template <class A>
+template <class T>
 void fingerprint(const FingerprintArgs& args, int64_t begin, int64_t end) {
   constexpr int kTogether = 8;  // a product's latency
+  constexpr int64_t kAll = kVectorBytes / sizeof(T);
   for (int64_t chunk = begin; chunk < end; ++chunk) {
     const int64_t first = chunk * kFingerprintValues;
     const int64_t left = args.count - first;
     const int64_t count = left < kFingerprintValues ? left : kFingerprintValues;
-    const A* values = args.values + first;
+    const T* values = static_cast<const T*>(args.values) + first;
     Words state[kTogether];
     for (int j = 0; j < kTogether; ++j) state[j] = Words{} + uint64_t(j + 1);
     int64_t i = 0;
-    for (; i + kTogether * kLanes<A> <= count; i += kTogether * kLanes<A>)
+    for (; i + kTogether * kAll <= count; i += kTogether * kAll)
       for (int j = 0; j < kTogether; ++j)
-        state[j] = mixed<Words>(
-            state[j], *reinterpret_cast<const WordsUnaligned*>(values + i + j * kLanes<A>));
+        state[j] =
+            mixed<Words>(state[j], *reinterpret_cast<const WordsUnaligned*>(values + i + j * kAll));
     uint64_t result = uint64_t(count);
     for (int j = 0; j < kTogether; ++j)
       for (unsigned l = 0; l < sizeof(Words) / sizeof(uint64_t); ++l)
         result = mixed<uint64_t>(result, state[j][l]);
     for (; i < count; ++i) {
-      uint32_t bits;
-      __builtin_memcpy(&bits, values + i, sizeof(bits));
+      uint32_t bits = 0;
+      __builtin_memcpy(&bits, values + i, sizeof(T));
       result = mixed<uint64_t>(result, bits);
     }
     args.prints[chunk] = result;
   }
 }
 
-template void fingerprint<float>(const FingerprintArgs&, int64_t, int64_t);
+MIRNET_INSTANTIATE_STORED(fingerprint, FingerprintArgs)
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA

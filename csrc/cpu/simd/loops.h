@@ -140,14 +140,14 @@ constexpr int64_t kConvGroup = 16;
 constexpr int64_t kPackInputs = 16;
 
 struct FingerprintArgs {
-  const float* values;
+  const void* values;
   int64_t count;
   uint64_t* prints;  // one for each kFingerprintValues values
 };
 constexpr int64_t kFingerprintValues = 16384;
 
 struct ConvPackArgs {
-  const float* weight;  // filters of 9
+  const void* weight;  // filters of 9
   int64_t outputs, inputs, output_stride, input_stride;
   int64_t tile_columns;  // as in ConvArgs
   float* packed;
@@ -163,7 +163,7 @@ struct ConvArgs {
   Map in, out, residual;  // channels last; residual.data null: none
   int64_t first_row;      // of `in`, where the first one of `out` lies
   const float* packed;
-  const float* weight;  // unpacked: 9 taps at k * input_stride + c * output_stride
+  const void* weight;  // unpacked: 9 taps at k * input_stride + c * output_stride
   int64_t input_stride, output_stride;
   const float* bias;         // (C' in whole groups), or null
   const float* slope;        // (C' in whole groups), or null
@@ -196,6 +196,11 @@ struct ConvTailArgs {
 #define MIRNET_INSTANTIATE(loop, Args)                       \
   template void loop<float>(const Args&, int64_t, int64_t);  \
   template void loop<double>(const Args&, int64_t, int64_t); \
+  template void loop<bf16>(const Args&, int64_t, int64_t);
+
+// The same for those types that maps of convolutions are stored in.
+#define MIRNET_INSTANTIATE_STORED(loop, Args)               \
+  template void loop<float>(const Args&, int64_t, int64_t); \
   template void loop<bf16>(const Args&, int64_t, int64_t);
 
 #define MIRNET_DECLARE_KERNELS(isa)                                             \

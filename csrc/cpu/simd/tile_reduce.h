@@ -48,11 +48,11 @@ inline void add_tile(double* total, const Map& map, int64_t n, int64_t h, int64_
 
 // A NaN of the pixel becomes its maximum: comparisons pass over it. Its sum is one too, and that is
 // rare.
-template <class A>
-inline void keep_nan(const A* pixel, int64_t channels, A sum, A* max) {
+template <class T, class A>
+inline void keep_nan(const T* pixel, int64_t channels, A sum, A* max) {
   if (sum == sum) return;
   for (int64_t c = 0; c < channels; ++c)
-    if (pixel[c] != pixel[c]) *max = pixel[c];
+    if (const A value = to_acc(pixel[c]); value != value) *max = value;
 }
 
 // Maximum and sum over the channels of `count` pixels; a NaN wins, as in torch.max.

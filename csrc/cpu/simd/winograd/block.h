@@ -22,25 +22,26 @@ inline int64_t columns_of(const ConvArgs& args) {
 }
 
 // The memory of one thread, for the tiles that have the most inputs, points and outputs.
-template <class Rows, class Cols>
+template <class T, class Rows, class Cols>
 struct Scratch {
-  Buffer<float> in, products, window, pooled;
-  Buffer<const float*> next_in, next_out, next_residual;
+  Buffer<float> in, products, pooled;
+  Buffer<T> window;
+  Buffer<const T*> next_in, next_out, next_residual;
 
   explicit Scratch(const ConvArgs& args)
       : in(Rows::kPoints * Cols::kPoints * plane(args.block_tiles, pad<float>(args.in.c))),
         products(Rows::kPoints * Cols::kPoints *
                  plane(args.block_tiles, panel_of(columns_of(args)))),
-        window(Rows::kIn * Cols::kIn * pad<float>(args.in.c)),
         pooled(args.pooled.data == nullptr
                    ? 0
                    : args.block_tiles * kPixels<Rows, Cols> * 2 * kLanes<float>),
+        window(Rows::kIn * Cols::kIn * pad<float>(args.in.c)),
         next_in(args.block_tiles * Rows::kIn),
         next_out(args.block_tiles * Rows::kOut),
         next_residual(args.block_tiles * Rows::kOut) {}
 };
 
-template <class Rows, class Cols, class S>
+template <class T, class Rows, class Cols, class S>
 inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch,
                            float* top = nullptr) {
   const int64_t columns = columns_of(args), tiles = tiles_of(args);
@@ -51,21 +52,21 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch
   double* sums = nullptr;
   if (args.pooled.data != nullptr)
     sums = args.sums + (n * sum_groups(tiles) + first / kSumTiles) * args.out.c;
-  const Work work{args,
-                  n,
-                  first,
-                  count,
-                  tiles,
-                  pad<float>(args.in.c),
-                  scratch.in,
-                  scratch.products,
-                  scratch.window,
-                  scratch.pooled,
-                  top,
-                  sums,
-                  scratch.next_in,
-                  scratch.next_out,
-                  scratch.next_residual};
+  const Work<T> work{args,
+                     n,
+                     first,
+                     count,
+                     tiles,
+                     pad<float>(args.in.c),
+                     scratch.in,
+                     scratch.products,
+                     scratch.window,
+                     scratch.pooled,
+                     top,
+                     sums,
+                     scratch.next_in,
+                     scratch.next_out,
+                     scratch.next_residual};
   if (args.pooled.data != nullptr) clear_statistics<Rows, Cols>(work);
   find_prefetches<Rows, Cols>(work);
   block_in<Rows, Cols>(work);

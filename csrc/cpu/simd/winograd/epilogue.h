@@ -65,8 +65,8 @@ inline __attribute__((always_inline)) bool is_special(V (*y)[Cols::kOut]) {
 // The outputs of a tile's channels from c on, a vector of them, by the plain sums. With a NaN or an
 // infinity among what a tile reads, the points would carry it to pixels that do not read it, and
 // make a NaN of an infinity.
-template <class Rows, class Cols>
-__attribute__((noinline)) void plain_outputs(const Work& work, const Tile& tile, int64_t c,
+template <class Rows, class Cols, class T>
+__attribute__((noinline)) void plain_outputs(const Work<T>& work, const Tile& tile, int64_t c,
                                              V (*y)[Cols::kOut]) {
   const ConvArgs& args = work.args;
   const Map& in = args.in;
@@ -76,35 +76,28 @@ __attribute__((noinline)) void plain_outputs(const Work& work, const Tile& tile,
   for (int64_t k = 0; k < in.c; ++k)
     for (int s = 0; s < Rows::kTaps; ++s)
       for (int t = 0; t < Cols::kTaps; ++t) {
-        const float* tap = args.weight + k * args.input_stride + c * args.output_stride +
-                           Rows::kTap[s] * 3 + Cols::kTap[t];
+        const T* tap = static_cast<const T*>(args.weight) + k * args.input_stride +
+                       c * args.output_stride + Rows::kTap[s] * 3 + Cols::kTap[t];
         V weight{};
-        for (int64_t l = 0; l < channels; ++l) weight[l] = tap[l * args.output_stride];
+        for (int64_t l = 0; l < channels; ++l) weight[l] = to_acc(tap[l * args.output_stride]);
         for (int i = 0; i < tile.rows; ++i)
           for (int j = 0; j < tile.cols; ++j) {
             const int64_t h = args.first_row + tile.h + i + Rows::kFirst + s;
             const int64_t w = tile.w + j + Cols::kFirst + t;
             if (h < 0 || w < 0 || h >= in.h || w >= in.w) continue;
-            y[i][j] += address<float>(in, work.n, h, w)[k] * weight;
+            y[i][j] += to_acc(address<T>(in, work.n, h, w)[k]) * weight;
           }
       }
 }
 
 // Outputs of a tile's channels from `column` on, `width` of them in the products.
-template <class Rows, class Cols>
-inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width) {
+template <class Rows, class Cols, class T>
+inline void tile_out(const Work<T>& work, int64_t t, int64_t column, int64_t width) {
   constexpr int kAll = kPixels<Rows, Cols>, kOut = Cols::kOut;
   const ConvArgs& args = work.args;
   const Tile tile = tile_at<Rows, Cols>(args.out, work.first + t);
   const float* products = work.products + t * width;
   const int64_t channels = least(width, args.out.c - column);
-  float* out = address<float>(args.out, work.n, tile.h, tile.w) + column;
-  int64_t sh = args.out.sh, sw = args.out.sw;
-  if (work.top != nullptr) {
-    sw = pad<float>(args.out.c);
-    sh = kOut * sw;
-    out = work.top + t * kAll * sw + column;
-  }
   lanes<float>(channels, [&](int64_t c, auto span) {
     V y[Rows::kOut][kOut];
     transform_out<Rows, Cols>(products + c, plane(args.block_tiles, width), y);
@@ -121,19 +114,27 @@ inline void tile_out(const Work& work, int64_t t, int64_t column, int64_t width)
         for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j], slope);
     }
     if (args.residual.data != nullptr) {
-      const float* residual = address<float>(args.residual, work.n, tile.h, tile.w) + column + c;
-      const float* rows[Rows::kOut];
+      const T* residual = address<T>(args.residual, work.n, tile.h, tile.w) + column + c;
+      const T* rows[Rows::kOut];
       for (int i = 0; i < Rows::kOut; ++i)
         rows[i] = hide_provenance(residual + i * args.residual.sh);
       pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
         y[i][j] += load(rows[i] + j * args.residual.sw, span);
       });
     }
-    float* rows[Rows::kOut];
-    for (int i = 0; i < Rows::kOut; ++i) rows[i] = hide_provenance(out + i * sh + c);
-    pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
-      store(rows[i] + j * sw, y[i][j], span);
-    });
+    const auto put = [&](auto* out, int64_t sh, int64_t sw) __attribute__((always_inline)) {
+      decltype(out) rows[Rows::kOut];
+      for (int i = 0; i < Rows::kOut; ++i) rows[i] = hide_provenance(out + i * sh + column + c);
+      pixels<Rows, Cols>(tile, [&](int i, int j) __attribute__((always_inline)) {
+        store(rows[i] + j * sw, y[i][j], span);
+      });
+    };
+    if (work.top == nullptr) {
+      put(address<T>(args.out, work.n, tile.h, tile.w), args.out.sh, args.out.sw);
+    } else {
+      const int64_t sw = pad<float>(args.out.c);
+      put(work.top + t * kAll * sw, kOut * sw, sw);
+    }
     if (args.pooled.data == nullptr) return;
     V total{};
     pixels<Rows, Cols>(tile,
@@ -156,8 +157,8 @@ inline void reduce_pixels(const float* from, int64_t step, int64_t count, float*
   }
 }
 
-template <class Rows, class Cols>
-inline void write_pooled(const Work& work) {
+template <class Rows, class Cols, class T>
+inline void write_pooled(const Work<T>& work) {
   constexpr int64_t kAll = kPixels<Rows, Cols>, kEach = 2 * kLanes<float>;
   const Map& map = work.args.out;
   const Map& pooled = work.args.pooled;
@@ -175,13 +176,13 @@ inline void write_pooled(const Work& work) {
         const float sum = total[i * Cols::kOut + j];
         max[at] = best[i * Cols::kOut + j];
         mean[at] = sum / float(map.c);
-        keep_nan(address<float>(map, work.n, tile.h + i, tile.w + j), map.c, sum, max + at);
+        keep_nan(address<T>(map, work.n, tile.h + i, tile.w + j), map.c, sum, max + at);
       }
   }
 }
 
-template <class Rows, class Cols>
-inline void clear_statistics(const Work& work) {
+template <class Rows, class Cols, class T>
+inline void clear_statistics(const Work<T>& work) {
   constexpr int64_t kAll = kPixels<Rows, Cols>, kEach = 2 * kLanes<float>;
   for (int64_t i = 0; i < work.count * kAll; ++i) {
     store(work.pooled + i * kEach, splat<float>(-__builtin_inff()), AllLanes{});

@@ -13,17 +13,17 @@ namespace {
 // the products it is the other way round.
 struct Prefetches {
   const float* weights;
-  int64_t lines;    // of `weights` for 16 inputs
-  const float* in;  // or null
-  int64_t in_step;
+  int64_t lines;             // of `weights` for 16 inputs
+  const char* in;            // or null
+  int64_t in_step, in_line;  // bytes, the latter of 16 inputs
 };
 
 constexpr int64_t kLine = 16;  // of the cache, in values
 
 // Prefetches a cache line of each of a row of pixels, to write it if `Write`. Always inline, as
 // prefetch_tile is.
-template <int Pixels, int Write>
-inline __attribute__((always_inline)) void prefetch_pixels(const float* pixel, int64_t step) {
+template <int Pixels, int Write, class P>
+inline __attribute__((always_inline)) void prefetch_pixels(const P* pixel, int64_t step) {
   for (int j = 0; j < Pixels; ++j) __builtin_prefetch(pixel + j * step, Write, 2);
 }
 
@@ -38,12 +38,13 @@ __attribute__((noinline, aligned(64))) void multiply(const float* a, int64_t lda
   V sum[R][N];
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < N; ++j) sum[i][j] = V{};
-  const float *next_weights = prefetches.weights, *next_in = prefetches.in;
+  const float* next_weights = prefetches.weights;
+  const char* next_in = prefetches.in;
   int64_t first = 0;
   do {
     if (next_in != nullptr) {
       prefetch_pixels<Pixels, 0>(next_in, prefetches.in_step);
-      next_in += kLine;
+      next_in += prefetches.in_line;
     }
     for (int64_t j = 0; j < prefetches.lines; ++j, next_weights += kLine)
       __builtin_prefetch(next_weights, 0, 2);
@@ -73,8 +74,8 @@ inline void multiply_rows(int64_t rows, const float* a, int64_t lda, const float
 }
 
 // The rows of pixels that products prefetch, at most as many as there are products in a block.
-template <class Rows, class Cols>
-inline void find_prefetches(const Work& work) {
+template <class Rows, class Cols, class T>
+inline void find_prefetches(const Work<T>& work) {
   const ConvArgs& args = work.args;
   for (int64_t t = 0; t < work.count; ++t) {
     const Tile next =
@@ -83,14 +84,14 @@ inline void find_prefetches(const Work& work) {
       const int64_t h = args.first_row + next.h + Rows::kFirst + i;
       const int64_t inside = h < 0 ? 0 : least(h, args.in.h - 1);
       work.next_in[t * Rows::kIn + i] =
-          address<float>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - Cols::kOut);
+          address<T>(args.in, work.n, inside, next.w + Cols::kFirst + Cols::kIn - Cols::kOut);
     }
     const Tile own = tile_at<Rows, Cols>(args.out, work.first + t);
     for (int64_t i = 0; i < Rows::kOut; ++i) {
-      work.next_out[t * Rows::kOut + i] = address<float>(args.out, work.n, own.h + i, own.w);
+      work.next_out[t * Rows::kOut + i] = address<T>(args.out, work.n, own.h + i, own.w);
       work.next_residual[t * Rows::kOut + i] =
           args.residual.data == nullptr ? nullptr
-                                        : address<float>(args.residual, work.n, own.h + i, own.w);
+                                        : address<T>(args.residual, work.n, own.h + i, own.w);
     }
   }
 }
@@ -107,8 +108,8 @@ inline void each_point(F f) {
 }
 
 // Prefetches what a block writes of a panel, and what is added to it: one line of a tile's row.
-template <class Rows, class Cols, int64_t Lines>
-inline __attribute__((always_inline)) void prefetch_outputs(const Work& work, int64_t column,
+template <class Rows, class Cols, int64_t Lines, class T>
+inline __attribute__((always_inline)) void prefetch_outputs(const Work<T>& work, int64_t column,
                                                             int64_t index) {
   const int64_t row = index / Lines, at = column + index % Lines * kLine;
   if (row >= work.count * Rows::kOut) return;
@@ -117,8 +118,8 @@ inline __attribute__((always_inline)) void prefetch_outputs(const Work& work, in
     prefetch_pixels<Cols::kOut, 0>(work.next_residual[row] + at, work.args.residual.sw);
 }
 
-template <class Rows, class Cols, int N>
-inline void panel_products(const Work& work, int64_t column) {
+template <class Rows, class Cols, int N, class T>
+inline void panel_products(const Work<T>& work, int64_t column) {
   const ConvArgs& args = work.args;
   constexpr int64_t kWidth = N * kLanes<float>;
   constexpr int kAll = kWeights<Rows, Cols>, kSharing = Rows::kPoints * Cols::kPoints / kAll;
@@ -140,9 +141,11 @@ inline void panel_products(const Work& work, int64_t column) {
       for (int64_t i = 0; i < kPrefetched; ++i)
         prefetch_outputs<Rows, Cols, kLines>(work, column, call * kPrefetched + i);
       Prefetches prefetches{weights + (index + 1) * each + (call - index * calls) * lines * k,
-                            lines, nullptr, args.in.sw};
+                            lines, nullptr, args.in.sw * int64_t(sizeof(T)),
+                            kLine * int64_t(sizeof(T))};
       if (column + kWidth >= args.out.c) {
-        if (call < work.count * Rows::kIn) prefetches.in = work.next_in[call];
+        if (call < work.count * Rows::kIn)
+          prefetches.in = reinterpret_cast<const char*>(work.next_in[call]);
         if (index + 1 == kAll) prefetches.weights -= (index + 1) * each + column * k * kAll;
       }
       ++call;
@@ -155,8 +158,8 @@ inline void panel_products(const Work& work, int64_t column) {
 }
 
 // All panels but the last one of the channels are as wide as the registers allow.
-template <class Rows, class Cols>
-inline void panel_products(const Work& work, int64_t column, [[maybe_unused]] int64_t width) {
+template <class Rows, class Cols, class T>
+inline void panel_products(const Work<T>& work, int64_t column, [[maybe_unused]] int64_t width) {
 #if defined(__AVX512F__)
   if (width == 1 * kConvGroup) return panel_products<Rows, Cols, 1>(work, column);
   if (width == 2 * kConvGroup) return panel_products<Rows, Cols, 2>(work, column);

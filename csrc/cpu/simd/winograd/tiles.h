@@ -36,28 +36,29 @@ inline Tile tile_at(const Map& out, int64_t index) {
 }
 
 // The pixels that a tile reads, whole vectors of channels: pixel (i, j) at data + i * sh + j * sw.
+template <class T>
 struct Window {
-  const float* data;
+  const T* data;
   int64_t sh, sw;
 };
 
 // Where they lie if that is possible, else copied to `buffer` with zeros around the map.
-template <class Rows, class Cols>
-inline Window window_of(const ConvArgs& args, int64_t n, const Tile& tile, float* buffer) {
+template <class Rows, class Cols, class T>
+inline Window<T> window_of(const ConvArgs& args, int64_t n, const Tile& tile, T* buffer) {
   const Map& in = args.in;
   const int64_t top = args.first_row + tile.h + Rows::kFirst, left = tile.w + Cols::kFirst;
   const bool inside = top >= 0 && left >= 0 && top + Rows::kIn <= in.h && left + Cols::kIn <= in.w;
-  if (inside && in.c % kLanes<float> == 0) return {address<float>(in, n, top, left), in.sh, in.sw};
+  if (inside && in.c % kLanes<float> == 0) return {address<T>(in, n, top, left), in.sh, in.sw};
   const int64_t ld = pad<float>(in.c);
   for (int64_t i = 0; i < Rows::kIn; ++i)
     for (int64_t j = 0; j < Cols::kIn; ++j) {
-      float* to = buffer + (i * Cols::kIn + j) * ld;
+      T* to = buffer + (i * Cols::kIn + j) * ld;
       const int64_t h = top + i, w = left + j;
       if (h < 0 || w < 0 || h >= in.h || w >= in.w) {
         zero(to, ld);
         continue;
       }
-      const float* from = address<float>(in, n, h, w);
+      const T* from = address<T>(in, n, h, w);
       lanes<float>(in.c,
                    [&](int64_t c, auto span) { store(to + c, load(from + c, span), AllLanes{}); });
     }
@@ -65,8 +66,8 @@ inline Window window_of(const ConvArgs& args, int64_t n, const Tile& tile, float
 }
 
 // One part of the rows of points of one vector of channels: point p goes to points + p * step.
-template <class Rows, class Cols, int Part>
-inline __attribute__((always_inline)) void transform_part(const Window& x, float* points,
+template <class Rows, class Cols, int Part, class T>
+inline __attribute__((always_inline)) void transform_part(const Window<T>& x, float* points,
                                                           int64_t step) {
   constexpr int kFirst = Part * Rows::kPart;
   constexpr int kCount =
@@ -75,7 +76,7 @@ inline __attribute__((always_inline)) void transform_part(const Window& x, float
 #pragma GCC unroll 8
   for (int j = 0; j < Cols::kIn; ++j) {
     V column[Rows::kIn];
-    const float* const from = hide_provenance(x.data + j * x.sw);
+    const T* const from = hide_provenance(x.data + j * x.sw);
 #pragma GCC unroll 6
     for (int i = 0; i < Rows::kIn; ++i) column[i] = load(from + i * x.sh, AllLanes{});
     Rows::template to_points<Part>(column, half[j]);
@@ -93,10 +94,10 @@ inline __attribute__((always_inline)) void transform_part(const Window& x, float
 }
 
 // points[p * step + c] for `channels`, whole vectors.
-template <class Rows, class Cols>
-inline void transform_in(const Window& x, int64_t channels, float* points, int64_t step) {
+template <class Rows, class Cols, class T>
+inline void transform_in(const Window<T>& x, int64_t channels, float* points, int64_t step) {
   for (int64_t c = 0; c < channels; c += kLanes<float>) {
-    const Window at{x.data + c, x.sh, x.sw};
+    const Window<T> at{x.data + c, x.sh, x.sw};
     transform_part<Rows, Cols, 0>(at, points + c, step);
     if constexpr (Rows::kParts > 1) transform_part<Rows, Cols, 1>(at, points + c, step);
   }
@@ -118,24 +119,26 @@ inline __attribute__((always_inline)) void transform_out(const float* points, in
   for (int i = 0; i < Rows::kOut; ++i) Cols::from_points(half[i], out[i]);
 }
 
-// What one block works with.
+// What one block of maps of T works with.
+template <class T>
 struct Work {
   const ConvArgs& args;
   int64_t n, first, count, tiles;
   int64_t in_ld;  // channels of a transformed input
-  float *in, *products, *window;
+  float *in, *products;
+  T* window;
   float* pooled;  // (tiles, pixels, 2, lanes): maximum and sum so far of every so many channels
   float* top;     // a tile's pixels, one tile after the other; null: to the map
   double* sums;   // (groups of kSumTiles tiles, C')
-  const float **next_in, **next_out, **next_residual;
+  const T **next_in, **next_out, **next_residual;
 };
 
-template <class Rows, class Cols>
-inline void block_in(const Work& work) {
+template <class Rows, class Cols, class T>
+inline void block_in(const Work<T>& work) {
   const int64_t step = plane(work.args.block_tiles, work.in_ld);
   for (int64_t t = 0; t < work.count; ++t) {
     const Tile tile = tile_at<Rows, Cols>(work.args.out, work.first + t);
-    const Window x = window_of<Rows, Cols>(work.args, work.n, tile, work.window);
+    const Window<T> x = window_of<Rows, Cols, T>(work.args, work.n, tile, work.window);
     transform_in<Rows, Cols>(x, work.in_ld, work.in + t * work.in_ld, step);
   }
 }

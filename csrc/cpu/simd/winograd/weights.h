@@ -21,6 +21,7 @@ inline PackUnit pack_unit(const ConvPackArgs& args, int64_t unit) {
 }
 
 // The taps of a unit's filters: [input][tap][output of the panel].
+template <class T>
 struct PackedTaps {
   static constexpr int64_t kPanel = kMaxVectors * kLanes<float>;
   float values[kPackInputs * 9 * kPanel];
@@ -28,8 +29,8 @@ struct PackedTaps {
   PackedTaps(const ConvPackArgs& args, const PackUnit& unit) {
     for (int64_t v = 0; v < unit.width; v += kLanes<float>) {
       const int64_t output = unit.column + v;
-      const float* from =
-          args.weight + output * args.output_stride + unit.first * args.input_stride;
+      const T* from = static_cast<const T*>(args.weight) + output * args.output_stride +
+                      unit.first * args.input_stride;
       if (args.input_stride == 9 && output + kLanes<float> <= args.outputs &&
           9 * unit.count >= kLanes<float>) {
         transpose_taps(from, args.output_stride, 9 * unit.count, values + v);
@@ -50,7 +51,7 @@ struct PackedTaps {
  private:
   // to[i * kPanel + j] = from[j * stride + i] for the outputs j of a vector and `count` taps i.
   // Fewer taps than lanes: what lies behind them is read too.
-  static void transpose_taps(const float* from, int64_t stride, int64_t count, float* to) {
+  static void transpose_taps(const T* from, int64_t stride, int64_t count, float* to) {
     constexpr int64_t kAll = kLanes<float>;
     for (int64_t i = 0; i < count; i += kAll) {
       const int64_t first = count < kAll ? 0 : least(i, count - kAll);
@@ -61,24 +62,25 @@ struct PackedTaps {
     }
   }
 
-  static void one_by_one(const ConvPackArgs& args, int64_t output, const float* from, float* to) {
+  static void one_by_one(const ConvPackArgs& args, int64_t output, const T* from, float* to) {
     for (int64_t j = 0; j < kLanes<float>; ++j)
       for (int i = 0; i < 9; ++i)
-        to[i * kPanel + j] = output + j < args.outputs ? from[j * args.output_stride + i] : 0.0f;
+        to[i * kPanel + j] =
+            output + j < args.outputs ? to_acc(from[j * args.output_stride + i]) : 0.0f;
   }
 };
 
 // The filters at row point P and all points of the columns: (C, panel) for each. All inputs of one
 // row point are written before the next one's: those lie a power of two apart, and would compete
 // for places in the cache.
-template <class Rows, class Cols, int P>
-inline void pack_row(const ConvPackArgs& args, const PackUnit& unit, const PackedTaps& taps,
+template <class Rows, class Cols, int P, class T>
+inline void pack_row(const ConvPackArgs& args, const PackUnit& unit, const PackedTaps<T>& taps,
                      float* at) {
   constexpr int kColPoints = Cols::kOneWeight ? 1 : Cols::kPoints;
   const int64_t step = args.inputs * unit.width;
   for (int64_t c = 0; c < unit.count; ++c)
     for (int64_t v = 0; v < unit.width; v += kLanes<float>) {
-      const float* tap = taps.values + 9 * c * PackedTaps::kPanel + v;
+      const float* tap = taps.values + 9 * c * PackedTaps<T>::kPanel + v;
       V half[Cols::kTaps];
 #pragma GCC unroll 3
       for (int j = 0; j < Cols::kTaps; ++j) {
@@ -88,7 +90,7 @@ inline void pack_row(const ConvPackArgs& args, const PackUnit& unit, const Packe
           if (Rows::kFilter[P][i] != 0)
             half[j] +=
                 Rows::kFilter[P][i] *
-                load(tap + (Rows::kTap[i] * 3 + Cols::kTap[j]) * PackedTaps::kPanel, AllLanes{});
+                load(tap + (Rows::kTap[i] * 3 + Cols::kTap[j]) * PackedTaps<T>::kPanel, AllLanes{});
       }
 #pragma GCC unroll 8
       for (int q = 0; q < kColPoints; ++q) {
@@ -104,8 +106,8 @@ inline void pack_row(const ConvPackArgs& args, const PackUnit& unit, const Packe
 }
 
 // A unit's filters at the points of both axes, the panels one by one.
-template <class Rows, class Cols>
-inline void pack_weights(const ConvPackArgs& args, const PackUnit& unit, const PackedTaps& taps,
+template <class Rows, class Cols, class T>
+inline void pack_weights(const ConvPackArgs& args, const PackUnit& unit, const PackedTaps<T>& taps,
                          float* packed) {
   pack_row<Rows, Cols, 0>(
       args, unit, taps,

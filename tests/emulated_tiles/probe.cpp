@@ -1,0 +1,12 @@
+// The matrix unit's loops on emulated tiles, for the library to be lent.
+#include <new>
+
+#include "../../csrc/cpu/simd/matrix/convolution.cpp"
+
+namespace mirnet_fast::cpu {
+[[noreturn]] void out_of_memory(int64_t) { throw std::bad_alloc(); }
+}  // namespace mirnet_fast::cpu
+
+extern "C" __attribute__((visibility("default"))) const void* emulated_matrix_kernels() {
+  return &mirnet_fast::cpu::MIRNET_ISA::matrix_kernels;
+}
