@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mirnet_fast import MIRNet, load_checkpoint, load_pretrained
-from mirnet_fast.checkpoints import network_arguments
+from mirnet_fast import MIRNet, load_pretrained
+from mirnet_fast.pretrained import network_in
 
 dependencies = ["torch", "numpy", "safetensors", "tqdm"]
 
@@ -19,11 +19,7 @@ def mirnet(weights: str | Path | None = None, **arguments: Any) -> MIRNet:
     Raises:
         CheckpointError: the file is not a MIRNet's, or says something else than `arguments`.
     """
-    if weights is None:
-        return MIRNet(**arguments).eval()
-    model = MIRNet(**network_arguments(weights, **arguments)).eval()
-    load_checkpoint(model, weights)
-    return model
+    return MIRNet(**arguments).eval() if weights is None else network_in(weights, **arguments)
 
 
 def pretrained(task: str = "denoise") -> MIRNet:

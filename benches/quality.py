@@ -22,9 +22,9 @@ import torch
 from conditions import BEFORE, conditions
 from tqdm import tqdm
 
-from mirnet_fast import MIRNet, evaluation, images, inference, measure, pretrained
+from mirnet_fast import evaluation, images, inference, measure, pretrained
 from mirnet_fast._files import replaced
-from mirnet_fast.checkpoints import CheckpointError, load_checkpoint, network_arguments
+from mirnet_fast.checkpoints import CheckpointError
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = Path("photos/held_out")
@@ -211,7 +211,7 @@ def judge_clean(photos, restore, report):
 def one_megapixel(weights, task, threads):
     """The call that is timed, and whose memory is measured in a process of its own."""
     torch.set_num_threads(threads)
-    network = load(weights)
+    network = pretrained.network_in(weights)
     photo = np.random.default_rng(0).random((SIDE, SIDE, 3), np.float32)
     return lambda: restored(network, task, photo)
 
@@ -230,13 +230,6 @@ def judge_speed(weights, task, report):
     report.row("speed", where, NETWORK, seconds=seconds, mebibytes=mebibytes, megabytes=size)
     report.ask("at most 1.5 s a megapixel", {where: seconds}, operator.le, 1.5, " s")
     report.ask("at most 4 MB of weights", {weights.name: size}, operator.le, 4, " MB")
-
-
-def load(weights):
-    """The MIRNet of a file, in eval mode."""
-    network = MIRNet(**network_arguments(weights)).eval()
-    load_checkpoint(network, weights)
-    return network
 
 
 def restored(network, task, rgb):
@@ -268,7 +261,7 @@ def report_on(task, weights, photos, only, cache=CACHE, pictures_folder=None):
         pictures_folder: where the pictures go, None for none.
     """
     report = Report()
-    network = load(weights)
+    network = pretrained.network_in(weights)
     all_sections = sections(task)
 
     def restore(rgb):

@@ -84,11 +84,19 @@ def build_info() -> dict[str, Any]:
     info = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     built = {key: value for key, value in _built.items() if key != "left_out"} if _loaded() else {}
     if _cpu_library_error is None:
-        for name in ("isa_detected", "isa_active"):
-            built[name] = ISAS[getattr(torch.ops.mirnet_fast_cpu, name)()]
+        built |= {"isa_detected": _isa("isa_detected"), "isa_active": isa_active()}
     else:
         built["reason"] = _cpu_library_error
     return {"compiled": _loaded(), **built, **info}
+
+
+def isa_active() -> str | None:
+    """The instruction set that the kernels for the CPU run with, None where these do not run."""
+    return _isa("isa_active") if _cpu_library_error is None else None
+
+
+def _isa(op):
+    return ISAS[getattr(torch.ops.mirnet_fast_cpu, op)()]
 
 
 def _problems(environment):

@@ -10,7 +10,7 @@ from ._common import (
     Command,
     chosen_precision,
     device_option,
-    network_config,
+    network_of,
     network_options,
     precision_option,
     warnings_told,
@@ -66,9 +66,7 @@ def evaluate(
     from tqdm import tqdm
 
     from .. import evaluation, inference
-    from ..checkpoints import CheckpointError, load_checkpoint
     from ..images import ImageError, matching_photos, read_photo
-    from ..modules import MIRNet
 
     asked = None if precision == "auto" else precision
     of_the_network = {**options, "ensemble": ensemble or None, "precision": asked}
@@ -83,12 +81,11 @@ def evaluate(
         pairs = matching_photos(inputs, targets)
         model = None
         if weights is not None:
-            model = MIRNet(**network_config(weights, options)).eval().to(device)
-            load_checkpoint(model, weights, key=options["key"])
+            model = network_of(weights, options).to(device)
             chosen_precision(precision, model, device)
         if table:
             table.parent.mkdir(parents=True, exist_ok=True)
-    except (CheckpointError, ImageError, OSError) as error:
+    except (ImageError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
     scores, stopped = [], False

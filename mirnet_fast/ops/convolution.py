@@ -72,7 +72,7 @@ def has_amx() -> bool:
 
 def uses_amx() -> bool:
     """Whether the kernels do that, which the user has to ask for."""
-    return _native.build_info().get("isa_active") == "amx"
+    return _native.isa_active() == "amx"
 
 
 def called(layer: nn.Conv2d | nn.ConvTranspose2d, x: torch.Tensor) -> torch.Tensor:

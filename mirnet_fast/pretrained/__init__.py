@@ -1,6 +1,7 @@
 """Networks that come with the package: of each the weights, and beside them its recipe, log and card."""
 
 from pathlib import Path
+from typing import Any
 
 from ..checkpoints import load_checkpoint, network_arguments
 from ..modules import MIRNet
@@ -49,7 +50,19 @@ def load_pretrained(name: str = DEFAULT) -> MIRNet:
     Raises:
         ValueError: there is no such network.
     """
-    path = weights_of(name)
-    network = MIRNet(**network_arguments(path)).eval()
+    return network_in(weights_of(name))
+
+
+def network_in(path: str | Path, **arguments: Any) -> MIRNet:
+    """The MIRNet in a checkpoint, in eval mode, float32, on the CPU.
+
+    Args:
+        path: .pth or .safetensors, as `load_checkpoint` takes it.
+        arguments: those of MIRNet, as the caller knows them; the file tells the others.
+
+    Raises:
+        CheckpointError: the file is not a MIRNet's, or says something else than `arguments`.
+    """
+    network = MIRNet(**network_arguments(path, **arguments)).eval()
     load_checkpoint(network, path)
     return network
