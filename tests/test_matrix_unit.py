@@ -9,7 +9,7 @@ from .cases import each, first_of
 from .emulated_tiles import emulated_matrix_unit, missing
 from .ops import convolution, test_conv1x1, test_conv3x3, test_conv_transpose3x3
 from .ops.common import check_same, check_sums, needs_kernels, with_threads
-from .ops.convolution import SHAPES, close, conv
+from .ops.convolution import SHAPES, close
 from .ops.test_residual_up_tail import CONV_SHAPES, ConvArguments
 
 pytestmark = [needs_kernels, pytest.mark.skipif(missing() is not None, reason=str(missing()))]
@@ -67,14 +67,7 @@ def test_empty_batch(op):
 def test_in_bands_of_rows(rows):
     a = arguments("conv3x3", 2, 20, 35, 13, 10)
     expected = a.run_with_statistics()
-    out, pooled, sums = (torch.full_like(t, float("nan")) for t in expected)
-    total = torch.zeros_like(sums)
-    for first in range(0, 13, rows):
-        band = slice(first, min(first + rows, 13))
-        parts = out[:, :, band], a.residual[:, :, band], pooled[:, :, band]
-        epilogue = a.bias, a.slope, parts[1], parts[2], sums
-        conv("conv3x3_into")(parts[0], a.x, a.weight, *epilogue, first_row=first)
-        total += sums
+    out, pooled, total = test_conv3x3.in_bands(a, rows, expected)
     check_same([expected[:2], [out, pooled]])
     torch.testing.assert_close(total, expected[2], rtol=1e-9, atol=1e-9)
 

@@ -96,19 +96,24 @@ def test_sliced_maps(dtype):
     assert (big == 7.0).all()
 
 
+def in_bands(a, rows, like):
+    """[output, pooled channels, sums] as of `like`, the convolution made so many rows at a time."""
+    out, pooled, sums = (torch.full_like(t, float("nan")) for t in like)
+    total, height = torch.zeros_like(sums), out.shape[2]
+    for first in range(0, height, rows):
+        band = slice(first, min(first + rows, height))
+        parts = out[:, :, band], a.residual[:, :, band], pooled[:, :, band]
+        epilogue = a.bias, a.slope, parts[1], parts[2], sums
+        conv("conv3x3_into")(parts[0], a.x, a.weight, *epilogue, first_row=first)
+        total += sums
+    return out, pooled, total
+
+
 @pytest.mark.parametrize("rows", [1, 4, 5])
 def test_in_bands_of_rows(rows):
     a = Arguments(2, 20, 35, 13, 10)
     expected = a.run_with_statistics()
-    out, pooled, sums = (torch.full_like(t, float("nan")) for t in expected)
-    total = torch.zeros_like(sums)
-    for first in range(0, 13, rows):
-        band = slice(first, min(first + rows, 13))
-        parts = out[:, :, band], a.residual[:, :, band], pooled[:, :, band]
-        conv("conv3x3_into")(
-            parts[0], a.x, a.weight, a.bias, a.slope, parts[1], parts[2], sums, first_row=first
-        )
-        total += sums
+    out, pooled, total = in_bands(a, rows, expected)
     close(out, a.expected(a.bias, a.slope, a.residual))
     if rows == 4:  # the same tiles
         assert torch.equal(out, expected[0])
