@@ -23,22 +23,15 @@ constexpr int64_t kTileValues = kTileSide * kTileInputs;
 
 // Taps along one axis: the first one's distance from the output, and of each its place in the
 // filter.
-struct ThreeAlong {
-  static constexpr int kFirst = -1, kCount = 3;
-  static constexpr int kTap[] = {0, 1, 2};
+template <int First, int... Tap>
+struct Along {
+  static constexpr int kFirst = First, kCount = sizeof...(Tap);
+  static constexpr int kTap[] = {Tap...};
 };
-struct CentreAlong {
-  static constexpr int kFirst = 0, kCount = 1;
-  static constexpr int kTap[] = {0};
-};
-struct EvenAlong {
-  static constexpr int kFirst = 0, kCount = 1;
-  static constexpr int kTap[] = {1};
-};
-struct OddAlong {
-  static constexpr int kFirst = 0, kCount = 2;
-  static constexpr int kTap[] = {2, 0};
-};
+using ThreeAlong = Along<-1, 0, 1, 2>;
+using CentreAlong = Along<0, 0>;
+using EvenAlong = Along<0, 1>;
+using OddAlong = Along<0, 2, 0>;
 
 // f(Rows, Cols, taps of a whole filter along one axis).
 template <class F>
