@@ -39,8 +39,8 @@ FAULTS = [
         "taps of a phase",
         "the matrix unit takes the two taps of a transposed convolution's odd rows the wrong way round",
         "csrc/cpu/simd/matrix/convolution.cpp",
-        "static constexpr int kTap[] = {2, 0};",
-        "static constexpr int kTap[] = {0, 2};",
+        "using OddAlong = Along<0, 2, 0>;",
+        "using OddAlong = Along<0, 0, 2>;",
         "tests/test_matrix_unit.py -k 'test_contract and transposed'",
     ),
     Fault(
