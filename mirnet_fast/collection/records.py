@@ -55,6 +55,7 @@ class Summary:
         seconds: from begin to end, by the clock.
         left: how many were not begun, as the run was stopped.
         stopped: why it was, or None.
+        interrupted: whether it was by KeyboardInterrupt.
     """
 
     restored: int = 0
@@ -64,6 +65,7 @@ class Summary:
     seconds: float = 0.0
     left: int = 0
     stopped: str | None = None
+    interrupted: bool = False
 
     def add(self, record: Record) -> None:
         if record.status == RESTORED:
@@ -73,6 +75,11 @@ class Summary:
             self.skipped += 1
         else:
             self.failed.append(record)
+
+    @property
+    def told(self) -> int:
+        """Of how many files it is."""
+        return self.restored + self.skipped + len(self.failed)
 
     @property
     def megapixels_a_second(self) -> float:
