@@ -65,7 +65,8 @@ class Restorer:
         precisions.check(precision, self.device)
         self.network = _network(network).to(self.device).eval()
         if strength is None:
-            strength = "auto" if network == pretrained.DEFAULT else 1.0
+            denoisers = "denoise", pretrained.TASKS["denoise"]
+            strength = "auto" if network in denoisers else 1.0
         if strength != "auto" and not (isinstance(strength, numbers.Real) and 0 <= strength <= 1):
             raise ValueError(f"Restorer: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
         self.precision, self.strength, self.self_ensemble = precision, strength, self_ensemble
@@ -142,7 +143,7 @@ def _network(network):
             f"Restorer: network must be a task ({', '.join(pretrained.tasks())}), the path of a checkpoint "
             f"or a module; {str(network)!r} is neither a task nor a file"
         )
-    return pretrained.network_in(network)
+    return pretrained.network_in(Path(network))
 
 
 def _alike(images: Sequence[torch.Tensor]) -> list[list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..backends import BackendError
 from ..images import ImageError, Limits, Page, Pages, Photo, PhotoWriter, check_format
+from ..images.limits import USUAL
 from ..restorer import Restorer
 from .listing import Item
 from .notes import noted
@@ -29,7 +30,7 @@ class How:
 
     overwrite: bool = False
     salvage: bool = False
-    limits: Limits = Limits()
+    limits: Limits = USUAL
 
 
 class Job:
@@ -78,9 +79,8 @@ class Job:
             )
             check_format(self.item.output, first, len(pages))
             if len(pages) > 1 and len({(page.pixels.shape, page.dtype) for page in pages}) > 1:
-                raise ImageError(
-                    f"{self.item.input}: its pages differ in size or kind, which cannot be written in one file"
-                )
+                what = "its pages differ in size or kind, which cannot be written in one file"
+                raise ImageError(f"{self.item.input}: {what}")
             if len(pages) == 1 and pixels <= self.whole:
                 self._photo = first.photo()
         return self
@@ -166,7 +166,7 @@ class Job:
         self.drop()
 
 
-def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:  # noqa: B008
+def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
     """Restore one file to one other, which is written whole or not at all; in this thread.
 
     What goes wrong is in the record, but what stops everything: KeyboardInterrupt, BackendError.
