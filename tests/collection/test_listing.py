@@ -1,5 +1,6 @@
 """Which files are meant, and where their results go."""
 
+import itertools
 import os
 
 import pytest
@@ -178,6 +179,6 @@ def test_a_folder_that_cannot_be_read(tree, monkeypatch):
 def test_every_item_is_one_workers(tree):
     listing = listed(["in"], "out")
     shards = [listing.shard(i, 3) for i in range(3)]
-    assert sorted(sum(shards, []), key=lambda item: item.input) == listing.items
+    assert sorted(itertools.chain(*shards), key=lambda item: item.input) == listing.items
     listing.items.insert(0, Item("in/new.png", "out/new.png"))
     assert all(set(before) <= set(listing.shard(i, 3)) for i, before in enumerate(shards))
