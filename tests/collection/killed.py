@@ -24,7 +24,7 @@ def run(arguments):
     """The process id of a fork that runs the command."""
     pid = os.fork()
     if pid == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115: to the end of the process
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             main(arguments)
         except SystemExit as error:
