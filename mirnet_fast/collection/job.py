@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from ..backends import BackendError
 from ..images import ImageError, Limits, Page, Pages, Photo, PhotoWriter, check_format
 from ..images.limits import USUAL
 from ..restorer import Restorer
+from . import places
 from .listing import Item
 from .notes import noted
 from .records import FAILED, RESTORED, SKIPPED, Record
@@ -51,6 +51,7 @@ class Job:
     def __init__(self, item: Item, how: How, whole: int = 0) -> None:
         self.item, self.how, self.whole, self.done, self.no_space = item, how, whole, False, False
         self.record = Record(item.input, item.output, FAILED)
+        self._copies = places.Copies(item.input, item.output)
         self._notes: list[str] = []
         self._begun = False  # to write
         self._pages: Pages | None = None
@@ -68,10 +69,12 @@ class Job:
     def read(self) -> "Job":
         """Open and decode the file, and see whether its result can be written."""
         with self._stage():
-            if self._is_there():
+            # Where there is a folder of that name it is no use to read.
+            if places.is_there(self.item.output) and not self.how.overwrite:
                 self._finish(SKIPPED, reason=_there_already(self.item))
                 return self
-            pages = self._pages = Pages(self.item.input, self.how.salvage, self.how.limits)
+            self._copies.fetch(self.how.limits)
+            pages = self._pages = Pages(self._copies.input, self.how.salvage, self.how.limits)
             first = self._first = pages[0]
             pixels = first.width * first.height * len(pages)
             self.record = replace(
@@ -92,7 +95,7 @@ class Job:
             self._first = self._photo = None
             if pages is None or first is None:
                 return self
-            target = Path(self.item.output)
+            target = Path(self._copies.output)
             target.parent.mkdir(parents=True, exist_ok=True)
             self._begun = True
             self._writer = writer = PhotoWriter(target, first, len(pages))
@@ -121,6 +124,7 @@ class Job:
             if self._writer is not None:
                 with self._writer:
                     pass
+                self._copies.send()
                 self._finish(RESTORED)
         return self
 
@@ -130,17 +134,12 @@ class Job:
         if self._pages is not None:
             self._pages.close()
         self._pages = self._first = self._photo = self._writer = self._put = None
+        self._copies.close()
 
     def _put_now(self):
         put, self._put = self._put, None
         if put is not None:
             put()
-
-    def _is_there(self):
-        if os.path.isdir(self.item.output):
-            raise ImageError(f"{self.item.output} is a folder, and the result would have that name")
-        # A pipe or a device is written to.
-        return not self.how.overwrite and os.path.isfile(self.item.output)
 
     @contextlib.contextmanager
     def _stage(self) -> Generator[None]:
@@ -156,10 +155,11 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            self._finish(FAILED, reason=_reason(self.item.input, error))
+            self._finish(FAILED, reason=_reason(self.item.input, self._copies.named, error))
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
-            self.record = replace(self.record, seconds=seconds, notes=tuple(self._notes))
+            notes = tuple(map(self._copies.named, self._notes))
+            self.record = replace(self.record, seconds=seconds, notes=notes)
 
     def _finish(self, status, reason=None):
         self.record = replace(self.record, status=status, reason=reason)
@@ -180,9 +180,9 @@ def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
 
 def _there_already(item):
     reason = f"{item.output} is there already"
-    with contextlib.suppress(OSError):  # the input need not be there any more
-        if os.path.getmtime(item.output) < os.path.getmtime(item.input):
-            reason += ", older than its input"
+    made, changed = places.written(item.output), places.written(item.input)
+    if made is not None and changed is not None and made < changed:  # the input need not be there any more
+        reason += ", older than its input"
     return reason
 
 
@@ -198,10 +198,10 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
-def _reason(path, error):
-    message = str(error)
+def _reason(path, named, error):
+    message = named(str(error))
     if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        message = f"{named(str(error.filename))}: {error.strerror}" if error.filename else error.strerror
     elif not isinstance(error, ImageError):
         message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
     return message if path in message else f"{path}: {message}"
