@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from .._files import remove_halves
 from ..restorer import Restorer
+from . import places
 from .job import How, Job
 from .listing import Item
 from .records import Record, Summary
@@ -42,7 +43,7 @@ def restore_files(
     """
     begin, summary = time.perf_counter(), Summary()
     items = list(items)
-    for folder in {os.path.dirname(item.output) for item in items}:
+    for folder in {os.path.dirname(item.output) for item in items if not places.is_url(item.output)}:
         remove_halves(folder or os.curdir)
     for record in settled:
         summary.add(record)
@@ -50,7 +51,7 @@ def restore_files(
     done = summary.told
     waiting = iter(items)
     whole = WHOLE.get(restorer.device.type, WHOLE_ON_GPU)
-    handed: Job | None = None
+    current: Job | None = None  # neither with the readers nor with the writers
     reading: deque[Future[Job]] = deque()
     writing: deque[Future[Job]] = deque()
 
@@ -73,12 +74,11 @@ def restore_files(
     try:
         read_ahead()
         while reading and summary.stopped is None:
-            job = reading[0].result()
+            current = reading[0].result()
             reading.popleft()
             read_ahead()
-            handed = job.run(restorer)
-            writing.append(writers.submit(handed.write))
-            handed = None
+            writing.append(writers.submit(current.run(restorer).write))
+            current = None
             while writing and (len(writing) > BEHIND or writing[0].done()):
                 finish(writing.popleft().result())
     except KeyboardInterrupt:
@@ -90,8 +90,10 @@ def restore_files(
             finish(writing.popleft().result())
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
-        if handed is not None and handed.done:  # interrupted just after it went to a writer
-            finish(handed)
+        if current is not None and current.done:  # interrupted just after it went to a writer
+            finish(current)
+        elif current is not None:
+            current.drop()
         for future in reading:
             if not future.cancelled():
                 future.result().drop()
