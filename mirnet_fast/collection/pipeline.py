@@ -61,6 +61,11 @@ def restore_files(
         summary.add(job.record)
         tell(job.record)
 
+    def finish_first() -> None:
+        job = writing[0].result()  # here an interrupt may come, and the others are to be finished then
+        writing.popleft()
+        finish(job)
+
     def read_ahead() -> None:
         while len(reading) < AHEAD:
             held = sum(future.result().waiting_bytes for future in reading if future.done())
@@ -80,14 +85,16 @@ def restore_files(
             writing.append(writers.submit(current.run(restorer).write))
             current = None
             while writing and (len(writing) > BEHIND or writing[0].done()):
-                finish(writing.popleft().result())
+                finish_first()
+        while writing:
+            finish_first()
     except KeyboardInterrupt:
         summary.interrupted, summary.stopped = True, "interrupted"
     finally:
         for future in reading:
             future.cancel()
         while writing:
-            finish(writing.popleft().result())
+            finish_first()
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
         if current is not None and current.done:  # interrupted just after it went to a writer
