@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import os
+import shutil
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -51,9 +53,9 @@ class Job:
     def __init__(self, item: Item, how: How, whole: int = 0) -> None:
         self.item, self.how, self.whole, self.done, self.no_space = item, how, whole, False, False
         self.record = Record(item.input, item.output, FAILED)
-        self._copies = places.Copies(item.input, item.output)
         self._notes: list[str] = []
         self._begun = False  # to write
+        self._copies: dict[Path, str] = {}  # of files that are elsewhere: their URLs
         self._pages: Pages | None = None
         self._first: Page | None = None
         self._photo: Photo | None = None
@@ -69,12 +71,10 @@ class Job:
     def read(self) -> "Job":
         """Open and decode the file, and see whether its result can be written."""
         with self._stage():
-            # Where there is a folder of that name it is no use to read.
-            if places.is_there(self.item.output) and not self.how.overwrite:
+            if self._is_there():
                 self._finish(SKIPPED, reason=_there_already(self.item))
                 return self
-            self._copies.fetch(self.how.limits)
-            pages = self._pages = Pages(self._copies.input, self.how.salvage, self.how.limits)
+            pages = self._pages = Pages(self._fetched(), self.how.salvage, self.how.limits)
             first = self._first = pages[0]
             pixels = first.width * first.height * len(pages)
             self.record = replace(
@@ -95,8 +95,7 @@ class Job:
             self._first = self._photo = None
             if pages is None or first is None:
                 return self
-            target = Path(self._copies.output)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = self._target()
             self._begun = True
             self._writer = writer = PhotoWriter(target, first, len(pages))
             noise, strengths = [], []
@@ -124,7 +123,8 @@ class Job:
             if self._writer is not None:
                 with self._writer:
                     pass
-                self._copies.send()
+                if places.is_url(self.item.output):
+                    places.put(self._writer.path, self.item.output)
                 self._finish(RESTORED)
         return self
 
@@ -134,12 +134,38 @@ class Job:
         if self._pages is not None:
             self._pages.close()
         self._pages = self._first = self._photo = self._writer = self._put = None
-        self._copies.close()
+        for copy in self._copies:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+
+    def _fetched(self):
+        """The path of the input, or of a copy of one that is elsewhere."""
+        if not places.is_url(self.item.input):
+            return self.item.input
+        self.how.limits.check_bytes(self.item.input, places.size(self.item.input))
+        copy = places.fetch(self.item.input)
+        self._copies[copy] = self.item.input
+        return copy
+
+    def _target(self):
+        """The path to write at, in a folder that is there."""
+        if places.is_url(self.item.output):
+            copy = places.folder_for(self.item.output)
+            self._copies[copy] = self.item.output
+            return copy
+        target = Path(self.item.output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
     def _put_now(self):
         put, self._put = self._put, None
         if put is not None:
             put()
+
+    def _is_there(self):
+        if places.is_folder(self.item.output):
+            raise ImageError(f"{self.item.output} is a folder, and the result would have that name")
+        # A pipe or a device is written to.
+        return not self.how.overwrite and places.is_file(self.item.output)
 
     @contextlib.contextmanager
     def _stage(self) -> Generator[None]:
@@ -155,11 +181,13 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            self._finish(FAILED, reason=_reason(self.item.input, self._copies.named, error))
+            reason = _reason(self.item.input, error)
+            for copy, url in self._copies.items():
+                reason = reason.replace(str(copy), url)
+            self._finish(FAILED, reason=reason)
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
-            notes = tuple(map(self._copies.named, self._notes))
-            self.record = replace(self.record, seconds=seconds, notes=notes)
+            self.record = replace(self.record, seconds=seconds, notes=tuple(self._notes))
 
     def _finish(self, status, reason=None):
         self.record = replace(self.record, status=status, reason=reason)
@@ -180,9 +208,9 @@ def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
 
 def _there_already(item):
     reason = f"{item.output} is there already"
-    made, changed = places.written(item.output), places.written(item.input)
-    if made is not None and changed is not None and made < changed:  # the input need not be there any more
-        reason += ", older than its input"
+    with contextlib.suppress(OSError):  # the input need not be there any more
+        if os.path.getmtime(item.output) < os.path.getmtime(item.input):
+            reason += ", older than its input"
     return reason
 
 
@@ -198,10 +226,10 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
-def _reason(path, named, error):
-    message = named(str(error))
+def _reason(path, error):
+    message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        message = f"{named(str(error.filename))}: {error.strerror}" if error.filename else error.strerror
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     elif not isinstance(error, ImageError):
         message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
     return message if path in message else f"{path}: {message}"

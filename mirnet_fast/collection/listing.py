@@ -54,7 +54,7 @@ def listed(
     hidden, and links to folders, are left out, and so is `output` if it lies in there. What is no file or
     folder but looks like a pattern (*, ?, [...], ** for folders at any depth) stands for what matches it.
 
-    Each may be a URL that fsspec knows, such as s3://bucket/folder.
+    URLs as fsspec has them (s3://, gs://) are files, folders and patterns too.
 
     Args:
         inputs: files, folders, patterns.
@@ -67,18 +67,18 @@ def listed(
 
     Raises:
         ListingError: `output` is a file and there are several inputs, or `format` was given; or neither
-            `output` nor `suffix` was given; or nothing that is installed opens a URL.
+            `output` nor `suffix` was given; or there is no way to a URL.
     """
+    try:
+        return _listed([*map(places.local, inputs)], output and places.local(output), suffix, format)
+    except places.PlaceError as error:
+        raise ListingError(str(error)) from error
+
+
+def _listed(inputs, output, suffix, format):
     if output is None and not suffix:
         raise ListingError("results beside their inputs need a suffix to their names")
     listing = Listing()
-    try:
-        inputs = [places.plain(path) for path in inputs]
-        output = None if output is None else places.plain(output)
-        for path in (*inputs, output or ""):
-            places.check(path)
-    except places.PlaceError as error:
-        raise ListingError(str(error)) from error
     found = list(_found(inputs, output, listing))
     into_file = output is not None and _is_file(inputs, found, output)
     if into_file and format is not None:
@@ -102,52 +102,29 @@ def listed(
 def _found(inputs, output, listing) -> Iterator[tuple[str, str]]:
     """(path, its path below the folder in which it was found; without one its name)."""
     for given in inputs:
-        try:
-            yield from _found_by(given, output, listing)
-        except Exception as error:  # such as a store gives: it is not there, nobody is let in
-            if not places.is_url(given):
-                raise
-            reason = f"{given} cannot be listed: {str(error) or type(error).__name__}"
-            listing.settled.append(Record(given, None, FAILED, reason))
-
-
-def _found_by(given, output, listing):
-    paths = [given]
-    if glob.has_magic(given) and not places.exists(given):
-        paths = places.matching(given)
-        if not paths:
-            reason = f"{given}: there is no such file, and nothing matches it as a pattern"
-            listing.settled.append(Record(given, None, FAILED, reason))
-    for path in paths:
-        if not places.is_folder(path):
-            yield path, os.path.basename(path)
-            continue
-        count = 0
-        if places.is_url(path):
-            found = _below_url(path, output)
-        else:
-            found = ((inside, os.path.relpath(inside, path)) for inside in _below(path, output, listing))
-        for pair in found:
-            count += 1
-            yield pair
-        if not count:
-            listing.notes.append(f"{path}: no images in it")
-
-
-def _below_url(folder, output):
-    """(image, its path below the folder) in a folder that is a URL, and all below it."""
-    out = None if output is None or not places.is_url(output) else places.absolute(output) + "/"
-    if out is not None and (places.absolute(folder) + "/").startswith(out):
-        out = None
-    for url, inside in places.below(folder):
-        suited = os.path.splitext(inside)[1].lower() in READABLE and not hidden(inside)
-        if suited and not (out is not None and url.startswith(out)):
-            yield url, inside
+        paths = [given]
+        if glob.has_magic(given) and not places.is_there(given):
+            url = places.is_url(given)
+            paths = places.matching(given) if url else sorted(glob.glob(given, recursive=True))
+            if not paths:
+                reason = f"{given}: there is no such file, and nothing matches it as a pattern"
+                listing.settled.append(Record(given, None, FAILED, reason))
+        for path in paths:
+            if not places.is_folder(path):
+                yield path, os.path.basename(path)
+                continue
+            count = 0
+            inside_of = _below_url if places.is_url(path) else _below
+            for inside in inside_of(path, output, listing):
+                count += 1
+                yield inside, os.path.relpath(inside, path)
+            if not count:
+                listing.notes.append(f"{path}: no images in it")
 
 
 def _below(folder, output, listing) -> Iterator[str]:
     """The images in a folder and all below it."""
-    out = places.identity(output)
+    out = _identity(output)
     waiting, links = [folder], []
     while waiting:
         place = waiting.pop()
@@ -164,7 +141,7 @@ def _below(folder, output, listing) -> Iterator[str]:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
-                if places.identity(entry.path) != out or out is None:
+                if _identity(entry.path) != out or out is None:
                     folders.append(entry.path)
             elif os.path.isdir(entry.path):
                 links.append(entry.path)
@@ -176,11 +153,24 @@ def _below(folder, output, listing) -> Iterator[str]:
         listing.notes.append(f"links to folders are not followed: {', '.join(links[:5])}{more}")
 
 
+def _below_url(folder, output, listing) -> Iterator[str]:
+    """The same of a folder elsewhere."""
+    base = places.opened(folder)
+    base = base[0].unstrip_protocol(base[1])
+    for url in places.below(folder):
+        name = os.path.relpath(url, base)
+        in_output = (
+            output is not None and url.startswith(output.rstrip("/") + "/") and base != output.rstrip("/")
+        )
+        if os.path.splitext(name)[1].lower() in READABLE and not hidden(name) and not in_output:
+            yield url
+
+
 def _is_file(inputs, found, output):
     """Whether `output` is a file and not a folder."""
     if output.endswith(os.sep) or places.is_folder(output):
         return False
-    there, suffix = places.exists(output), os.path.splitext(output)[1].lower()
+    there, suffix = places.is_there(output), os.path.splitext(output)[1].lower()
     if len(found) <= 1 and not any(places.is_folder(path) for path in inputs):
         if suffix:
             return True
@@ -195,12 +185,12 @@ def _is_file(inputs, found, output):
 def _refuse(candidates, listing):
     """Sort out what would overwrite an input, or the result of another."""
     # Not all have one: what is missing is told when it is to be read.
-    given = {places.identity(path): path for path, _ in candidates}
+    given = {_identity(path): path for path, _ in candidates}
     by_output: dict[str, list[str]] = {}
     for path, target in candidates:
-        by_output.setdefault(places.absolute(target), []).append(path)
+        by_output.setdefault(os.path.abspath(target), []).append(path)
     for path, target in candidates:
-        there, same = places.identity(target), by_output[places.absolute(target)]
+        there, same = _identity(target), by_output[os.path.abspath(target)]
         reason = None
         if there is not None and there in given:
             reason = f"{path}: the result would overwrite the input {given[there]}"
@@ -211,3 +201,15 @@ def _refuse(candidates, listing):
             listing.settled.append(Record(path, target, FAILED, reason))
         else:
             listing.items.append(Item(path, target))
+
+
+def _identity(path):
+    """What all names of one file have in common; None where there is none."""
+    if path is not None and places.is_url(path):
+        files, inside = places.opened(path)
+        return files.unstrip_protocol(inside)
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError, TypeError):
+        return None
+    return status.st_dev, status.st_ino
