@@ -156,6 +156,12 @@ class Job:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
+    def _named(self, text):
+        """With URLs in place of where their copies are."""
+        for copy, url in self._copies.items():
+            text = text.replace(str(copy), url)
+        return text
+
     def _put_now(self):
         put, self._put = self._put, None
         if put is not None:
@@ -181,13 +187,11 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            reason = _reason(self.item.input, error)
-            for copy, url in self._copies.items():
-                reason = reason.replace(str(copy), url)
-            self._finish(FAILED, reason=reason)
+            self._finish(FAILED, reason=self._named(_reason(self.item.input, error)))
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
-            self.record = replace(self.record, seconds=seconds, notes=tuple(self._notes))
+            notes = tuple(map(self._named, self._notes))
+            self.record = replace(self.record, seconds=seconds, notes=notes)
 
     def _finish(self, status, reason=None):
         self.record = replace(self.record, status=status, reason=reason)
