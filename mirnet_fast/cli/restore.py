@@ -3,9 +3,11 @@
 import contextlib
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ._common import (
     Command,
@@ -72,6 +74,23 @@ class Strength(click.ParamType):
 @click.option(
     "--json", "as_json", is_flag=True, help="A line of JSON for each file, and one for all of them."
 )
+@click.option(
+    "--ray",
+    "address",
+    metavar="auto|ADDRESS",
+    help="On a Ray cluster; auto: the one that this machine is part of, or all of this machine.",
+)
+@click.option("--workers", type=click.IntRange(1), help="With --ray: how many, at most.  [default: as fit]")
+@click.option(
+    "--worker-cpus",
+    type=click.FloatRange(0, min_open=True),
+    help="With --ray: of each worker.  [default: 1 beside a GPU, else up to 4]",
+)
+@click.option(
+    "--worker-gpus",
+    type=click.FloatRange(0),
+    help="With --ray: of each worker; 0.5: two share one.  [default: 1 where there are some]",
+)
 @device_option
 @network_options
 def restore(
@@ -88,6 +107,10 @@ def restore(
     limit_pixels: int | None,
     limit_bytes: int | None,
     as_json: bool,
+    address: str | None,
+    workers: int | None,
+    worker_cpus: float | None,
+    worker_gpus: float | None,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -116,6 +139,11 @@ def restore(
         raise click.UsageError("Missing OUT, or --suffix for results beside their inputs")
     if suffix is not None and (not suffix or os.path.basename(suffix) != suffix):
         raise click.UsageError(f"--suffix must be part of a file's name, such as _restored; got {suffix!r}")
+    if address is None and (workers, worker_cpus, worker_gpus) != (None, None, None):
+        raise click.UsageError("--workers, --worker-cpus and --worker-gpus need --ray")
+    given = click.get_current_context().get_parameter_source("device") is not ParameterSource.DEFAULT
+    if worker_gpus is None and given:
+        worker_gpus = 0 if device.type == "cpu" else 1
     inputs, output = (paths, None) if suffix is not None else (paths[:-1], paths[-1])
     limits = {"pixels": limit_pixels, "bytes": limit_bytes}
     how = collection.How(not skip_existing, salvage, _limits(**limits))
@@ -127,11 +155,15 @@ def restore(
             strength = "auto" if task == "denoise" else 1.0
         elif strength == "auto" and task not in (None, "denoise"):
             raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
-        network = network_of(chosen, options).to(device)
-        chosen_precision(precision, network, device)
-    restorer = Restorer(
-        network, device=device, precision=precision, strength=strength, self_ensemble=self_ensemble
-    )
+        network = network_of(chosen, options)
+        if address is None:
+            chosen_precision(precision, network.to(device), device)
+    settings = {"precision": precision, "strength": strength, "self_ensemble": self_ensemble}
+    if address is None:
+        run = partial(collection.restore_files, restorer=Restorer(network, device=device, **settings))
+    else:
+        each = collection.Workers(workers, worker_cpus, worker_gpus)
+        run = partial(_on_ray, network=network, address=address, workers=each, **settings)
     try:
         listing = collection.listed(inputs, output, suffix or "", format)
     except collection.ListingError as error:
@@ -141,15 +173,26 @@ def restore(
         for note in listing.notes:
             report.warn(note)
         try:
-            summary = collection.restore_files(
-                listing.items, restorer, how, report.tell, settled=listing.settled
-            )
+            summary = run(listing.items, how=how, tell=report.tell, settled=listing.settled)
         except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
             os._exit(INTERRUPTED)
     report.end(summary)
     if summary.interrupted:
         sys.exit(INTERRUPTED)
     sys.exit(FAILED if summary.failed or summary.stopped else DONE if total else NOTHING)
+
+
+def _on_ray(*arguments: Any, **options: Any) -> Any:
+    from .. import collection
+
+    try:
+        # Ray tells on stdout, for many lines each, of workers that end; so do the records.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return collection.restore_on_ray(*arguments, **options)
+    except (ImportError, collection.ClusterError) as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
 
 
 def _limits(**given: int | None) -> Any:

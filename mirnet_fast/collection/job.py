@@ -203,9 +203,14 @@ def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
 
     What goes wrong is in the record, but what stops everything: KeyboardInterrupt, BackendError.
     """
+    return finished(item, restorer, how).record
+
+
+def finished(item: Item, restorer: Restorer, how: How = How()) -> Job:
+    """The job of `restore_file` when it is done."""
     job = Job(item, how)
     try:
-        return job.read().run(restorer).write().record
+        return job.read().run(restorer).write()
     finally:
         job.drop()
 

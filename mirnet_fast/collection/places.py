@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,11 @@ def is_there(path: str) -> bool:
         return os.path.lexists(path)
     files, inside = opened(path)
     return files.exists(inside)
+
+
+def folders(paths: Iterable[str]) -> set[str]:
+    """In which the files lie that are here."""
+    return {os.path.dirname(path) or os.curdir for path in paths if not is_url(path)}
 
 
 def below(url: str) -> Iterator[str]:
