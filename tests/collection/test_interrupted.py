@@ -97,6 +97,7 @@ def test_ctrl_c(tmp_path, restorer, monkeypatch, slow):
     assert check_whole(out, made).keys() == made.keys()
 
 
+@cases.exhaustive
 def test_ctrl_c_of_a_terminal(tmp_path):
     made, out = photos(tmp_path / "in", 60), tmp_path / "out"
     arguments = ["restore", tmp_path / "in", out, "--weights", common.identity(tmp_path)]
