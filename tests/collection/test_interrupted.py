@@ -14,7 +14,7 @@ import pytest
 
 from mirnet_fast import MIRNet
 from mirnet_fast._files import replaced
-from mirnet_fast.collection import How, listed, restore_files
+from mirnet_fast.collection import How, listed, pipeline, restore_files
 from mirnet_fast.images import read_photo
 
 from .. import cases
@@ -74,6 +74,7 @@ def test_killed_at_any_moment(tmp_path, times):
 @pytest.mark.parametrize("slow", ["network", "writer"])
 def test_ctrl_c(tmp_path, restorer, monkeypatch, slow):
     """What is with the network is dropped, what is being written is finished."""
+    monkeypatch.setattr(pipeline, "WHOLE", {"cpu": 2**22} if slow == "writer" else {"cpu": 0})
     made, out = photos(tmp_path / "in", 12, side=16), tmp_path / "out"
     forward, seen = MIRNet.forward, []
 
