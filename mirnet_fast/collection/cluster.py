@@ -9,10 +9,9 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,14 +21,14 @@ from .. import precision as precisions
 from .._files import remove_halves
 from ..restorer import Restorer
 from . import places
-from .job import How, finished
+from .job import How
 from .listing import Item
 from .records import FAILED, Record, Summary
+from .worker import Worker, begun, ray_package
 
-TRIES = 3  # of a file at which workers end, as by the system when memory runs out
 BLOCKS = 10_000  # in which Ray's driver holds a long list; else each is of one file
 AT_A_WORKER = 2  # files: one that it is at, and one that waits there
-# Nothing is sent to Ray's makers, and its libraries' own log, beside Python's, is kept to what ends the process.
+# Nothing is sent to Ray's makers, and its libraries' log is kept to what ends the process.
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 USUAL_CPUS = 4  # of a worker without a GPU, where a machine has as many
 
@@ -68,7 +67,7 @@ def restore_on_ray(
 ) -> Summary:
     """`restore_files` on a Ray cluster, whose machines have this package installed and see the files.
 
-    A file whose worker ends, or whose machine, is given to a worker again, TRIES times in all. Records are
+    A file whose worker ends, or whose machine, is given to a worker again, three times in all. Records are
     told as they come. KeyboardInterrupt, and no space left, end the job: what workers are at is dropped.
 
     Args:
@@ -84,7 +83,7 @@ def restore_on_ray(
     """
     begin, summary = time.perf_counter(), Summary()
     items = list(items)
-    ray = _ray()
+    ray = ray_package()
     if isinstance(network, nn.Module):
         network = copy.deepcopy(network)
     restorer = Restorer(network, device="cpu", **settings)
@@ -117,51 +116,6 @@ def restore_on_ray(
             remove_halves(folder)
     summary.left, summary.seconds = left, time.perf_counter() - begin
     return summary
-
-
-class Worker:
-    """What is made once in each worker's process: the network; called with one row after the other."""
-
-    def __init__(self, shared: Sequence[Any], how: How, threads: int, device: str, base: str) -> None:
-        ray = _ray()
-        torch.set_num_threads(threads)
-        # In a sequence, as what is an argument itself would have to be there still when Ray starts anew.
-        network, settings = ray.get(shared[0])
-        self._restorer = Restorer(network, device=device, **settings)
-        self._begun, self._get = shared[1], ray.get
-        self._how, self._base = how, base
-
-    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
-        number, item = pickle.loads(row["item"])
-        tries = self._get(self._begun.count.remote(number))
-        if tries > TRIES:
-            reason = f"{item.input}: {TRIES} workers came to a sudden end at it, perhaps for want of memory"
-            return _row(Record(item.input, item.output, FAILED, reason))
-        here = Item(_joined(self._base, item.input), _joined(self._base, item.output))
-        unseen = _unseen(here)
-        if unseen is not None:
-            return _row(Record(item.input, item.output, FAILED, f"{item.input}: {unseen}"))
-        job = finished(here, self._restorer, self._how)
-        notes = job.record.notes
-        if tries > 1:
-            notes += (f"a worker came to a sudden end at it; this is try {tries}",)
-        record = replace(
-            job.record,
-            input=item.input,
-            output=item.output,
-            reason=job.record.reason and _told(job.record.reason, here, item),
-            notes=tuple(_told(note, here, item) for note in notes),
-        )
-        return _row(record, job.no_space)
-
-
-def _ray() -> ModuleType:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ImportError(f"a cluster needs Ray ({error}); try: pip install 'mirnet-fast[ray]'") from error
-    return ray
 
 
 @contextlib.contextmanager
@@ -219,7 +173,7 @@ def _rows(ray, items, network, settings, how, workers) -> Generator[Iterator[tup
     count, cpus, gpus = _fitting(ray, workers, len(items))
     device = "cuda" if gpus else "cpu"
     precisions.check(settings["precision"], torch.device(device))
-    shared = [ray.put((network, settings)), _begun(ray)]  # Ray keeps them for as long as this is there
+    shared = [ray.put((network, settings)), begun(ray)]  # Ray keeps them for as long as this is there
     given = [{"item": pickle.dumps(pair)} for pair in enumerate(items)]
     dataset = ray.data.from_items(given, override_num_blocks=min(len(items), BLOCKS)).map(
         Worker,
@@ -269,21 +223,6 @@ def _fitting(ray, workers, files):
     return min(room, files, workers.count or math.inf), cpus, gpus
 
 
-def _begun(ray):
-    """An actor that counts how often each file was begun."""
-
-    # Inside of a function it goes to its process as it is, which need not import this package and torch.
-    class Begun:
-        def __init__(self):
-            self.counts = {}
-
-        def count(self, number):
-            self.counts[number] = self.counts.get(number, 0) + 1
-            return self.counts[number]
-
-    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Begun).remote()
-
-
 def _with_folders(items) -> tuple[list[Item], list[Record]]:
     """Make the folders of results, by which workers tell that they see them: what can be, and what not."""
     kept, refused = [], []
@@ -296,30 +235,6 @@ def _with_folders(items) -> tuple[list[Item], list[Record]]:
             reason = f"{item.input}: {error.filename}: {error.strerror}"
             refused.append(Record(item.input, item.output, FAILED, reason))
     return kept, refused
-
-
-def _unseen(item):
-    """What of an item this machine does not see, or None."""
-    hint = f"on {socket.gethostname()}, a machine of the cluster; all of them have to see it, or give a URL"
-    if not places.is_there(item.input) and not places.is_url(item.input):
-        return f"there is no such file {hint}"
-    folder = os.path.dirname(item.output)
-    if not places.is_url(item.output) and not os.path.isdir(folder):
-        return f"the folder of its result, {folder}, is not there {hint}"
-    return None
-
-
-def _joined(base, path):
-    return path if places.is_url(path) else os.path.join(base, path)
-
-
-def _told(text, here, item):
-    """With the paths as they were given."""
-    return text.replace(here.input, item.input).replace(here.output, item.output)
-
-
-def _row(record, no_space=False):
-    return {"done": pickle.dumps((record, no_space))}
 
 
 def _first_line(error):

@@ -165,7 +165,7 @@ def _below(folder, output, listing) -> Iterator[str]:
 
 def _below_url(folder, output, listing) -> Iterator[str]:
     """The same of a folder elsewhere."""
-    base = _identity(folder)
+    base = str(_identity(folder))
     out = f"{_identity(output)}/" if output is not None and places.is_url(output) else None
     if out is not None and f"{base}/".startswith(out):
         out = None
