@@ -7,12 +7,13 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
+
+from mirnet_fast import MIRNet
 
 FOREVER = 600  # seconds, which no test waits for
 
 
-class Ending(nn.Module):
+class Ending(MIRNet):
     """Adds nothing to its input.
 
     Args:
@@ -23,14 +24,14 @@ class Ending(nn.Module):
     """
 
     def __init__(self, folder, how):
-        super().__init__()
+        super().__init__(n_feat=8, n_RRG=1, n_MSRB=1)
+        torch.nn.init.zeros_(self.conv_out.weight)
         self.folder, self.how = Path(folder), how
-        self.weight = nn.Parameter(torch.ones(1))  # as of a network
 
     def forward(self, x):
         if (x == 1).all():
             self.white()
-        return x * self.weight
+        return super().forward(x)
 
     def white(self):
         if self.how == "always":

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import cv2
 import numpy as np
@@ -105,18 +104,20 @@ class TestOnTwoWorkers:
 
     @pytest.mark.parametrize("when", ["network", "writer"])
     def test_a_worker_is_killed(self, files, tmp_path, when):
-        halves = []
+        halves, over = [], threading.Event()
 
         def kill():
             told = tmp_path / "told" / "0"
             while not told.exists():
-                time.sleep(0.01)
+                if over.wait(0.01):
+                    return
             halves.extend((tmp_path / "out").rglob(".new-*"))
             os.kill(int(told.read_text()), signal.SIGKILL)
 
         thread = threading.Thread(target=kill, daemon=True)
         thread.start()
         summary, records = run(Ending(tmp_path / "told", when))
+        over.set()
         thread.join()
         assert len(halves) == (when == "writer")  # it was in the middle of it
         assert (summary.restored, summary.failed, summary.left, summary.stopped) == (12, [], 0, None)
