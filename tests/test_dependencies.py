@@ -57,7 +57,7 @@ def imported(folder):
     [
         (
             "mirnet_fast",
-            ("always", "train", "lpips", "raw", "triton", "export", "hub", "spandrel", "remote", "ray"),
+            ("always", "train", "lpips", "raw", "remote", "triton", "export", "hub", "spandrel", "ray"),
         ),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
