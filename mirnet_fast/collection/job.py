@@ -162,6 +162,15 @@ class Job:
             text = text.replace(str(copy), url)
         return text
 
+    def _reason(self, error):
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        elif not isinstance(error, ImageError):
+            message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
+        message = self._named(message)
+        return message if self.item.input in message else f"{self.item.input}: {message}"
+
     def _put_now(self):
         put, self._put = self._put, None
         if put is not None:
@@ -187,7 +196,7 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            self._finish(FAILED, reason=self._named(_reason(self.item.input, error)))
+            self._finish(FAILED, reason=self._reason(error))
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
             notes = tuple(map(self._named, self._notes))
@@ -233,12 +242,3 @@ def _lacks_space(error):
 
 def _mean(values):
     return sum(values) / len(values) if values else None
-
-
-def _reason(path, error):
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif not isinstance(error, ImageError):
-        message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
-    return message if path in message else f"{path}: {message}"
