@@ -21,9 +21,7 @@ class Progress:
         lines: whether there are lines where stderr is no terminal.
     """
 
-    def __init__(
-        self, total: int, unit: str, done: int = 0, shown: bool = True, lines: bool = False
-    ) -> None:
+    def __init__(self, total: int, unit: str, done: int = 0, shown: bool = True, lines: bool = False) -> None:
         from rich import progress
         from rich.console import Console
 

@@ -94,9 +94,7 @@ def precision_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def chosen_precision(
-    precision: str, model: "MIRNet", device: "torch.device", as_json: bool = False
-) -> str:
+def chosen_precision(precision: str, model: "MIRNet", device: "torch.device", as_json: bool = False) -> str:
     """What `--precision` comes to for a network in eval mode; told where "auto" lowers it.
 
     Where stdout is for JSON, that is told on stderr.

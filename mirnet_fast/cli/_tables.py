@@ -69,7 +69,10 @@ def print_table(
         shown = [place for place, name in enumerate(head) if name not in left_out]
         for place in shown:
             justify = "right" if place else "left"
-            table.add_column(Text(head[place]), justify=justify, no_wrap=place > 0, overflow="fold")
+            # Of an empty column rich measures 0 and prints 1, at the cost of another.
+            table.add_column(
+                Text(head[place]), justify=justify, no_wrap=place > 0, overflow="fold", min_width=1
+            )
         for row in rows:
             table.add_row(*(Text(str(row[place])) for place in shown), style=style(row))
         return table

@@ -190,12 +190,13 @@ def _print_found(found: Mapping[str, Any]) -> None:
     pictures, last = found["pictures"], found["errors"][-1]
     click.echo(f"\n{pictures[-1]}: the absolute difference times {found['difference_times']:.3g}")
     ours, plain = peaks["mirnet_fast"], peaks["reference"]
-    ratio = None if ours is None or plain is None else ours / max(plain, 1)
+    unknown = ours is None or plain is None
+    memory = "not measured" if unknown else f"{ours / max(plain, 1):.2f} times"
     click.echo(
         f"{'agree' if found['agree'] else 'DO NOT AGREE'} "
         f"(error {last['mirnet_fast']:.1e}, the reference's own {last['reference']:.1e}); "
         f"mirnet_fast is {seconds['reference'] / seconds['mirnet_fast']:.2f} times as fast, "
-        f"peak memory {'not measured' if ratio is None else f'{ratio:.2f} times'}; {pictures[0]}, {pictures[1]}"
+        f"peak memory {memory}; {pictures[0]}, {pictures[1]}"
     )
 
 

@@ -59,7 +59,7 @@ def doctor(weights: str | None, size: int, as_json: bool, **options: Any) -> Non
 
 
 def _ops(device: str) -> dict[str, Any]:
-    """{dtype: {"convolutions": in what they are computed, "ops": {op: {"runs": backend, "not": {it: why}}}}}"""
+    """{dtype: {"ops": {op: {"runs": backend, "not": {backend: why}}}, "convolutions": in what}}"""
     import torch
 
     from .. import backends
@@ -131,7 +131,7 @@ def _precision(model: "MIRNet", name: str) -> "Verdict":
 
 
 def _forward(model, size):
-    """What a forward on the CPU does with a square image, as `restore` pads it: an Explanation, or why none."""
+    """What a forward on the CPU does with a square image, as `restore` pads it, or why it fails."""
     from ..engine import explain
     from ..inference import size_multiple
 

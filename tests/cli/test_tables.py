@@ -1,11 +1,14 @@
 """Tables, JSON and bars: in a terminal, which a pseudo-terminal stands for here, and piped."""
 
+import fcntl
 import json
 import os
 import pty
 import re
+import struct
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -28,11 +31,10 @@ for i in followed("abc", 3, "photos"): pass
 def printed(width, **environment):
     """What the lines above print in a terminal of that width."""
     ours, theirs = pty.openpty()
-    os.set_blocking(ours, True)
-    code = f"import fcntl, struct, termios\nfcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack('4H', 24, {width}, 0, 0))\n"
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "TERM")}
     process = subprocess.Popen(
-        [sys.executable, "-c", code + SHOWN],
+        [sys.executable, "-c", SHOWN],
         stdout=theirs,
         stderr=theirs,
         env={**kept, "TERM": "xterm", **environment},
@@ -88,6 +90,11 @@ def test_piped_it_is_plain_and_whole(capsys, columns_of_20):
         "  conv3x3 64 -> 128, 256 wide      8  123.456  1.500",
         "  total                            8   99.000",
     ]
+
+
+def test_a_column_of_nothing_costs_no_other_anything(capsys):
+    _tables.print_table(("", "a", ""), [("conv_out", "1", ""), ("in", "2", "")])
+    assert capsys.readouterr().out.splitlines() == ["            a", "  conv_out  1", "  in        2"]
 
 
 def test_json_has_nothing_that_json_has_not(capsys):
