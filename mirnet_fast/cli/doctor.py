@@ -36,7 +36,7 @@ def doctor(weights: str | None, size: int, as_json: bool, **options: Any) -> Non
     config = network_config(weights, options)
     problems = list(backends.problems())
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    found = {
+    found: dict[str, Any] = {
         "problems": problems,
         "machine": measure.machine() | {"numpy": np.__version__},
         "build": _native.build_info(),
@@ -74,7 +74,7 @@ def _ops(device: str) -> dict[str, Any]:
                 "runs": next((backend for backend, reason in choices if reason is None), None),
                 "not": {backend: reason for backend, reason in choices if reason is not None},
             }
-        told = {"ops": ops}
+        told: dict[str, Any] = {"ops": ops}
         if device == "cpu" and dtype == torch.bfloat16:
             told["convolutions"] = _in_bfloat16()
         found[str(dtype).removeprefix("torch.")] = told

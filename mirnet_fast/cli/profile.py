@@ -1,7 +1,7 @@
 """mirnet-fast profile: where a forward loses time."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -187,7 +187,7 @@ def _print_profile(found: "Profile", rounds: int) -> None:
     print_table(head, map(_measured, [*found.rows, total]), _SPARE, _total_in_bold)
 
 
-def _measured(row: "Row") -> Iterable[object]:
+def _measured(row: "Row") -> Sequence[object]:
     return (
         row.name,
         row.calls or "",

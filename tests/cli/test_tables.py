@@ -1,14 +1,9 @@
-"""Tables, JSON and bars: in a terminal, which a pseudo-terminal stands for here, and piped."""
+"""Tables, JSON and bars: in a terminal and piped."""
 
-import fcntl
+import io
 import json
-import os
-import pty
 import re
-import struct
-import subprocess
 import sys
-import termios
 
 import pytest
 
@@ -28,37 +23,34 @@ for i in followed("abc", 3, "photos"): pass
 """
 
 
-def printed(width, **environment):
-    """What the lines above print in a terminal of that width."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR", "TERM")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SHOWN],
-        stdout=theirs,
-        stderr=theirs,
-        env={**kept, "TERM": "xterm", **environment},
-    )
-    os.close(theirs)
-    told = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # how Linux tells that the other end is closed
-            break
-        if not part:
-            break
-        told += part
-    os.close(ours)
-    assert process.wait() == 0, told.decode()
-    return told.decode()
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def printed(monkeypatch):
+    """Function of a width and of variables of the environment: what the lines above print in a terminal."""
+
+    def run(width, **environment):
+        for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in {"TERM": "xterm", "COLUMNS": str(width), **environment}.items():
+            monkeypatch.setenv(name, value)
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        exec(SHOWN, {})
+        return terminal.getvalue()
+
+    return run
 
 
 def bare(text):
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 
 
-def test_a_terminal_gets_colours_and_what_fits():
+def test_a_terminal_gets_colours_and_what_fits(printed):
     told = printed(48)
     lines = [line.rstrip() for line in bare(told).splitlines()]
     assert "\x1b[36m" in told and re.search(r"\x1b\[1;31m", told)
@@ -68,7 +60,7 @@ def test_a_terminal_gets_colours_and_what_fits():
     assert sum("c++17" in line for line in lines) > 3 and "3/3 photos" in bare(told)
 
 
-def test_no_color():
+def test_no_color(printed):
     told = printed(120, NO_COLOR="1")
     assert not re.search(r"\x1b\[[0-9;]*3[0-7]m", told) and "GFLOP" in told
     assert "123.456  1.500" in bare(told)
