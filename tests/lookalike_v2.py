@@ -79,9 +79,7 @@ class Block(nn.Module):
             nn.ModuleList(ContextualBlock(width, g) for width, g in zip(widths, groups, strict=True))
             for _ in range(2)
         )
-        self.up = nn.ModuleList(
-            nn.ModuleList([Up(coarse, middle), Up(middle, fine)]) for _ in range(2)
-        )
+        self.up = nn.ModuleList(nn.ModuleList([Up(coarse, middle), Up(middle, fine)]) for _ in range(2))
         self.fuse = nn.ModuleList(nn.ModuleList([Fusion(middle), Fusion(fine)]) for _ in range(2))
         self.last = conv(fine, fine, 1)
 
