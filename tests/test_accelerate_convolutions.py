@@ -13,6 +13,7 @@ from mirnet_fast.modules.convolutions import Convolutions
 from .cases import exhaustive, first_of
 from .lookalike_v2 import Fusion, MIRNetv2
 from .ops.common import needs_kernels
+from .strangers import lookalike
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAYOUTS = [torch.channels_last, torch.contiguous_format]
@@ -131,13 +132,16 @@ def test_what_is_changed_afterwards_counts():
 
 
 def test_parts_of_blocks_are_the_blocks():
-    model = nn.Sequential(mirnet_fast.reference.DAU(8), chain())
-    model[1][0] = conv(8, 8)
-    report = mirnet_fast.accelerate(model, convolutions=True)
-    assert [(r.name, r.with_what) for r in report.replaced] == [
-        ("0", "mirnet_fast.DAU"),
-        ("1", "mirnet_fast.Convolutions"),
-    ]
+    def replaced(model):
+        report = mirnet_fast.accelerate(model, convolutions=True)
+        return [(entry.name, entry.with_what) for entry in report.replaced]
+
+    both = [("0", "mirnet_fast.DAU"), ("1", "mirnet_fast.Convolutions")]
+    assert replaced(nn.Sequential(lookalike.DAU(8), chain())) == both
+    model = nn.Sequential(lookalike.DAU(8), chain())
+    mirnet_fast.accelerate(model)  # which are ours then
+    assert replaced(model) == both[1:]
+    assert replaced(nn.Sequential(mirnet_fast.DAU(8), chain())) == both[1:]
 
 
 @pytest.mark.parametrize("layout", first_of(LAYOUTS))

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..engine.eligibility import ACCELERATED
+from ..engine.eligibility import ACCELERATED, is_ours
 from ..modules.convolutions import Convolutions
 from . import prove, recognise
 from .chains import is_chain
@@ -67,7 +67,8 @@ def accelerate(model: nn.Module, convolutions: bool = False) -> Report:
                     elif str(error):
                         reasons.setdefault(module, f"looks like {kind}, but {error}")
     if convolutions:
-        inside = {inner for module in fits for inner in module.modules()}
+        blocks = (module for module in names if module in fits or is_ours(module))
+        inside = {inner for module in blocks for inner in module.modules()}
         chains = (module for module in names if module not in inside and is_chain(module))
         fits |= {module: Fit(Convolutions, ()) for module in chains}
     reasons |= {m: "scripted by TorchScript, its code is fixed" for m in filter(recognise.is_scripted, names)}
