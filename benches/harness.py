@@ -178,7 +178,8 @@ def timed(benchmark, variants, beside, budget, pause=0):
 
     Args:
         budget: about so many seconds go into the rounds, but there are at least 5 and at most 50;
-            where a round takes more than a minute and a half, 3 are enough. QUICK: a fifth of it, and at least 3.
+            where a round takes more than a minute and a half, 3 are enough. With QUICK it is a fifth, and
+            at least 3.
         pause: seconds before every timed call, untimed: the threads of some runtimes go on spinning for a
             while, and the next variant would pay for it.
     """

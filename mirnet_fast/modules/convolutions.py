@@ -11,7 +11,7 @@ from ..ops.convolution import convolution
 from ._fused import Fused
 
 
-class Convolutions(Fused, nn.Sequential):
+class Convolutions(Fused, nn.Sequential):  # pyrefly: ignore[inconsistent-inheritance]
     """A torch.nn.Sequential of convolutions that keep height and width, each with an activation or without.
 
     (N, C, H, W) -> (N, D, H, W). What accelerate() makes of such a torch.nn.Sequential.
