@@ -8,7 +8,6 @@ from torch import nn
 
 import mirnet_fast
 from mirnet_fast.engine import plan_of
-from mirnet_fast.modules.convolutions import Convolutions
 
 from .cases import exhaustive, first_of
 from .lookalike_v2 import Fusion, MIRNetv2
@@ -78,7 +77,7 @@ def test_it_has_to_be_asked_for_and_is_undone():
     assert str(mirnet_fast.accelerate(model)) == "mirnet_fast: nothing to replace was found"
     first = model[0]
     mirnet_fast.accelerate(model, convolutions=True)
-    assert model[0] is first and type(first) is Convolutions and isinstance(first, nn.Sequential)
+    assert model[0] is first and type(first) is mirnet_fast.Convolutions and isinstance(first, nn.Sequential)
     assert not mirnet_fast.accelerate(model, convolutions=True).replaced
     assert mirnet_fast.revert(model) == ["0"] and type(first) is nn.Sequential
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from ..engine.eligibility import ACCELERATED, is_ours
-from ..modules.convolutions import Convolutions
+from ..modules import Convolutions
 from . import prove, recognise
 from .chains import is_chain
 from .fit import Fit, NotReplaceable, become
