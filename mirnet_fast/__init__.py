@@ -20,6 +20,7 @@ __all__ = [
     "MIRNet",
     "ResidualDownSample",
     "ResidualUpSample",
+    "Restorer",
     "UpSample",
     "accelerate",
     "current_backend",
