@@ -4,7 +4,6 @@ import contextlib
 import re
 import warnings
 from collections.abc import Callable, Generator, Mapping
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,13 +114,13 @@ def chosen_precision(precision: str, model: "MIRNet", device: "torch.device", as
 
 
 @contextlib.contextmanager
-def warnings_told(path: str, tell: Callable[[str], object] | None = None) -> Generator[None]:
+def warnings_told(path: str, tell: Callable[[str], object]) -> Generator[None]:
     """Inside, what is warned of is told with the name of the file that it is about."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         yield
     for warning in caught:
-        (tell or partial(click.echo, err=True))(f"warning: {path}: {warning.message}")
+        tell(f"warning: {path}: {warning.message}")
 
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
