@@ -7,7 +7,7 @@ seconds.
 import click
 
 from .._version import __version__
-from . import compare, demo, doctor, evaluate, export, patches, profile, restore, submit, train
+from . import compare, demo, doctor, evaluate, export, gallery, patches, profile, restore, submit, train
 
 
 @click.group()
@@ -21,6 +21,7 @@ for command in (
     demo.demo,
     restore.restore,
     evaluate.evaluate,
+    gallery.gallery,
     export.export,
     submit.submit,
     profile.profile,
