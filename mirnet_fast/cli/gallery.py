@@ -24,12 +24,12 @@ import click
     help="Size of the page at most; what does not fit is shown smaller, with parts of it in full.",
 )
 def gallery(before: Path, after: Path, clean: Path | None, out: Path, title: str, max_mb: float) -> None:
-    """Photos before and after in one page of HTML, to look at in a browser: a divider between the two, zoom to the
-    pixels, and what differs.
+    """Photos before and after in one page of HTML, to look at in a browser.
 
-    BEFORE and AFTER are two files, or two folders with files of the same names; so is what --clean names, and
-    PSNR and SSIM are then told. The page needs nothing else, neither a server nor the network. The exit status
-    is 1 if a photo could not be shown; the others are all the same.
+    It has a divider between the two, zoom to the pixels, and what differs. BEFORE and AFTER are two files, or
+    two folders with files of the same names; so is what --clean names, and PSNR and SSIM are then told. The
+    page needs nothing else, neither a server nor the network. The exit status is 1 if a photo could not be
+    shown; the others are all the same.
     """
     from tqdm import tqdm
 
@@ -49,9 +49,8 @@ def gallery(before: Path, after: Path, clean: Path | None, out: Path, title: str
     for comparison, reason in written.failed:
         message = reason if str(comparison.before) in reason else f"{comparison.before}: {reason}"
         click.echo(f"error: {message}", err=True)
-    smaller = f", {written.photos - written.whole} of them smaller, with parts in full"
-    click.echo(
-        f"{out}: {written.photos} photos{smaller * (written.whole < written.photos)}, {written.size / 1e6:.1f} MB"
-    )
+    some = written.photos - written.whole
+    smaller = f", {some} of them smaller, with parts in full" if some else ""
+    click.echo(f"{out}: {written.photos} photos{smaller}, {written.size / 1e6:.1f} MB")
     if written.failed:
         sys.exit(1)

@@ -19,7 +19,7 @@ _HEAT = 1600
 
 
 class Rung(NamedTuple):
-    """How much is shown of a photo that is not shown whole: a smaller one, and square parts of the very pixels."""
+    """What is shown of a photo that is not shown whole: a smaller one, and square parts of its own pixels."""
 
     longest: int
     parts: int
@@ -34,6 +34,7 @@ LADDER = (
     Rung(1280, 2, 384),
     Rung(800, 1, 256),
     Rung(400, 0, 0),
+    Rung(200, 0, 0),
 )
 
 
@@ -61,8 +62,8 @@ class Shown:
 
     Attributes:
         photos: {"before", "after", "clean": (H, W, 3 or 4) uint8}.
-        differences: {"change", "error_before", "error_after": (H, W) uint8}, the latter where there is a clean
-            one.
+        differences: {"change", "error_before", "error_after": (H, W) uint8}, the errors where there is a
+            clean one.
         scales: {name of a difference: the end of its scale in grey levels of 255}.
     """
 

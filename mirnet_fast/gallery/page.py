@@ -91,7 +91,7 @@ def write_gallery(
 
 
 def page_of(entries: list[Entry], title: str) -> str:
-    """The page's text. It asks nothing of anyone: its policy allows this script, this style, and no address."""
+    """The page's text. Its policy allows this script, this style, pictures inside, and no address."""
     style, script = (_part(name) for name in ("page.css", "page.js"))
     pictures = itertools.chain.from_iterable(entry.pictures.items() for entry in entries)
     data = {"title": title, "entries": [entry.fields for entry in entries]}
@@ -112,7 +112,7 @@ def page_of(entries: list[Entry], title: str) -> str:
 
 
 def _part(name):
-    return resources.files(__package__).joinpath(name).read_text()
+    return resources.files("mirnet_fast.gallery").joinpath(name).read_text()
 
 
 def _hash(text):

@@ -1,5 +1,7 @@
 """Photos as a browser shows them: sRGB of 8 bits, whole, smaller or in parts, as WebP; and heat maps."""
 
+import contextlib
+
 import cv2
 import numpy as np
 import pyvips
@@ -22,10 +24,8 @@ def shown(page: Page) -> np.ndarray:
     if profile is not None:
         image = vips.image_of(np.ascontiguousarray(pixels)).copy()
         image.set_type(pyvips.GValue.blob_type, "icc-profile-data", profile)
-        try:
+        with contextlib.suppress(vips.Error):  # a profile that is no good is none
             pixels = vips.decoded(image.icc_transform("srgb", embedded=True, depth=8))
-        except vips.Error:
-            pass  # a profile that is no good, as other programs take it too
     out = room((*pixels.shape[:2], 3 + page.has_alpha), np.uint8)
     for top in range(0, len(pixels), _ROWS):
         part = pixels[top : top + _ROWS]
@@ -50,12 +50,12 @@ def _integers(pixels):
 
 def exact(pixels: np.ndarray) -> bytes:
     """A WebP of these very pixels."""
-    return _image(pixels).webpsave_buffer(lossless=True, exact=True, effort=1, keep="none")
+    return _image(pixels).webpsave_buffer(lossless=True, exact=True, effort=1)
 
 
 def preview(pixels: np.ndarray, longest: int) -> bytes:
     """A WebP to be looked at, its longer side at most `longest` pixels."""
-    return _image(smaller(pixels, longest)).webpsave_buffer(Q=_LOSSY, effort=2, keep="none")
+    return _image(smaller(pixels, longest)).webpsave_buffer(Q=_LOSSY, effort=2)
 
 
 def smaller(pixels: np.ndarray, longest: int) -> np.ndarray:
@@ -103,10 +103,11 @@ def heat_map(differences: np.ndarray, scale: int) -> np.ndarray:
 
 
 def striking_parts(changed: np.ndarray, after: np.ndarray, side: int, count: int) -> list[tuple[int, int]]:
-    """[(left, top)] of up to `count` squares that do not overlap: where most was changed, where most detail is,
-    and so on by turns."""
+    """[(left, top)] of up to `count` squares: where most was changed, where most detail is, and so on."""
     height, width = changed.shape
-    side = max(1, min(side, height, width))
+    if not count:
+        return []
+    side = min(side, height, width)
     rows, columns = height // side, width // side
     cells = [(r, c) for r in range(rows) for c in range(columns)]
 

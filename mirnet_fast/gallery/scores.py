@@ -10,7 +10,7 @@ _PIXELS = 2**22  # of a band
 
 
 def psnr_and_ssim(page: Page, clean: Page) -> tuple[float, float | None]:
-    """(PSNR in dB, SSIM) of two pages of one size, as files of 8 bits hold them; None for SSIM if too small."""
+    """(PSNR in dB, SSIM) of two pages of one size, as 8 bits hold them; no SSIM if they are too small."""
     height, width = clean.height, clean.width
     rows = max(2 * _BORDER + 1, _PIXELS // width)
     squares = sum(
