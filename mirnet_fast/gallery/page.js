@@ -63,12 +63,13 @@ function fitting() {
 function place() {
   const { width, height } = view();
   if (state.fit) state.scale = fitting();
-  const axis = (offset, room, size) => {
+  const box = stage.getBoundingClientRect();
+  const axis = (offset, room, size, begin) => {
     const at = size <= room ? (room - size) / 2 : clamp(offset, room - size, 0);
-    return Math.round(at * ratio()) / ratio();
+    return Math.round((begin + at) * ratio()) / ratio() - begin; // where a pixel of the screen begins
   };
-  state.x = axis(state.x, stage.clientWidth, width * state.scale);
-  state.y = axis(state.y, stage.clientHeight, height * state.scale);
+  state.x = axis(state.x, stage.clientWidth, width * state.scale, box.left);
+  state.y = axis(state.y, stage.clientHeight, height * state.scale, box.top);
 }
 
 // The part of the stage, from left to right, that the photo covers: there the divider runs.
