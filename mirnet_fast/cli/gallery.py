@@ -1,9 +1,32 @@
 """mirnet-fast gallery: photos before and after in a page of HTML."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from ..collection import Record
+    from ..gallery import Comparison
+
+MAX_MB = 64.0  # gallery.MAX_MB, which --help needs without torch
+
+
+class PagePath(click.Path):
+    """The path of a page of HTML to write, so that nothing else is overwritten."""
+
+    name = "page.html"
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        if Path(path).suffix.lower() not in (".html", ".htm"):
+            self.fail(f"{str(path)!r} must end in .html", param, ctx)
+        return path
 
 
 @click.command()
@@ -12,14 +35,12 @@ import click
 @click.option(
     "--clean", type=click.Path(path_type=Path), help="The originals, if there are some: file or folder."
 )
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), default="gallery.html", show_default=True
-)
+@click.option("--out", type=PagePath(), default="gallery.html", show_default=True)
 @click.option("--title", default="Before and after", show_default=True, help="Of the page.")
 @click.option(
     "--max-mb",
     type=click.FloatRange(1),
-    default=64,
+    default=MAX_MB,
     show_default=True,
     help="Size of the page at most; what does not fit is shown smaller, with parts of it in full.",
 )
@@ -31,26 +52,59 @@ def gallery(before: Path, after: Path, clean: Path | None, out: Path, title: str
     page needs nothing else, neither a server nor the network. The exit status is 1 if a photo could not be
     shown; the others are all the same.
     """
-    from tqdm import tqdm
-
-    from ..gallery import comparisons, write_gallery
+    from ..gallery import comparisons
     from ..images import ImageError
 
     try:
         compared, alone = comparisons(before, after, clean)
+    except ImageError as error:
+        raise click.ClickException(str(error)) from error
+    for message in alone:
+        click.echo(f"warning: {message}", err=True)
+    if not write_page(out, compared, title, max_mb):
+        sys.exit(1)
+
+
+def of_records(records: "Iterable[Record]") -> "list[Comparison]":
+    """What `restore` made, and what of it was there already."""
+    from ..collection import RESTORED
+    from ..gallery import Comparison
+
+    compared = []
+    for record in records:
+        if record.output is None or not Path(record.output).is_file():
+            continue
+        notes = list(record.notes)
+        seconds = record.seconds if record.status == RESTORED else None
+        if record.noise is not None:
+            notes.append(f"Noise of {record.noise:.1f}/255")
+        if record.strength is not None:
+            notes.append(f"Strength {record.strength:.2f}")
+        compared.append(
+            Comparison(record.input, Path(record.input), Path(record.output), None, seconds, tuple(notes))
+        )
+    return compared
+
+
+def write_page(out: Path, compared: "list[Comparison]", title: str, max_mb: float, err: bool = False) -> bool:
+    """Writes the page and says so, to stderr if `err`; whether all photos are in it."""
+    from tqdm import tqdm
+
+    from ..gallery import write_gallery
+    from ..images import ImageError
+
+    try:
         out.parent.mkdir(parents=True, exist_ok=True)
         written = write_gallery(
             out, compared, title, max_mb, lambda items: tqdm(items, unit="photo", disable=None)
         )
     except (ImageError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    for message in alone:
-        click.echo(f"warning: {message}", err=True)
     for comparison, reason in written.failed:
         message = reason if str(comparison.before) in reason else f"{comparison.before}: {reason}"
         click.echo(f"error: {message}", err=True)
     some = written.photos - written.whole
     smaller = f", {some} of them smaller, with parts in full" if some else ""
-    click.echo(f"{out}: {written.photos} photos{smaller}, {written.size / 1e6:.1f} MB")
-    if written.failed:
-        sys.exit(1)
+    plural = "s" * (written.photos != 1)
+    click.echo(f"{out}: {written.photos} photo{plural}{smaller}, {written.size / 1e6:.1f} MB", err=err)
+    return not written.failed

@@ -334,7 +334,8 @@ def _opened(path):
         if path.is_dir():
             raise ImageError(f"{path} is a folder; name the files in it, such as {path / '*.png'}")
         if not path.exists():
-            raise ImageError(f"{path}: there is no such file")
+            what = "the link leads nowhere" if path.is_symlink() else "there is no such file"
+            raise ImageError(f"{path}: {what}")
         if not path.is_file():
             raise ImageError(f"{path} is no regular file")
         file = path.open("rb")

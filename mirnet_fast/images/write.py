@@ -125,7 +125,7 @@ class PhotoWriter:
                         self._encode(file, failed)
         except pyvips.Error as error:
             said = (failed[0].strerror or failed[0]) if failed else vips.reason(error)
-            raise ImageError(f"{self.path} was not written: {said}") from error
+            raise ImageError(f"{self.path} was not written: {said}") from (failed[0] if failed else error)
         except OSError as error:
             raise ImageError(f"{self.path} was not written: {error.strerror or error}") from error
 
