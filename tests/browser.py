@@ -19,6 +19,8 @@ needs_browser = pytest.mark.skipif(
     reason="needs Chromium (of Debian: apt-get install chromium) and playwright, of `make test-all`",
 )
 
+PATIENCE = 120_000  # milliseconds, for machines that have much to do
+
 
 @contextlib.contextmanager
 def chromium():

@@ -7,7 +7,20 @@ seconds.
 import click
 
 from .._version import __version__
-from . import compare, demo, doctor, evaluate, export, gallery, patches, profile, restore, submit, train
+from . import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    gallery,
+    patches,
+    profile,
+    restore,
+    serve,
+    submit,
+    train,
+)
 
 
 @click.group()
@@ -20,6 +33,7 @@ for command in (
     compare.compare,
     demo.demo,
     restore.restore,
+    serve.serve,
     evaluate.evaluate,
     gallery.gallery,
     export.export,

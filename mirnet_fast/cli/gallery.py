@@ -1,5 +1,6 @@
 """mirnet-fast gallery: photos before and after in a page of HTML."""
 
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,8 +24,8 @@ class PagePath(click.Path):
         super().__init__(dir_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
-        if Path(path).suffix.lower() not in (".html", ".htm"):
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path.suffix.lower() not in (".html", ".htm"):
             self.fail(f"{str(path)!r} must end in .html", param, ctx)
         return path
 

@@ -7,7 +7,7 @@ import pytest
 
 from mirnet_fast.gallery import Comparison, entries, write_gallery
 
-from ..browser import Watch, chromium, needs_browser, pixels_of
+from ..browser import PATIENCE, Watch, chromium, needs_browser, pixels_of
 from ..cases import exhaustive
 from .common import HOSTILE, noisy, photo, write
 
@@ -49,6 +49,7 @@ def gallery(photos, tmp_path_factory):
 class Opened:
     def __init__(self, browser, path, **options):
         self.context = browser.new_context(**{"viewport": {"width": 1200, "height": 800}, **options})
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.watch = Watch(self.page)
         self.page.goto(path.as_uri())

@@ -3,16 +3,20 @@
 import base64
 import hashlib
 import html.parser
+import json
 import os
 import re
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import pyvips
 import tifffile
 
 from mirnet_fast import evaluation
-from mirnet_fast.gallery import Comparison, entries, pictures, scores, write_gallery
+from mirnet_fast.cli import gallery as cli
+from mirnet_fast.gallery import MAX_MB, Comparison, entries, pictures, scores, write_gallery
 from mirnet_fast.images import ImageError, Pages
 
 from ..cli.common import run
@@ -37,7 +41,7 @@ def test_command(three, tmp_path):
     folders = [tmp_path / name for name in ("before", "after", "clean")]
     result = run("gallery", *folders[:2], "--clean", folders[2], "--out", page, "--title", "<b>T & t</b>")
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"{page}: 1 photos, {page.stat().st_size / 1e6:.1f} MB\n"
+    assert result.stdout == f"{page}: 1 photo, {page.stat().st_size / 1e6:.1f} MB\n"
     data, shown = data_of(page)
     [entry] = data["entries"]
     assert data["title"] == "<b>T & t</b>" and entry["name"] == "a.png"
@@ -235,6 +239,31 @@ def test_equal_photos(tmp_path):
     write_gallery(tmp_path / "page.html", [Comparison("same", path, path, path, seconds=1.5)])
     [entry] = data_of(tmp_path / "page.html")[0]["entries"]
     assert entry["scores"] == {"before": [None, 1], "after": [None, 1]} and entry["seconds"] == 1.5
+
+
+def test_restore_makes_a_page_of_what_it_did(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "in" / f"{name}.png", noisy(photo(16, 24)))
+    (tmp_path / "in" / "c.png").write_bytes(b"no image")
+    page, given = tmp_path / "page.html", (tmp_path / "in", tmp_path / "out")
+    run("restore", tmp_path / "in" / "a.png", tmp_path / "out" / "a.png")
+    result = run("restore", *given, "--gallery", page)
+    assert result.exit_code == 1 and f"{page}: 2 photos, " in result.stdout
+    data, shown = data_of(page)
+    skipped, restored = data["entries"]
+    assert [Path(entry["name"]).name for entry in data["entries"]] == ["a.png", "b.png"]
+    assert skipped["seconds"] is None and restored["seconds"] > 0
+    assert restored["notes"][0].startswith("Noise of ") and restored["notes"][1].startswith("Strength ")
+    pixels = cv2.imread(str(tmp_path / "out" / "b.png"))[:, :, ::-1]
+    assert np.array_equal(shown[restored["views"][0]["pictures"]["after"]], pixels)
+    result = run("restore", *given, "--gallery", page, "--json", "--overwrite")
+    assert [json.loads(line)["kind"] for line in result.stdout.splitlines()] == [*["file"] * 3, "summary"]
+    assert f"{page}: 2 photos, " in result.stderr
+    assert run("restore", *given, "--gallery", tmp_path / "in" / "a.png").exit_code == 2
+
+
+def test_help_tells_the_limit_that_is_used():
+    assert cli.MAX_MB == MAX_MB
 
 
 def test_no_photos(tmp_path):
