@@ -69,7 +69,7 @@ class Job:
         """Open and decode the file, and see whether its result can be written."""
         with self._stage():
             if self._is_there():
-                self._finish(SKIPPED, reason=f"{self.item.output} is there already")
+                self._finish(SKIPPED, reason=_there_already(self.item))
                 return self
             pages = self._pages = Pages(self.item.input, self.how.salvage, self.how.limits)
             first = self._first = pages[0]
@@ -176,6 +176,14 @@ def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
         return job.read().run(restorer).write().record
     finally:
         job.drop()
+
+
+def _there_already(item):
+    reason = f"{item.output} is there already"
+    with contextlib.suppress(OSError):  # the input need not be there any more
+        if os.path.getmtime(item.output) < os.path.getmtime(item.input):
+            reason += ", older than its input"
+    return reason
 
 
 def _lacks_space(error):

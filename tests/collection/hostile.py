@@ -1,4 +1,4 @@
-"""A folder of files as nobody wants them: which of them can be restored, and what is wrong with the others."""
+"""A folder of files as nobody wants them: which can be restored, and what is wrong with the others."""
 
 import io
 import os
@@ -131,7 +131,11 @@ class _Maker:
         yield self.name("bomb.png"), _header_of(60_000, 60_000), "60000 x 60000 are 3,600,000,000 pixels"
         unpacked = png(np.zeros((2000, 2000), np.uint8), 0)
         yield self.name("small bomb.png"), unpacked, "2000 x 2000 are 4,000,000 pixels"
-        yield self.name("moving.png"), png(self.pixels(), 2, [(b"acTL", struct.pack(">II", 2, 0))]), "animation"
+        yield (
+            self.name("moving.png"),
+            png(self.pixels(), 2, [(b"acTL", struct.pack(">II", 2, 0))]),
+            "animation",
+        )
         yield self.name("clear.jpg"), pillow(self.pixels(channels=4), "PNG"), ".jpg cannot hold transparency"
         yield self.name("unreadable.png"), self._unreadable, "Permission denied"
         yield self.name("pipe.png"), os.mkfifo, "no regular file"

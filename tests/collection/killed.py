@@ -1,8 +1,8 @@
-"""Runs of the command that are killed at random moments: python -m tests.collection.killed TIMES ARGUMENTS...
+"""Runs of the command, killed at random moments: python -m tests.collection.killed TIMES ARGUMENTS...
 
-Each is a fork of this process, in which nothing has begun but all is imported. The third argument is the folder of
-results: a run is killed some milliseconds after a few more are in it. A line is printed, and one read, after each
-run that was killed; then the exit status of the last, which nobody kills.
+Each is a fork of this process, in which nothing has begun but all is imported. The third argument is the
+folder of results: a run is killed some milliseconds after a few more are in it. A line is printed, and one
+read, after each run that was killed; then the exit status of the last, which nobody kills.
 """
 
 import json
@@ -24,7 +24,7 @@ def run(arguments):
     """The process id of a fork that runs the command."""
     pid = os.fork()
     if pid == 0:
-        sys.stdout = sys.stderr = open(os.devnull, "w")
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         try:
             main(arguments)
         except SystemExit as error:
