@@ -2,9 +2,9 @@
 
 python docs/traffic.py
 
-The SVG carries a digest of this file and of the numbers in it, so that a test can tell without drawing, and with
-any matplotlib, whether it is out of date. Needs matplotlib (the extra `docs`). The plots of what was measured are
-drawn by `mirnet-fast report`.
+The SVG carries a digest of this file and of the numbers in it, so that a test can tell without drawing, and
+with any matplotlib, whether it is out of date. Needs matplotlib (the extra `docs`). The plots of what was
+measured are drawn by `mirnet-fast report`.
 """
 
 import hashlib

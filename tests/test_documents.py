@@ -1,7 +1,6 @@
 """What the documents say is so: code and commands run, links and names exist, numbers were measured."""
 
 import functools
-import json
 import pkgutil
 import re
 import runpy

@@ -67,24 +67,31 @@ def gallery(before: Path, after: Path, clean: Path | None, out: Path, title: str
 
 
 def of_records(records: "Iterable[Record]") -> "list[Comparison]":
-    """What `restore` made, and what of it was there already."""
+    """What `restore` made, and what of it was there already, of files here and not at URLs.
+
+    They are called by their paths below the folder that all are in: where that is, the page does not tell.
+    """
     from ..collection import RESTORED
     from ..gallery import Comparison
 
+    here = [record for record in records if record.output and _is_here(record.input, record.output)]
+    folder = os.path.commonpath([os.path.dirname(os.path.abspath(r.input)) for r in here]) if here else ""
     compared = []
-    for record in records:
-        if record.output is None or not Path(record.output).is_file():
-            continue
+    for record in here:
         notes = list(record.notes)
         seconds = record.seconds if record.status == RESTORED else None
         if record.noise is not None:
             notes.append(f"Noise of {record.noise:.1f}/255")
         if record.strength is not None:
             notes.append(f"Strength {record.strength:.2f}")
-        compared.append(
-            Comparison(record.input, Path(record.input), Path(record.output), None, seconds, tuple(notes))
-        )
+        name = Path(os.path.relpath(record.input, folder)).as_posix()
+        files = Path(record.input), Path(str(record.output))
+        compared.append(Comparison(name, *files, seconds=seconds, notes=tuple(notes)))
     return compared
+
+
+def _is_here(*paths):
+    return all(os.path.isfile(path) for path in paths)
 
 
 def write_page(out: Path, compared: "list[Comparison]", title: str, max_mb: float, err: bool = False) -> bool:

@@ -119,7 +119,11 @@ def entry_of(comparison: Comparison, room: int, numbers: Iterator[int]) -> Entry
     """
     paths = {"before": comparison.before, "after": comparison.after, "clean": comparison.clean}
     with ExitStack() as files:
-        opened = {name: files.enter_context(Pages(path)) for name, path in paths.items() if path is not None}
+        opened = {
+            name: files.enter_context(Pages(path, salvage=True))
+            for name, path in paths.items()
+            if path is not None
+        }
         pages = {name: file[0] for name, file in opened.items()}
         count = len(opened["before"])
     _check_sizes(paths, pages)
@@ -128,7 +132,7 @@ def entry_of(comparison: Comparison, room: int, numbers: Iterator[int]) -> Entry
         "name": comparison.name,
         "width": pages["before"].width,
         "height": pages["before"].height,
-        "notes": [*comparison.notes, *([f"The first of {count} pages or frames."] if count > 1 else [])],
+        "notes": [*comparison.notes, *_notes(pages, count)],
         "seconds": comparison.seconds,
         "changed": pictures.root_mean_square(shown.differences["change"]),
         "scores": _scores(pages),
@@ -145,6 +149,14 @@ def entry_of(comparison: Comparison, room: int, numbers: Iterator[int]) -> Entry
         if entry.size <= room:
             break
     return entry
+
+
+def _notes(pages, count):
+    if count > 1:
+        yield f"The first of {count} pages or frames"
+    for name, page in pages.items():
+        if page.damage:
+            yield f"The file {name} is damaged: {page.damage}"
 
 
 def _text(data):

@@ -6,7 +6,6 @@ import html.parser
 import json
 import os
 import re
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -251,7 +250,8 @@ def test_restore_makes_a_page_of_what_it_did(tmp_path):
     assert result.exit_code == 1 and f"{page}: 2 photos, " in result.stdout
     data, shown = data_of(page)
     skipped, restored = data["entries"]
-    assert [Path(entry["name"]).name for entry in data["entries"]] == ["a.png", "b.png"]
+    assert [entry["name"] for entry in data["entries"]] == ["a.png", "b.png"]
+    assert str(tmp_path) not in page.read_text()
     assert skipped["seconds"] is None and restored["seconds"] > 0
     assert restored["notes"][0].startswith("Noise of ") and restored["notes"][1].startswith("Strength ")
     pixels = cv2.imread(str(tmp_path / "out" / "b.png"))[:, :, ::-1]
@@ -264,6 +264,17 @@ def test_restore_makes_a_page_of_what_it_did(tmp_path):
 
 def test_help_tells_the_limit_that_is_used():
     assert cli.MAX_MB == MAX_MB
+
+
+def test_pages_and_damage_are_told(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([photo()] * 3), photometric="rgb")
+    jpeg = write(tmp_path / "b.jpg", photo(200, 200)).read_bytes()
+    (tmp_path / "b.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    pairs = [Comparison(name, *[tmp_path / name] * 2) for name in ("a.tif", "b.jpg")]
+    write_gallery(tmp_path / "page.html", pairs)
+    pages, damaged = (entry["notes"] for entry in data_of(tmp_path / "page.html")[0]["entries"])
+    assert pages == ["The first of 3 pages or frames"]
+    assert damaged[0].startswith("The file before is damaged: ") and len(damaged) == 2
 
 
 def test_no_photos(tmp_path):
