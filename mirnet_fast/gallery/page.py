@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from .. import __version__
 from .._files import replaced
+from .._version import __version__
 from ..images import ImageError
 from .entries import Entry, entry_of
 from .matching import Comparison
