@@ -55,9 +55,9 @@ function put(image, name) {
 function fitting() {
   const { width, height } = view();
   const scale = Math.min(stage.clientWidth / width, stage.clientHeight / height);
-  // Small ones are enlarged by whole factors, so that their pixels stay squares of one size.
+  // Small ones are enlarged by whole factors, so that their pixels are of one size, if that is nearly as large.
   const whole = Math.floor(scale * ratio());
-  return whole >= 2 ? whole / ratio() : scale;
+  return whole >= 2 && whole > 0.85 * scale * ratio() ? whole / ratio() : scale;
 }
 
 function place() {
