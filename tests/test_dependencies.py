@@ -57,7 +57,10 @@ def imported(folder):
     [
         (
             "mirnet_fast",
-            ("always", "train", "lpips", "raw", "triton", "export", "hub", "report", "serve", "spandrel"),
+            (
+                *("always", "train", "lpips", "raw", "remote", "triton", "export", "hub"),
+                *("report", "serve", "spandrel"),
+            ),
         ),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
