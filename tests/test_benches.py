@@ -142,6 +142,16 @@ def test_losing_rows_are_marked(rows):
     assert lost_line.startswith("slow") and "0.50" in lost_line and lost_line.endswith("LOSES")
 
 
+def test_errors_are_told_beside_the_table(rows):
+    error = rows.error_row(
+        "network_error", (1, 3, 8, 8), torch.float32, "forward", {"mirnet_fast": 1.23456e-7}
+    )
+    assert error["error"] == {"mirnet_fast": 1.23e-7}
+    line = "network_error 1x3x8x8 float32: error against float64: mirnet_fast 1.2e-07"
+    assert rows.table([error]) == [line]
+    assert rows.table([error, row()])[-1] == line and len(rows.table([error, row()])) == 3
+
+
 def test_missing_variants_and_memory_are_told(rows):
     lines = rows.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
     assert lines[2:] == [
