@@ -2,7 +2,9 @@
 
 import math
 import numbers
-from collections.abc import Sized
+import os
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +15,8 @@ from . import precision as precisions
 # A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
 LARGEST = 8
 
+Progress = Callable[[float, float], object]
+
 
 def restore(
     model: nn.Module,
@@ -21,6 +25,8 @@ def restore(
     strength: float | str = 1.0,
     precision: str = "auto",
     check_finite: bool = True,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
 ) -> torch.Tensor:
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
@@ -41,6 +47,10 @@ def restore(
         check_finite: whether to look for overflow: results of half precision or bfloat16 that are not
             finite, of images that are. Under "auto" such an image is computed anew in float32, with a
             RuntimeWarning. Images that are not finite themselves are let through.
+        memory: what this call may take beyond image and weights, in bytes or as "4G" or "600M"; what is free
+            now if not given. An image that needs more is worked through in strips, with the same result to
+            rounding; see `Restoration`.
+        progress: of strips, see `Restoration.run`; not called for an image in one piece.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
@@ -99,6 +109,94 @@ def restore(
             f"shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
         )
     return image.detach().to(result).lerp(result, weight.to(result))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a Restoration will take, before it runs; str() is a sentence for people.
+
+    Attributes:
+        pixels: of the image, height times width.
+        memory: bytes at its peak, beyond the weights and what the caller holds.
+        file: bytes of the temporary file; 0 where there is none.
+        folder: where that file will be, or would be.
+        strips: how many strips the largest maps are worked through in; 1 for an image in one piece.
+        seconds: about how long it will take.
+    """
+
+    pixels: int
+    memory: int
+    file: int
+    folder: str
+    strips: int
+    seconds: float
+
+
+class Restoration:
+    """`restore` for one image that need not be in memory as a whole, with its needs known beforehand.
+
+    Where the image does not fit in `memory` in one piece, the network runs step by step over strips of rows;
+    its global means are of the whole image all the same, so that the result is that of one piece to rounding.
+    Maps that do not fit lie in a temporary file without a name, which is gone whatever happens.
+
+    Args:
+        model, multiple, precision, check_finite, memory: as those of `restore`.
+        shape: (C, H, W) of the image.
+        dtype: of the image.
+        strength: as that of `restore`, but a number.
+        folder: where a temporary file may be; the system's place for such files if not given.
+
+    Attributes:
+        forecast: Forecast.
+
+    Raises:
+        MemoryError: the image cannot be restored within `memory`; says the least that would do.
+        OSError: the folder has not enough space for the temporary file, or is not to be written to.
+        ValueError: `memory` is not understood, or the image does not fit in one piece and the model is not
+            one that strips can be made of; says why. Also as `restore`.
+        TypeError: as `restore`.
+    """
+
+    forecast: Forecast
+
+    def __init__(
+        self,
+        model: nn.Module,
+        shape: Sequence[int],
+        *,
+        dtype: torch.dtype = torch.float32,
+        multiple: int | None = None,
+        strength: float = 1.0,
+        precision: str = "auto",
+        check_finite: bool = True,
+        memory: int | str | None = None,
+        folder: str | os.PathLike[str] | None = None,
+    ) -> None:
+        raise NotImplementedError
+
+    def run(
+        self,
+        rows: Callable[[int, int], torch.Tensor],
+        put: Callable[[int, torch.Tensor], object],
+        progress: Progress | None = None,
+    ) -> None:
+        """Restore the image; may be called again, for another image of the same form.
+
+        Args:
+            rows: rows(begin, end) is (1, C, end - begin, W), rows of the image; asked for once each, from top
+                to bottom.
+            put: put(begin, result) gets (1, C', h, W), the result's rows from `begin` on, from top to bottom;
+                to be used before it returns.
+            progress: progress(done, total) is called after each strip, with the work that is done and all of
+                it, in the same unit.
+
+        Raises:
+            OverflowError: as `restore`, but under "auto" as well: rows are not asked for again.
+            MemoryError, OSError: there is less memory or space by now than there was.
+
+        What `rows`, `put` or `progress` raise, KeyboardInterrupt too, ends the run and is raised.
+        """
+        raise NotImplementedError
 
 
 def restore_by_ensemble(
