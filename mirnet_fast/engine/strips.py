@@ -21,7 +21,7 @@ from .segments import PUT, TAKEN, Segments
 
 STRIP_BYTES = 2**24  # of a strip of a large map: it stays in the last-level cache
 # Assumed, to weigh one against the other: what a core and memory do, and a disk with steady writing.
-CORE = Device("a core", 1e11, 1e10, 0)
+CORE = Device("a core", 1.5e11, 1.5e10, 0)
 WRITTEN, COPIED = 4e8, 5e9  # bytes/s
 PIXELS = "pixels"  # the step that makes the network's input of an image
 
@@ -49,14 +49,17 @@ class Strips:
             None, None where the image is the input.
         with_image: whether the image's rows are needed where the result is put out.
         in_file: whether there may be a file.
+        spare: bytes of the budget that others take for each row of a strip.
 
     Attributes:
+        result: the Value that is put out.
         rows: of the largest maps that a strip has.
         count: of strips.
         flows: a Flow for each Segment.
         places: for each Segment {Value: Place}.
         offsets: {Value: byte of the file}.
-        memory, file: bytes.
+        memory: bytes, those of the block and what is spared for others.
+        file: bytes.
         moved: bytes that are written to the file, and bytes that are read.
         work: FLOPs of each Segment.
         seconds: that CORE would take on all threads.
@@ -76,8 +79,9 @@ class Strips:
         enter: Callable[[torch.Tensor], torch.Tensor] | None = None,
         with_image: bool = False,
         in_file: bool = True,
+        spare: int = 0,
     ) -> None:
-        self.dtype = dtype
+        self.dtype, self._spare = dtype, spare
         builder = Builder(eligibility.lowers)
         _, x = builder.input(shape, channels_last=True)
         result = network.lower(builder, x)
@@ -91,6 +95,7 @@ class Strips:
             steps = [x.producer, *steps]
         self._dtypes = {self.image: dtype if image is None else image[1]}
         kernels = lambda step: cpu.is_for_kernels(step, dtype)  # noqa: E731
+        self.result = result
         self._segments = Segments(self.image, steps, result, kernels, with_image)
         self._heights = sorted({v.height for s in self._segments.steps for v in _with_rows(s)})
         self._costs: dict[Step, float] = {}
@@ -252,6 +257,7 @@ class Strips:
             [-(-self.nbytes(v) // memory.PAGE) * memory.PAGE for v in outside],
             [spans[v][:2] for v in outside],
         )
+        total += rows * self._spare
         return Arranged(rows, flows, places, dict(zip(outside, at, strict=True)), total, file)
 
     def _cost(self, step):
@@ -262,9 +268,16 @@ class Strips:
             for name, v in step.inputs.items()
         }
         writes = {name: whole(value) for name, value in step.outputs.items()}
-        found = cost.of(Task(step.kind, step.layers, reads, writes), self.dtype.itemsize, winograd=True)
-        threads = torch.get_num_threads()
-        return max(found.done / (CORE.rate * threads), found.nbytes / CORE.bandwidth), found.flops
+        task = Task(step.kind, step.layers, reads, writes)
+        return seconds_of(task, self.dtype.itemsize), cost.of(task, self.dtype.itemsize).flops
+
+
+def seconds_of(task: Task, itemsize: int) -> float:
+    """Seconds that a Task would take on as many COREs as there are threads."""
+    if "out" not in task.writes:
+        return 0.0
+    found = cost.of(task, itemsize, winograd=True)
+    return max(found.done / (CORE.rate * torch.get_num_threads()), found.nbytes / CORE.bandwidth)
 
 
 @dataclass(frozen=True)
