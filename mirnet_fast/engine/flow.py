@@ -6,6 +6,7 @@ before, and a buffer holds what is new in it and the last rows of before that ar
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .graph import SUMS, Step, Value
 from .rows import maps_read, needed, reached
@@ -82,10 +83,12 @@ class Flow:
                 most[value] = max(most[value], end - begin)
         return most
 
-    def _reached(self, number):
+    def _reached(self, number) -> dict[Any, int]:
         """{Value or Step: how many rows of it there are after strip `number`}."""
         there = min((number + 1) * self._rows, self._height)
-        reach = {value: -(-there * value.height // self._height) for value in self.segment.loads}
+        reach: dict[Any, int] = {
+            value: -(-there * value.height // self._height) for value in self.segment.loads
+        }
         for step, reads in self._reads.items():
             height = (self._outputs[step] or [value for _, value in reads])[0].height
             rows = there if step.kind == TAKEN else height

@@ -74,16 +74,16 @@ class Segments:
         self.steps = _with_statistics([taken, *_joined(steps), put])
         self.cut = {}
         for step in self.steps:
-            before = [self.cut[value.producer] + (value.kind == SUMS) for value in step.reads()]
+            before = [self.cut[maker(value)] + (value.kind == SUMS) for value in step.reads()]
             self.cut[step] = max(before, default=0)
 
     def crossing(self) -> list[Step]:
         """The Steps whose maps a later segment reads."""
         later = {
-            value.producer
+            maker(value)
             for step in self.steps
             for _, value in maps_read(step)
-            if self.cut[value.producer] < self.cut[step]
+            if self.cut[maker(value)] < self.cut[step]
         }
         return [step for step in self.steps if step in later]
 
@@ -101,7 +101,7 @@ class Segments:
                     continue
                 chosen.add(step)
                 for _, value in maps_read(step):
-                    made = value.producer
+                    made = maker(value)
                     if self.cut[made] < number and made not in dropped:
                         loads[value] = None
                     else:
@@ -112,6 +112,12 @@ class Segments:
             segments.append(Segment(steps, again, [*loads], [value for value in made if value in wanted]))
             wanted |= loads.keys()
         return segments[::-1]
+
+
+def maker(value: Value) -> Step:
+    """The Step that makes a Value."""
+    assert value.producer is not None
+    return value.producer
 
 
 def _outputs(step):

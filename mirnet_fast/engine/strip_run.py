@@ -62,12 +62,13 @@ def run(
         total, done = float(sum(strips.work)), 0.0
         for number, flow in enumerate(strips.flows):
             part = _Part(strips, number, block, store, totals)
-            for each in range(flow.count):
-                part.run(each, rows, put)
-                done += strips.work[number] / flow.count
-                if progress is not None:
-                    progress(done, total)
-            part.finish()
+            with contextlib.closing(part):
+                for each in range(flow.count):
+                    part.run(each, rows, put)
+                    done += strips.work[number] / flow.count
+                    if progress is not None:
+                        progress(done, total)
+                part.finish()
 
 
 class _Calls(Bound):
@@ -82,9 +83,9 @@ class _Calls(Bound):
 
     def of_task(self, task: Task) -> list[Callable[[], object]]:
         """The calls of a Task."""
-        self.calls = []
+        self.calls.clear()
         (_BINDERS.get(task.kind) or cpu.BINDERS.get(task.kind) or by_torch[task.kind])(self, task)
-        return self.calls
+        return [*self.calls]
 
 
 class _Part:
@@ -99,7 +100,8 @@ class _Part:
         totals: dict[Value, torch.Tensor],
     ) -> None:
         self._strips, self._flow, self._places = strips, strips.flows[number], strips.places[number]
-        self._block, self._store, self._totals = block, store, totals
+        self._block, self._totals = block, totals
+        self._store: Any = store  # there if anything is loaded or stored
         self._segment = self._flow.segment
         self._calls, self._bound = {}, _Calls(strips.dtype)
         self._sums = {}  # {Step: what one strip leaves}
@@ -144,8 +146,8 @@ class _Part:
             call()
         for step, (begin, end) in strip.made.items():
             if step.kind == PUT:
-                result, image = (self._rows(step.inputs[name], strip, begin, end) for name in ("x", "image"))
-                put(begin, result, image)
+                result: Any = self._rows(step.inputs["x"], strip, begin, end)
+                put(begin, result, self._rows(step.inputs["image"], strip, begin, end))
         self._write_behind(strip, number)
         self._before = strip
 
@@ -153,6 +155,12 @@ class _Part:
         """Waits for what is being written."""
         for write in self._writes.values():
             write.result()
+
+    def close(self) -> None:
+        """Lets go of the block: calls and what they are bound to hold each other."""
+        self._calls.clear()
+        self._bound.values.clear()
+        self._bound.calls.clear()
 
     # Where things are
 
@@ -216,7 +224,7 @@ class _Part:
     def _calls_of(self, strip):
         """The calls that make a strip's rows in the buffers."""
         made = {
-            s: self._windows(s, *rows, strip) for s, rows in strip.made.items() if s.kind not in (TAKEN, PUT)
+            s: self._windows(s, rows, strip) for s, rows in strip.made.items() if s.kind not in (TAKEN, PUT)
         }
         key = tuple((step, row, *[(w.begin, w.end) for _, w in found]) for step, (row, found) in made.items())
         if key not in self._calls:
@@ -224,9 +232,9 @@ class _Part:
             self._calls[key] = [call for task in tasks for call in self._bound.of_task(task)]
         return self._calls[key]
 
-    def _windows(self, step, begin, end, strip) -> tuple[int, list[tuple[str, Window]]]:
+    def _windows(self, step, rows, strip) -> tuple[int, list[tuple[str, Window]]]:
         """(the row as of a Task, [(argument, rows of a buffer)] of what a Step makes and reads)."""
-        windows, row = [], 0
+        (begin, end), windows, row = rows, [], 0
         for name, value in step.outputs.items():
             if value.kind != SUMS:
                 first, _ = strip.held[value]

@@ -131,10 +131,12 @@ class Strips:
         choices = sorted({unit * 2**k for k in range(12) if unit * 2**k <= max(most, unit)}, reverse=True)
         cuts = self._segments.cut_up()
         always = set() if in_file else {*self._stored(cuts)}
-        for rows in choices:
-            chosen = self._arranged(cuts, rows, always)
+        chosen = self._arranged(cuts, choices[-1], always)
+        for rows in choices[:-1] if chosen.memory <= budget else ():
             # Half of it for maps that stay, if there is a choice.
-            if chosen.memory <= (budget // 2 if in_file and rows != choices[-1] else budget):
+            more = self._arranged(cuts, rows, always)
+            if more.memory <= (budget // 2 if in_file else budget):
+                chosen = more
                 break
         if chosen.memory > budget:
             raise NotEnough(chosen.memory)
