@@ -49,7 +49,9 @@ class ByRows:
         return torch.cat(self.parts, 2)
 
 
-@pytest.mark.parametrize("options", [{}, {"strength": 0.5}, {"strength": "auto"}, {"precision": "bf16"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"strength": 0.5}, {"strength": "auto"}, {"precision": "bf16"}], ids=str
+)
 def test_the_same_as_without(network, image, options):
     seen = []
     image = torch.cat([image, image.flip(3), image.flip(2)])
@@ -123,15 +125,17 @@ def test_a_changed_network_is_seen(network, image):
 
 def test_forecast_is_a_line_for_people():
     forecast = restoration.Forecast(12_000_000, 4 * 2**30, 9 * 2**30, "/var/tmp", 188, 600.0)
-    expected = (
-        "12.0 megapixels in 188 strips, 4.0 GB of memory, a temporary file of 9.0 GB in /var/tmp, about 10 minutes"
+    assert str(forecast) == (
+        "12.0 megapixels in 188 strips, 4.0 GB of memory, a temporary file of 9.0 GB in /var/tmp, "
+        "about 10 minutes"
     )
-    assert str(forecast) == expected
     assert str(restoration.Forecast(10**6, 0, 0, "/tmp", 1, 0.0)) == "1.0 megapixels in one piece"
 
 
 def test_too_little_memory_says_what_would_do(network, image, tmp_path, monkeypatch):
-    with pytest.raises(MemoryError, match=r"63 x 50 pixels need 0\.\d MB of memory at least; 0\.0 MB are allowed"):
+    with pytest.raises(
+        MemoryError, match=r"63 x 50 pixels need 0\.\d MB of memory at least; 0\.0 MB are allowed"
+    ):
         restore(network, image, memory=10_000)
     monkeypatch.setattr(restoration.store, "is_in_memory", lambda folder: True)
     with pytest.raises(MemoryError, match="would be in memory too"):
@@ -143,7 +147,9 @@ def test_where_it_cannot_be_kept(network, image):
         restore(torch.nn.Sequential(network), image, memory="1G")
     hooked = mirnet_fast.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1).eval()
     hooked.body[0].body[0].register_forward_hook(lambda module, args, result: None)
-    with pytest.raises(ValueError, match="cannot be kept: a MSRB in it is called, and what that takes is not"):
+    with pytest.raises(
+        ValueError, match="cannot be kept: a MSRB in it is called, and what that takes is not"
+    ):
         restore(hooked, image, memory=300_000)
     with pytest.raises(ValueError, match="image must have 3 channels; got 4"):
         restore(network, torch.rand(1, 4, 8, 8), memory="1G")
@@ -157,7 +163,9 @@ def test_no_memory(network, image, memory):
 
 def test_rows_that_do_not_fit(network, image):
     job = Restoration(network, image.shape[1:], memory=LITTLE)
-    with pytest.raises(ValueError, match=r"rows\(0, \d+\) must give torch.float32 \(1, 3, \d+, 50\); got torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"rows\(0, \d+\) must give torch.float32 \(1, 3, \d+, 50\); got torch.float64"
+    ):
         job.run(lambda begin, end: image[:, :, begin:end].double(), print)
     with pytest.raises(ValueError, match="got NoneType"):
         job.run(lambda begin, end: None, print)
@@ -169,7 +177,7 @@ def test_overflow_in_strips(image, monkeypatch):
     with torch.no_grad():
         network.conv_in.weight.mul_(1e38)
         network.body[0].body[-1].weight.mul_(1e38)
-    with pytest.raises(OverflowError, match="the image overflows in bf16: .*; take precision 'fp32'"):
+    with pytest.raises(OverflowError, match=r"the image overflows in bf16: .*; take precision 'fp32'"):
         restore(network, image, precision="bf16", memory=LITTLE)
     monkeypatch.setattr(precision, "automatic", lambda *args: precision.Verdict("bf16", "for this test"))
     with pytest.warns(RuntimeWarning, match="overflows in bf16") as told:

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from . import cpu, memory
+from . import cpu, in_place, memory
 from .bound import Binder, Bound, by_torch
 from .flow import Strip
 from .graph import POOLED, SUMS, Step, Value
 from .rows import maps_read, needed
 from .schedule import Task, Window, whole
-from .segments import PUT, TAKEN
+from .segments import PUT, SUMS_OF_CONV, TAKEN
 from .store import Store
 from .strips import PIXELS, Strips
 
@@ -245,6 +245,8 @@ class _Part:
             windows.append((name, Window(value, above - first, below - first)))
             if (step.kind, name) in ROW_OF:
                 row = ROW_OF[step.kind, name](begin, above)
+            elif step.kind == SUMS_OF_CONV:
+                row = (begin == 0) + 2 * (end == value.height)
         return row, windows
 
     def _tasks(self, step: Step, row: int, found: list[tuple[str, Window]]) -> Iterator[Task]:
@@ -280,6 +282,32 @@ def _put_pixels(function, out, x):
     out.copy_(function(x))
 
 
+def _sums_of_conv(bound, task):
+    operands = task.layers["conv"], bound.of(task.writes["sums"]), bound.of(task.reads["x"])
+    bound.emit(_put_sums_of_conv, *operands, bool(task.row & 1), bool(task.row & 2))
+
+
+def _put_sums_of_conv(layer, sums, x, first, last):
+    """The sums of a 3x3 convolution's result: those of what each of its taps reads, times its weight.
+
+    first, last: whether x begins and ends with its map, whose edges a tap on the other side does not reach.
+    """
+    each = torch.empty_like(sums)
+    in_place.skff_pool_into(each, [x])
+    read = each[:, :, None, None].repeat(1, 1, 3, 3)
+    for tap, column in ((0, -1), (2, 0)):
+        read[:, :, :, tap] -= x[:, :, :, column].sum(2, dtype=torch.float64)[:, :, None]
+    for tap, row, there in ((0, -1, last), (2, 0, first)):
+        if there:
+            line = x[:, :, row].double()
+            read[:, :, tap] -= line.sum(2)[:, :, None]
+            read[:, :, tap, 0] += line[:, :, -1]
+            read[:, :, tap, 2] += line[:, :, 0]
+    torch.matmul(read.flatten(1), layer.weight.double().flatten(1).t(), out=sums)
+    if layer.bias is not None:
+        sums += layer.bias.double() * (x.shape[2] * x.shape[3])
+
+
 def _dau_pool(bound, task):
     outputs = (bound.of(task.writes[name]) for name in ("pooled", "sums"))
     bound.emit(_pool_channels, bound.of(task.reads["x"]), *outputs)
@@ -293,4 +321,9 @@ def _pool_channels(x, pooled, sums):
     sums.copy_(x.sum((2, 3), dtype=torch.float64))
 
 
-_BINDERS: dict[str, Binder] = {"sum up": _sum_up, PIXELS: _pixels, "dau_pool": _dau_pool}
+_BINDERS: dict[str, Binder] = {
+    "sum up": _sum_up,
+    PIXELS: _pixels,
+    SUMS_OF_CONV: _sums_of_conv,
+    "dau_pool": _dau_pool,
+}

@@ -1,5 +1,6 @@
 """A network over strips: equal to one piece, within its memory, and nothing left behind."""
 
+import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ from mirnet_fast.engine.strips import NotEnough, Strips
 
 from ..cases import first_of
 from ..ops.common import needs_kernels
-from .common import make
 
 pytestmark = needs_kernels
 
@@ -58,7 +58,7 @@ def check(network, x, times, folder, **options):
 @pytest.mark.parametrize("size", first_of([(36, 20), (64, 48), (4, 8), (8, 8), (128, 16), (100, 36)], 2))
 def test_equal_to_one_piece(network, size, times, tmp_path):
     plan = check(network, image_of(*size), times, tmp_path)
-    assert plan.file > 0 and plan.count > 1 or size[0] < 36
+    assert (plan.file > 0 and plan.count > 1) or size[0] < 36
 
 
 @pytest.mark.parametrize("blocks", first_of([(4, 2), (1, 2), (2, 2), (3, 1), (3, 3)], 1))
@@ -97,7 +97,7 @@ def test_no_row_is_made_twice_or_missing(network):
         for step in each.segment.steps:
             spans = [part.made[step] for part in parts if step in part.made]
             assert spans[0][0] == 0
-            assert all(before[1] == after[0] for before, after in zip(spans, spans[1:], strict=False))
+            assert all(before[1] == after[0] for before, after in itertools.pairwise(spans))
         for part in parts:
             for step, (begin, end) in part.made.items():
                 for name, value in rows.maps_read(step):
@@ -118,7 +118,7 @@ def test_values_that_live_together_lie_apart(network):
             if place.whole is not None:
                 taken.append((place.whole, place.whole + plan.nbytes(value)))
         taken = sorted(set(taken))
-        assert all(before[1] <= after[0] for before, after in zip(taken, taken[1:], strict=False))
+        assert all(before[1] <= after[0] for before, after in itertools.pairwise(taken))
         assert taken[-1][1] <= plan.memory
 
 
@@ -188,7 +188,7 @@ def test_progress_ends_with_all_of_it(network, tmp_path):
     plan, seen = Strips(network, (1, 3, 36, 20), torch.float32, 200_000), []
     over_strips(plan, image_of(36, 20), tmp_path, lambda done, total: seen.append((done, total)))
     assert len(seen) == sum(each.count for each in plan.flows)
-    assert all(before <= after for (before, _), (after, _) in zip(seen, seen[1:], strict=False))
+    assert all(before <= after for (before, _), (after, _) in itertools.pairwise(seen))
     assert math.isclose(*seen[-1])
 
 
