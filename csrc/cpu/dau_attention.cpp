@@ -143,7 +143,7 @@ struct Gates {
 
 }  // namespace
 
-// out may be r: a tile is read before it is written, and the gates are known before the first.
+// out may be r or x: a pixel is read before it is written, and the gates are known before the first.
 // pooled and sums are those of conv3x3_into. r may be rows of a map: pooled then has the rows around
 // them too, of which first_row is r's first, and sums are over `pixels` pixels (0: those of r).
 // out_sums: (N, C), for the sums of out over its pixels.
