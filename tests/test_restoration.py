@@ -1,5 +1,6 @@
 """restore(memory=) and Restoration: in one piece or in strips, by rows, within so much memory."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_the_same_as_without(network, image, options):
     image = torch.cat([image, image.flip(3), image.flip(2)])
     expected = restore(network, image, **options)
     result = restore(network, image, **options, memory=LITTLE, progress=lambda *args: seen.append(args))
-    assert len(seen) > 3 * 7 * 2
+    assert len(seen) > 3 * 7 * 2 and seen[-1][0] == pytest.approx(seen[-1][1])
+    assert all(before[0] <= after[0] for before, after in itertools.pairwise(seen))
     tolerance = 0.02 if "precision" in options else 1e-5
     torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
     assert result.stride() == expected.stride() and not result.is_inference()
