@@ -96,6 +96,20 @@ def test_what_is_made_again_is_not_kept(network, tmp_path, monkeypatch):
     assert {"conv3x3", "residual_up_tail"} <= again
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_sums_of_a_convolution_without_its_result(bias):
+    torch.manual_seed(0)
+    layer = torch.nn.Conv2d(5, 7, 3, padding=1, bias=bias)
+    x = torch.rand(1, 5, 9, 6).contiguous(memory_format=torch.channels_last)
+    sums, total = torch.empty(1, 7, dtype=torch.float64), 0
+    with torch.no_grad():
+        for begin, end in ((0, 3), (3, 4), (4, 8), (8, 9)):
+            strip_run._put_sums_of_conv(layer, sums, x[:, :, begin:end], begin == 0, end == 9)
+            total = total + sums
+        expected = layer.double()(x.double()).sum((2, 3))
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_no_row_is_made_twice_or_missing(network):
     plan = Strips(network, (1, 3, 64, 48), torch.float32, 10**6)
     for each in plan.flows:

@@ -41,7 +41,7 @@ FAULTS = [
         "csrc/cpu/simd/dau_attention.cpp",
         "const int64_t at = args.first_row + h;",
         "const int64_t at = h;",
-        "tests/engine/test_strips.py -k equal",
+        "tests/ops/test_dau_attention.py -k rows_over",
     ),
     Fault(
         "taps of a phase",
