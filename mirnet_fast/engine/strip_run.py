@@ -294,7 +294,7 @@ def _put_sums_of_conv(layer, sums, x, first, last):
 
     first, last: whether x begins and ends with its map, whose edges a tap on the other side does not reach.
     """
-    each = torch.empty_like(sums)
+    each = torch.empty(x.shape[:2], dtype=torch.float64)
     in_place.skff_pool_into(each, [x])
     read = each[:, :, None, None].repeat(1, 1, 3, 3)
     for tap, column in ((0, -1), (2, 0)):
