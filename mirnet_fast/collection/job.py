@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from ..images import ImageError, Limits, Page, Pages, Photo, PhotoWriter, check_
 from ..images.limits import USUAL
 from ..inference import Forecast
 from ..restorer import Restorer
+from . import places
 from .listing import Item
 from .notes import noted
 from .records import FAILED, RESTORED, SKIPPED, Record
@@ -59,6 +61,7 @@ class Job:
         self.record = Record(item.input, item.output, FAILED)
         self._notes: list[str] = []
         self._begun = False  # to write
+        self._copies: dict[Path, str] = {}  # of files that are elsewhere: their URLs
         self._pages: Pages | None = None
         self._first: Page | None = None
         self._photo: Photo | None = None
@@ -77,7 +80,7 @@ class Job:
             if self._is_there():
                 self._finish(SKIPPED, reason=_there_already(self.item))
                 return self
-            pages = self._pages = Pages(self.item.input, self.how.salvage, self.how.limits)
+            pages = self._pages = Pages(self._fetched(), self.how.salvage, self.how.limits)
             first = self._first = pages[0]
             pixels = first.width * first.height * len(pages)
             self.record = replace(
@@ -98,8 +101,7 @@ class Job:
             self._first = self._photo = None
             if pages is None or first is None:
                 return self
-            target = Path(self.item.output)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = self._target()
             self._begun = True
             self._writer = writer = PhotoWriter(target, first, len(pages))
             noise, strengths = [], []
@@ -152,6 +154,8 @@ class Job:
             if self._writer is not None:
                 with self._writer:
                     pass
+                if places.is_url(self.item.output):
+                    places.put(self._writer.path, self.item.output)
                 self._finish(RESTORED)
         return self
 
@@ -161,6 +165,27 @@ class Job:
         if self._pages is not None:
             self._pages.close()
         self._pages = self._first = self._photo = self._writer = self._put = None
+        for copy in self._copies:
+            shutil.rmtree(copy.parent, ignore_errors=True)
+
+    def _fetched(self):
+        """The path of the input, or of a copy of one that is elsewhere."""
+        if not places.is_url(self.item.input):
+            return self.item.input
+        self.how.limits.check_bytes(self.item.input, places.size(self.item.input))
+        copy = places.fetch(self.item.input)
+        self._copies[copy] = self.item.input
+        return copy
+
+    def _target(self):
+        """The path to write at, in a folder that is there."""
+        if places.is_url(self.item.output):
+            copy = places.folder_for(self.item.output)
+            self._copies[copy] = self.item.output
+            return copy
+        target = Path(self.item.output)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
 
     def _put_now(self):
         put, self._put = self._put, None
@@ -168,10 +193,10 @@ class Job:
             put()
 
     def _is_there(self):
-        if os.path.isdir(self.item.output):
+        if places.is_folder(self.item.output):
             raise ImageError(f"{self.item.output} is a folder, and the result would have that name")
         # A pipe or a device is written to.
-        return not self.how.overwrite and os.path.isfile(self.item.output)
+        return not self.how.overwrite and places.is_file(self.item.output)
 
     @contextlib.contextmanager
     def _stage(self) -> Generator[None]:
@@ -187,7 +212,10 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            self._finish(FAILED, reason=_reason(self.item.input, error))
+            reason = _reason(self.item.input, error)
+            for copy, url in self._copies.items():
+                reason = reason.replace(str(copy), url)
+            self._finish(FAILED, reason=reason)
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
             self.record = replace(self.record, seconds=seconds, notes=tuple(self._notes))

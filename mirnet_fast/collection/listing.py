@@ -6,7 +6,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..images import FORMATS, READABLE
+from ..images import FORMATS, READABLE, hidden
+from . import places
 from .records import FAILED, SKIPPED, Record
 
 
@@ -53,6 +54,8 @@ def listed(
     hidden, and links to folders, are left out, and so is `output` if it lies in there. What is no file or
     folder but looks like a pattern (*, ?, [...], ** for folders at any depth) stands for what matches it.
 
+    URLs as fsspec has them (s3://, gs://) are files, folders and patterns too.
+
     Args:
         inputs: files, folders, patterns.
         output: a file if there is one input, which is no folder, and `output` has a suffix, doesn't end in
@@ -64,8 +67,15 @@ def listed(
 
     Raises:
         ListingError: `output` is a file and there are several inputs, or `format` was given; or neither
-            `output` nor `suffix` was given.
+            `output` nor `suffix` was given; or there is no way to a URL.
     """
+    try:
+        return _listed([*map(places.local, inputs)], output and places.local(output), suffix, format)
+    except places.PlaceError as error:
+        raise ListingError(str(error)) from error
+
+
+def _listed(inputs, output, suffix, format):
     if output is None and not suffix:
         raise ListingError("results beside their inputs need a suffix to their names")
     listing = Listing()
@@ -93,17 +103,19 @@ def _found(inputs, output, listing) -> Iterator[tuple[str, str]]:
     """(path, its path below the folder in which it was found; without one its name)."""
     for given in inputs:
         paths = [given]
-        if glob.has_magic(given) and not os.path.lexists(given):
-            paths = sorted(glob.glob(given, recursive=True))
+        if glob.has_magic(given) and not places.is_there(given):
+            url = places.is_url(given)
+            paths = places.matching(given) if url else sorted(glob.glob(given, recursive=True))
             if not paths:
                 reason = f"{given}: there is no such file, and nothing matches it as a pattern"
                 listing.settled.append(Record(given, None, FAILED, reason))
         for path in paths:
-            if not os.path.isdir(path):
+            if not places.is_folder(path):
                 yield path, os.path.basename(path)
                 continue
             count = 0
-            for inside in _below(path, output, listing):
+            inside_of = _below_url if places.is_url(path) else _below
+            for inside in inside_of(path, output, listing):
                 count += 1
                 yield inside, os.path.relpath(inside, path)
             if not count:
@@ -141,12 +153,25 @@ def _below(folder, output, listing) -> Iterator[str]:
         listing.notes.append(f"links to folders are not followed: {', '.join(links[:5])}{more}")
 
 
+def _below_url(folder, output, listing) -> Iterator[str]:
+    """The same of a folder elsewhere."""
+    base = places.opened(folder)
+    base = base[0].unstrip_protocol(base[1])
+    for url in places.below(folder):
+        name = os.path.relpath(url, base)
+        in_output = (
+            output is not None and url.startswith(output.rstrip("/") + "/") and base != output.rstrip("/")
+        )
+        if os.path.splitext(name)[1].lower() in READABLE and not hidden(name) and not in_output:
+            yield url
+
+
 def _is_file(inputs, found, output):
     """Whether `output` is a file and not a folder."""
-    if output.endswith(os.sep) or os.path.isdir(output):
+    if output.endswith(os.sep) or places.is_folder(output):
         return False
-    there, suffix = os.path.lexists(output), os.path.splitext(output)[1].lower()
-    if len(found) <= 1 and not any(os.path.isdir(path) for path in inputs):
+    there, suffix = places.is_there(output), os.path.splitext(output)[1].lower()
+    if len(found) <= 1 and not any(places.is_folder(path) for path in inputs):
         if suffix:
             return True
         if there:
@@ -180,6 +205,9 @@ def _refuse(candidates, listing):
 
 def _identity(path):
     """What all names of one file have in common; None where there is none."""
+    if path is not None and places.is_url(path):
+        files, inside = places.opened(path)
+        return files.unstrip_protocol(inside)
     try:
         status = os.stat(path)
     except (OSError, ValueError, TypeError):

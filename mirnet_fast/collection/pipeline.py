@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from .._files import remove_halves
 from ..restorer import Restorer
+from . import places
 from .job import How, Job, Watch
 from .listing import Item
 from .records import Record, Summary
@@ -45,7 +46,7 @@ def restore_files(
     """
     begin, summary = time.perf_counter(), Summary()
     items = list(items)
-    for folder in {os.path.dirname(item.output) for item in items}:
+    for folder in {os.path.dirname(item.output) for item in items if not places.is_url(item.output)}:
         remove_halves(folder or os.curdir)
     for record in settled:
         summary.add(record)
@@ -53,7 +54,7 @@ def restore_files(
     done = summary.told
     waiting = iter(items)
     whole = WHOLE.get(restorer.device.type, WHOLE_ON_GPU)
-    handed: Job | None = None
+    current: Job | None = None  # neither with the readers nor with the writers
     reading: deque[Future[Job]] = deque()
     writing: deque[Future[Job]] = deque()
 
@@ -62,6 +63,11 @@ def restore_files(
             summary.stopped = "no space is left for results"
         summary.add(job.record)
         tell(job.record)
+
+    def finish_first() -> None:
+        job = writing[0].result()  # here an interrupt may come, and the others are to be finished then
+        writing.popleft()
+        finish(job)
 
     def read_ahead() -> None:
         while len(reading) < AHEAD:
@@ -76,25 +82,28 @@ def restore_files(
     try:
         read_ahead()
         while reading and summary.stopped is None:
-            job = reading[0].result()
+            current = reading[0].result()
             reading.popleft()
             read_ahead()
-            handed = job.run(restorer, watch)
-            writing.append(writers.submit(handed.write))
-            handed = None
+            writing.append(writers.submit(current.run(restorer, watch).write))
+            current = None
             while writing and (len(writing) > BEHIND or writing[0].done()):
-                finish(writing.popleft().result())
+                finish_first()
+        while writing:
+            finish_first()
     except KeyboardInterrupt:
         summary.interrupted, summary.stopped = True, "interrupted"
     finally:
         for future in reading:
             future.cancel()
         while writing:
-            finish(writing.popleft().result())
+            finish_first()
         readers.shutdown(cancel_futures=True)
         writers.shutdown()
-        if handed is not None and handed.done:  # interrupted just after it went to a writer
-            finish(handed)
+        if current is not None and current.done:  # interrupted just after it went to a writer
+            finish(current)
+        elif current is not None:
+            current.drop()
         for future in reading:
             if not future.cancelled():
                 future.result().drop()

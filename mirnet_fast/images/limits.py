@@ -25,7 +25,7 @@ class Limits:
     pixels: int = 2**30
     bytes: int = 2**32
 
-    def check_bytes(self, path: Path, size: int) -> None:
+    def check_bytes(self, path: str | Path, size: int) -> None:
         """Raises ImageError where a file of `size` bytes is too large."""
         if size > self.bytes:
             raise ImageError(

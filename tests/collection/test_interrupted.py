@@ -97,6 +97,7 @@ def test_ctrl_c(tmp_path, restorer, monkeypatch, slow):
     assert check_whole(out, made).keys() == made.keys()
 
 
+@cases.exhaustive
 def test_ctrl_c_of_a_terminal(tmp_path):
     made, out = photos(tmp_path / "in", 60), tmp_path / "out"
     arguments = ["restore", tmp_path / "in", out, "--weights", common.identity(tmp_path)]
@@ -110,6 +111,25 @@ def test_ctrl_c_of_a_terminal(tmp_path):
     assert 0 < len(written) < 60 and f"restored {len(written)} of 60 images" in rest[-1]
     assert f"{60 - len(written)} left for another run" in rest[-1]
     assert [*out.glob(".new-*")] == []
+
+
+@cases.exhaustive
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    photos(tmp_path / "in", 3, side=16)
+    script = "import os, sys, time\nfsync = os.fsync\n"
+    script += "os.fsync = lambda file: print('writing', flush=True) or time.sleep(100)\n"
+    script += "from mirnet_fast.cli import main\nmain(sys.argv[1:])"
+    arguments = ["restore", tmp_path / "in", tmp_path / "out", "--weights", common.identity(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], stdout=subprocess.PIPE, env=common.environment()
+    )
+    assert process.stdout.readline() == b"writing\n"
+    for _ in range(2):
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not [*(tmp_path / "out").glob("[!.]*")]
 
 
 def test_a_full_disk_ends_the_run(tmp_path, restorer, monkeypatch):
