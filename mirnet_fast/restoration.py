@@ -340,6 +340,9 @@ def one_piece(
         plan = engine.plan_of(network, sample)
     if isinstance(plan, str):
         return plan
+    called = [task.layers["module"] for task in plan.tasks if task.kind == "call"]
+    if called:
+        return f"a {type(called[0]).__name__} in it is called, and what that takes is not known"
     # Beside the plan's: the padded image, what the network gets, the result, its copy.
     nbytes = plan.peak_bytes + 2 * math.prod(plan.result.shape) * dtype.itemsize
     nbytes += math.prod(shape) * dtype.itemsize + (0 if way is None else sample.numel() * sample.itemsize)

@@ -6,10 +6,11 @@ before, and a buffer holds what is new in it and the last rows of before that ar
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .graph import SUMS, Step, Value
 from .rows import maps_read, needed, reached
-from .segments import TAKEN, Segment
+from .segments import TAKEN, Segment, maker
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Flow:
         made = [value for outputs in self._outputs.values() for value in outputs]
         self.values = [*segment.loads, *made]
         self._loaded = {*segment.loads}
+        self._most: dict[Value, int] | None = None
         self._readers: dict[Value, list[tuple[Step, str]]] = {value: [] for value in self.values}
         for step, reads in self._reads.items():
             for name, value in reads:
@@ -74,18 +76,40 @@ class Flow:
 
     def most_rows(self) -> dict[Value, int]:
         """{Value: the rows that its buffer must have}."""
-        # All strips but some at the ends are alike.
-        numbers = {*range(min(3, self.count)), *range(max(self.count - 3, 0), self.count)}
-        most = dict.fromkeys(self.values, 1)
-        for number in numbers:
-            for value, (begin, end) in self.strip(number).held.items():
-                most[value] = max(most[value], end - begin)
-        return most
+        if self._most is None:
+            self._most = dict.fromkeys(self.values, 1)
+            for number in self._different():
+                for value, (begin, end) in self.strip(number).held.items():
+                    self._most[value] = max(self._most[value], end - begin)
+        return self._most
 
-    def _reached(self, number):
+    def may_overlay(self, value: Value, old: Value) -> bool:
+        """Whether rows of a Value may be put where those of `old` lie, which its step reads as it goes.
+
+        That is so if nobody else reads rows of `old` after they are overwritten.
+        """
+        by = maker(value)
+        readers = [(step, name) for step, name in self._readers[old] if step is not by]
+        order, all_rows = self.segment.steps, self._reached(self.count - 1)
+        for number in self._different() if readers else ():
+            before, now = self._reached(number - 1), self._reached(number)
+            for step, name in readers:
+                # One that comes after it has yet to make this strip's rows.
+                done = (before if order.index(step) > order.index(by) else now)[step]
+                if done < all_rows[step] and needed(step, name, old.height, done, done)[0] < now[value]:
+                    return False
+        return True
+
+    def _different(self):
+        """The numbers of strips that are not like others: some at the ends, and one between."""
+        return sorted({*range(min(3, self.count)), *range(max(self.count - 3, 0), self.count)})
+
+    def _reached(self, number) -> dict[Any, int]:
         """{Value or Step: how many rows of it there are after strip `number`}."""
         there = min((number + 1) * self._rows, self._height)
-        reach = {value: -(-there * value.height // self._height) for value in self.segment.loads}
+        reach: dict[Any, int] = {
+            value: -(-there * value.height // self._height) for value in self.segment.loads
+        }
         for step, reads in self._reads.items():
             height = (self._outputs[step] or [value for _, value in reads])[0].height
             rows = there if step.kind == TAKEN else height

@@ -14,7 +14,8 @@ from typing import Any
 from .graph import POOLED, SUMMED, SUMS, Step, Value
 from .rows import maps_read
 
-PUT, TAKEN = "put", "taken"  # the steps that hand the result out and take the image in
+# The steps that hand the result out, take the image in, make a convolution's sums without its result.
+PUT, TAKEN, SUMS_OF_CONV = "put", "taken", "sums of conv"
 
 
 @dataclass(eq=False)
@@ -74,24 +75,27 @@ class Segments:
         self.steps = _with_statistics([taken, *_joined(steps), put])
         self.cut = {}
         for step in self.steps:
-            before = [self.cut[value.producer] + (value.kind == SUMS) for value in step.reads()]
+            before = [self.cut[maker(value)] + (value.kind == SUMS) for value in step.reads()]
             self.cut[step] = max(before, default=0)
+        self._sums_alone = self._without_results()
+        self.steps = [s for step in self.steps for s in (self._sums_alone.get(step), step) if s is not None]
 
     def crossing(self) -> list[Step]:
         """The Steps whose maps a later segment reads."""
         later = {
-            value.producer
+            maker(value)
             for step in self.steps
             for _, value in maps_read(step)
-            if self.cut[value.producer] < self.cut[step]
+            if self.cut[maker(value)] < self.cut[step]
         }
         return [step for step in self.steps if step in later]
 
     def cut_up(self, dropped: Collection[Step] = frozenset()) -> list[Segment]:
         """The Segments, where the maps of the Steps in `dropped` are made again and not kept."""
-        segments, wanted = [], set()
+        segments, wanted, kept = [], set(), {*self.crossing()} - {*dropped}
         for number in reversed(range(max(self.cut.values()) + 1)):
-            own = [step for step in self.steps if self.cut[step] == number]
+            own = [step for step in self.steps if self.cut[step] == number and step.kind != SUMS_OF_CONV]
+            own = [self._sums_alone.get(step, step) if step in dropped else step for step in own]
             # What a segment is there for: sums, what is kept, the result.
             waiting = [s for s in own if s.kind == PUT or "sums" in s.outputs or _outputs(s) & wanted]
             chosen, loads = set(), {}
@@ -101,8 +105,8 @@ class Segments:
                     continue
                 chosen.add(step)
                 for _, value in maps_read(step):
-                    made = value.producer
-                    if self.cut[made] < number and made not in dropped:
+                    made = maker(value)
+                    if self.cut[made] < number and made in kept:
                         loads[value] = None
                     else:
                         waiting.append(made)
@@ -112,6 +116,31 @@ class Segments:
             segments.append(Segment(steps, again, [*loads], [value for value in made if value in wanted]))
             wanted |= loads.keys()
         return segments[::-1]
+
+    def _without_results(self):
+        """{convolution: a Step that makes its sums alone}, where only later segments read its result.
+
+        The sums of a convolution are one of its input's sums, but for the edges of the map.
+        """
+        last = {}
+        for step in self.steps:
+            for _, value in maps_read(step):
+                made = maker(value)
+                last[made] = min(self.cut[step], last.get(made, self.cut[step]))
+        found = {}
+        for step, reader in last.items():
+            plain = step.inputs.get("residual") is None and step.layers.get("activation") is None
+            if step.kind == "conv3x3" and "sums" in step.outputs and plain and reader > self.cut[step]:
+                sums = {"sums": step.outputs["sums"]}
+                found[step] = Step(SUMS_OF_CONV, {"x": step.inputs["x"]}, step.layers, sums)
+                self.cut[found[step]] = self.cut[step]
+        return found
+
+
+def maker(value: Value) -> Step:
+    """The Step that makes a Value."""
+    assert value.producer is not None
+    return value.producer
 
 
 def _outputs(step):

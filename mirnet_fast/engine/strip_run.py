@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from . import cpu, memory
+from . import cpu, in_place, memory
 from .bound import Binder, Bound, by_torch
 from .flow import Strip
 from .graph import POOLED, SUMS, Step, Value
 from .rows import maps_read, needed
 from .schedule import Task, Window, whole
-from .segments import PUT, TAKEN
+from .segments import PUT, SUMS_OF_CONV, TAKEN
 from .store import Store
 from .strips import PIXELS, Strips
 
@@ -62,12 +62,13 @@ def run(
         total, done = float(sum(strips.work)), 0.0
         for number, flow in enumerate(strips.flows):
             part = _Part(strips, number, block, store, totals)
-            for each in range(flow.count):
-                part.run(each, rows, put)
-                done += strips.work[number] / flow.count
-                if progress is not None:
-                    progress(done, total)
-            part.finish()
+            with contextlib.closing(part):
+                for each in range(flow.count):
+                    part.run(each, rows, put)
+                    done += strips.work[number] / flow.count
+                    if progress is not None:
+                        progress(done, total)
+                part.finish()
 
 
 class _Calls(Bound):
@@ -82,9 +83,9 @@ class _Calls(Bound):
 
     def of_task(self, task: Task) -> list[Callable[[], object]]:
         """The calls of a Task."""
-        self.calls = []
+        self.calls.clear()
         (_BINDERS.get(task.kind) or cpu.BINDERS.get(task.kind) or by_torch[task.kind])(self, task)
-        return self.calls
+        return [*self.calls]
 
 
 class _Part:
@@ -99,7 +100,8 @@ class _Part:
         totals: dict[Value, torch.Tensor],
     ) -> None:
         self._strips, self._flow, self._places = strips, strips.flows[number], strips.places[number]
-        self._block, self._store, self._totals = block, store, totals
+        self._block, self._totals = block, totals
+        self._store: Any = store  # there if anything is loaded or stored
         self._segment = self._flow.segment
         self._calls, self._bound = {}, _Calls(strips.dtype)
         self._sums = {}  # {Step: what one strip leaves}
@@ -144,8 +146,8 @@ class _Part:
             call()
         for step, (begin, end) in strip.made.items():
             if step.kind == PUT:
-                result, image = (self._rows(step.inputs[name], strip, begin, end) for name in ("x", "image"))
-                put(begin, result, image)
+                result: Any = self._rows(step.inputs["x"], strip, begin, end)
+                put(begin, result, self._rows(step.inputs["image"], strip, begin, end))
         self._write_behind(strip, number)
         self._before = strip
 
@@ -153,6 +155,12 @@ class _Part:
         """Waits for what is being written."""
         for write in self._writes.values():
             write.result()
+
+    def close(self) -> None:
+        """Lets go of the block: calls and what they are bound to hold each other."""
+        self._calls.clear()
+        self._bound.values.clear()
+        self._bound.calls.clear()
 
     # Where things are
 
@@ -216,7 +224,7 @@ class _Part:
     def _calls_of(self, strip):
         """The calls that make a strip's rows in the buffers."""
         made = {
-            s: self._windows(s, *rows, strip) for s, rows in strip.made.items() if s.kind not in (TAKEN, PUT)
+            s: self._windows(s, rows, strip) for s, rows in strip.made.items() if s.kind not in (TAKEN, PUT)
         }
         key = tuple((step, row, *[(w.begin, w.end) for _, w in found]) for step, (row, found) in made.items())
         if key not in self._calls:
@@ -224,9 +232,9 @@ class _Part:
             self._calls[key] = [call for task in tasks for call in self._bound.of_task(task)]
         return self._calls[key]
 
-    def _windows(self, step, begin, end, strip) -> tuple[int, list[tuple[str, Window]]]:
+    def _windows(self, step, rows, strip) -> tuple[int, list[tuple[str, Window]]]:
         """(the row as of a Task, [(argument, rows of a buffer)] of what a Step makes and reads)."""
-        windows, row = [], 0
+        (begin, end), windows, row = rows, [], 0
         for name, value in step.outputs.items():
             if value.kind != SUMS:
                 first, _ = strip.held[value]
@@ -237,6 +245,8 @@ class _Part:
             windows.append((name, Window(value, above - first, below - first)))
             if (step.kind, name) in ROW_OF:
                 row = ROW_OF[step.kind, name](begin, above)
+            elif step.kind == SUMS_OF_CONV:
+                row = (begin == 0) + 2 * (end == value.height)
         return row, windows
 
     def _tasks(self, step: Step, row: int, found: list[tuple[str, Window]]) -> Iterator[Task]:
@@ -272,6 +282,32 @@ def _put_pixels(function, out, x):
     out.copy_(function(x))
 
 
+def _sums_of_conv(bound, task):
+    operands = task.layers["conv"], bound.of(task.writes["sums"]), bound.of(task.reads["x"])
+    bound.emit(_put_sums_of_conv, *operands, bool(task.row & 1), bool(task.row & 2))
+
+
+def _put_sums_of_conv(layer, sums, x, first, last):
+    """The sums of a 3x3 convolution's result: those of what each of its taps reads, times its weight.
+
+    first, last: whether x begins and ends with its map, whose edges a tap on the other side does not reach.
+    """
+    each = torch.empty_like(sums)
+    in_place.skff_pool_into(each, [x])
+    read = each[:, :, None, None].repeat(1, 1, 3, 3)
+    for tap, column in ((0, -1), (2, 0)):
+        read[:, :, :, tap] -= x[:, :, :, column].sum(2, dtype=torch.float64)[:, :, None]
+    for tap, row, there in ((0, -1, last), (2, 0, first)):
+        if there:
+            line = x[:, :, row].double()
+            read[:, :, tap] -= line.sum(2)[:, :, None]
+            read[:, :, tap, 0] += line[:, :, -1]
+            read[:, :, tap, 2] += line[:, :, 0]
+    torch.matmul(read.flatten(1), layer.weight.double().flatten(1).t(), out=sums)
+    if layer.bias is not None:
+        sums += layer.bias.double() * (x.shape[2] * x.shape[3])
+
+
 def _dau_pool(bound, task):
     outputs = (bound.of(task.writes[name]) for name in ("pooled", "sums"))
     bound.emit(_pool_channels, bound.of(task.reads["x"]), *outputs)
@@ -285,4 +321,9 @@ def _pool_channels(x, pooled, sums):
     sums.copy_(x.sum((2, 3), dtype=torch.float64))
 
 
-_BINDERS: dict[str, Binder] = {"sum up": _sum_up, PIXELS: _pixels, "dau_pool": _dau_pool}
+_BINDERS: dict[str, Binder] = {
+    "sum up": _sum_up,
+    PIXELS: _pixels,
+    SUMS_OF_CONV: _sums_of_conv,
+    "dau_pool": _dau_pool,
+}

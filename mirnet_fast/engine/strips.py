@@ -6,6 +6,7 @@ would take longer than making them again, they are made again.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,18 @@ from . import cost, cpu, eligibility, memory
 from .devices import Device
 from .flow import Flow
 from .graph import POOLED, SUMS, Builder, Step, Value
+from .rows import maps_read
 from .schedule import Task, whole
-from .segments import PUT, TAKEN, Segments
+from .segments import PUT, SUMS_OF_CONV, TAKEN, Segments, maker
 
 STRIP_BYTES = 2**24  # of a strip of a large map: it stays in the last-level cache
 # Assumed, to weigh one against the other: what a core and memory do, and a disk with steady writing.
 CORE = Device("a core", 1.5e11, 1.5e10, 0)
 WRITTEN, COPIED = 4e8, 5e9  # bytes/s
+# The input over which a step may put its result: a pixel is read before it is written.
+OVERLAID = {"dau_attention": "x", "skff_select": "branches", "conv3x3": "residual"}
+PACKED = 0.8  # of the memory for maps, what is filled: there are gaps
+TRIED = 4  # of what should be fastest, for how much of it fits in memory
 PIXELS = "pixels"  # the step that makes the network's input of an image
 
 
@@ -98,6 +104,7 @@ class Strips:
         self.result = result
         self._segments = Segments(self.image, steps, result, kernels, with_image)
         self._heights = sorted({v.height for s in self._segments.steps for v in _with_rows(s)})
+        self._flows: dict[Any, Flow] = {}
         self._costs: dict[Step, float] = {}
         self._work: dict[Step, int] = {}
         for step in self._segments.steps:
@@ -117,9 +124,9 @@ class Strips:
 
     def dtype_of(self, value: Value) -> torch.dtype:
         """The dtype of a Value."""
-        if value.kind == SUMS or self.dtype == torch.float64:
-            return torch.float64
-        return torch.float32 if value.kind == POOLED else self._dtypes.get(value, self.dtype)
+        if value.kind == POOLED:
+            return torch.promote_types(self.dtype, torch.float32)
+        return self._dtypes.get(value, self.dtype)
 
     # Decisions
 
@@ -131,10 +138,12 @@ class Strips:
         choices = sorted({unit * 2**k for k in range(12) if unit * 2**k <= max(most, unit)}, reverse=True)
         cuts = self._segments.cut_up()
         always = set() if in_file else {*self._stored(cuts)}
-        for rows in choices:
-            chosen = self._arranged(cuts, rows, always)
-            # Half of it for maps that stay, if there is a choice.
-            if chosen.memory <= (budget // 2 if in_file and rows != choices[-1] else budget):
+        chosen = self._arranged(cuts, choices[-1], always)
+        for rows in choices[:-1] if chosen.memory <= budget else ():
+            # Most of it for maps that stay, if there is a choice.
+            more = self._arranged(cuts, rows, always)
+            if more.memory <= (budget // 4 if in_file else budget):
+                chosen = more
                 break
         if chosen.memory > budget:
             raise NotEnough(chosen.memory)
@@ -143,33 +152,61 @@ class Strips:
         self.rows, self.flows, self.places = chosen.rows, chosen.flows, chosen.places
         self.offsets, self.memory, self.file = chosen.offsets, chosen.memory, chosen.file
         self.count = self.flows[0].count
-        written = sum(self.nbytes(v) for v in self.offsets)
-        read = sum(self.nbytes(v) for f in self.flows for v in f.segment.loads if v in self.offsets)
-        self.moved = written, read
+        self.moved, self.seconds = self._moved(chosen), self._seconds_of(chosen)
         self.work = [sum(self._work[s] for s in flow.segment.steps) for flow in self.flows]
-        compute = sum(self._costs[s] for flow in self.flows for s in flow.segment.steps)
-        self.seconds = max(compute + (written + read) / COPIED, written / WRITTEN)
 
     def _best(self, budget, first, choices):
         """The arrangement that should take least time; `first` is that where all is kept in the file."""
-        dropped, cuts, room = set(), self._segments.cut_up(), budget - first.memory
-        best, classes = self._seconds(cuts, room), self._classes()
-        while classes:
-            tries = {key: self._segments.cut_up(dropped | steps) for key, steps in classes.items()}
-            times = {key: self._seconds(others, room) for key, others in tries.items()}
-            key = min(times, key=lambda each: times[each])
-            if times[key] >= best:
+        found = []
+        for cuts in self._worthwhile(int(PACKED * (budget - first.memory)), first.rows):
+            for rows in (rows for rows in choices if rows <= first.rows):
+                arranged = self._arranged(cuts, rows, set())  # what is made again needs buffers
+                if arranged.memory <= budget:
+                    found.append(self._filled(cuts, arranged, budget))
+                    break
+            if len(found) == TRIED:
                 break
-            best, cuts = times[key], tries[key]
-            dropped |= classes.pop(key)
-        arranged = first
-        for rows in (rows for rows in choices if rows <= first.rows):
-            arranged = self._arranged(cuts, rows, set())  # what is made again needs buffers
-            if arranged.memory <= budget:
-                break
-        if arranged.memory > budget:
-            cuts, arranged = self._segments.cut_up(), first
-        stays = self._staying(cuts, budget - arranged.memory)
+        return min(found, key=self._seconds_of, default=first)
+
+    def _seconds_of(self, arranged):
+        written, read = self._moved(arranged)
+        compute = sum(self._costs[step] for flow in arranged.flows for step in flow.segment.steps)
+        return max(compute + (written + read) / COPIED, written / WRITTEN)
+
+    def _moved(self, arranged):
+        """Bytes that are written to the file, and bytes that are read."""
+        written = sum(map(self.nbytes, arranged.offsets))
+        loads = (value for flow in arranged.flows for value in flow.segment.loads)
+        return written, sum(self.nbytes(value) for value in loads if value in arranged.offsets)
+
+    def _worthwhile(self, room, rows):
+        """Lists of Segments, the fastest first, with more and more of the maps made again.
+
+        Next comes what saves the most writing for the work, or else what is the fastest at once, until the
+        disk does not hold up the processor.
+        """
+        whole = self._segments.cut_up()
+        start = self._seconds(whole, room, rows)
+        found = [(max(start), whole)]
+        for by_gain in (True, False):
+            (works, writes), dropped, classes = start, set(), self._classes()
+            while classes and writes > works:
+                tries = {key: self._segments.cut_up(dropped | steps) for key, steps in classes.items()}
+                times = {key: self._seconds(others, room, rows) for key, others in tries.items()}
+                ranks = {
+                    key: (less - writes) / max(more - works, 1e-9) if by_gain else max(more, less)
+                    for key, (more, less) in times.items()
+                }
+                key = min(ranks, key=lambda each: ranks[each])
+                works, writes = times[key]
+                found.append((max(works, writes), tries[key]))
+                dropped |= classes.pop(key)
+        return [cuts for _, cuts in sorted(found, key=lambda each: each[0])]
+
+    def _filled(self, cuts, arranged, budget):
+        """The same with what else fits in memory."""
+        spans, _ = self._spans(cuts, arranged.rows)
+        stays = self._staying(spans, len(cuts), budget - arranged.memory)
         while stays:
             more = self._arranged(cuts, arranged.rows, {*stays})
             if more.memory <= budget:
@@ -178,39 +215,63 @@ class Strips:
         return arranged
 
     def _classes(self):
-        """{kind and shape: Steps whose maps may be made again}: what needs no sums itself."""
-        classes = {}
+        """{kind, shape, half of them: Steps whose maps may be made again}: what needs no sums itself."""
+        classes, counts = {}, Counter()
         for step in self._segments.crossing():
             if step.kind in ("conv3x3", "residual_up_tail", "residual_down_tail", "conv1x1"):
-                shape = next(_with_rows(step)).shape
-                classes.setdefault((step.kind, shape, "pooled" in step.outputs), set()).add(step)
+                key = step.kind, next(_with_rows(step)).shape, "pooled" in step.outputs
+                classes.setdefault((*key, counts[key] % 2), set()).add(step)
+                counts[key] += 1
         return classes
 
-    def _seconds(self, cuts, room):
+    def _seconds(self, cuts, room, rows):
+        """(the processor's seconds, the disk's), of which the more count."""
         compute = sum(self._costs[step] for segment in cuts for step in segment.steps)
-        stays = {*self._staying(cuts, room)}
-        written = sum(self.nbytes(v) for v in self._stored(cuts) if v not in stays)
-        read = sum(self.nbytes(v) for segment in cuts for v in segment.loads if v not in stays)
-        return max(compute + (written + read) / COPIED, written / WRITTEN)
+        spans, owners = self._spans(cuts, rows)
+        stays = {*self._staying(spans, len(cuts), room)}
+        file = {value for value, owner in owners.items() if owner not in stays}
+        written = sum(map(self.nbytes, file))
+        read = sum(self.nbytes(v) for segment in cuts for v in segment.loads if v in file)
+        return compute + (written + read) / COPIED, written / WRITTEN
 
     def _stored(self, cuts):
         return [value for segment in cuts for value in segment.stores]
 
-    def _spans(self, cuts):
-        """{Value that is kept: (segment that makes it, last one that reads it, how many do)}."""
-        spans = {}
-        for number, segment in enumerate(cuts):
-            spans |= {value: (number, number, 0) for value in segment.stores}
-            for value in segment.loads:
-                first, _, count = spans[value]
-                spans[value] = first, number, count + 1
-        return spans
+    def _flow(self, segment, rows):
+        key = (*segment.steps, *segment.loads, *segment.stores, rows)
+        if key not in self._flows:
+            self._flows[key] = Flow(segment, self._heights[-1], rows)
+        return self._flows[key]
 
-    def _staying(self, cuts, room):
-        """The Values that stay in memory within so many bytes: the most moved for the time they are kept."""
-        spans = self._spans(cuts)
-        rank = {v: (2 + loads) / (last - first + 1) for v, (first, last, loads) in spans.items()}
-        used, chosen = [0] * len(cuts), []
+    def _spans(self, cuts, rows):
+        """({Value: (first segment, last segment, times moved)}, {Value that is kept: that whose place it has}).
+
+        A result takes the place of what it is made of, if nobody reads that any more.
+        """
+        last = {value: number for number, segment in enumerate(cuts) for value in segment.loads}
+        spans, owners = {}, {}
+        for number, segment in enumerate(cuts):
+            for value in segment.loads:
+                first, _, moved = spans[owners[value]]
+                spans[owners[value]] = first, number, moved + 1
+            free = {value for value in segment.loads if last[value] == number}
+            for value in segment.stores:
+                flow = self._flow(segment, rows)
+                olds = (old for old in _overlaid(value) if old in free and flow.may_overlay(value, old))
+                old = next(olds, None)
+                if old is not None:
+                    free.discard(old)
+                    owners[value] = owners[old]
+                    first, _, moved = spans[owners[value]]
+                    spans[owners[value]] = first, number, moved + 2
+                else:
+                    owners[value], spans[value] = value, (number, number, 2)
+        return spans, owners
+
+    def _staying(self, spans, count, room):
+        """The owners that stay in memory within so many bytes: the most moved for the time they are kept."""
+        rank = {value: moved / (last - first + 1) for value, (first, last, moved) in spans.items()}
+        used, chosen = [0] * count, []
         for value in sorted(spans, key=lambda v: -rank[v]):
             first, last, _ = spans[value]
             size = self.nbytes(value)
@@ -221,47 +282,44 @@ class Strips:
         return chosen
 
     def _arranged(self, cuts, rows, stays):
-        """Where everything lies if the Values in `stays` are whole in memory."""
-        spans = self._spans(cuts)
-        flows = [Flow(segment, self._heights[-1], rows) for segment in cuts]
+        """Where everything lies if the owners in `stays` are whole in memory."""
+        spans, owners = self._spans(cuts, rows)
+        flows = [self._flow(segment, rows) for segment in cuts]
         sizes, lives, keys = [], [], []
         for number, flow in enumerate(flows):
-            stores = {*flow.segment.stores}
+            moved = {*flow.segment.stores, *flow.segment.loads}
             for value, most in flow.most_rows().items():
-                if value in stays:
+                if owners.get(value) in stays:
                     continue
-                for i in range(
-                    2 if value in spans and (value in stores or value in flow.segment.loads) else 1
-                ):
+                for _ in range(2 if value in moved else 1):  # one is written or read meanwhile
                     sizes.append(_lines(most * self.row_bytes(value)))
                     lives.append((number, number))
-                    keys.append((number, value, i))
-        for value in stays:
+                    keys.append((number, value))
+        for value in (value for value in spans if value in stays):
             sizes.append(_lines(self.nbytes(value)))
             lives.append(spans[value][:2])
-            keys.append((None, value, 0))
+            keys.append((None, value))
         offsets, total = memory.packed(sizes, lives)
         buffers: list[dict[Value, list[int]]] = [{} for _ in cuts]
-        wholes = {}
-        for (number, value, _), offset in zip(keys, offsets, strict=True):
+        wholes: dict[Value | None, int] = {}
+        for (number, value), offset in zip(keys, offsets, strict=True):
             if number is None:
                 wholes[value] = offset
             else:
                 buffers[number].setdefault(value, []).append(offset)
         places = [
-            {v: Place(tuple(own.get(v, ())), wholes.get(v)) for v in flow.values}
+            {v: Place(tuple(own.get(v, ())), wholes.get(owners.get(v))) for v in flow.values}
             for own, flow in zip(buffers, flows, strict=True)
         ]
         outside = [value for value in spans if value not in stays]
-        at, file = memory.packed(
-            [-(-self.nbytes(v) // memory.PAGE) * memory.PAGE for v in outside],
-            [spans[v][:2] for v in outside],
-        )
-        total += rows * self._spare
-        return Arranged(rows, flows, places, dict(zip(outside, at, strict=True)), total, file)
+        pages = [-(-self.nbytes(v) // memory.PAGE) * memory.PAGE for v in outside]
+        at, file = memory.packed(pages, [spans[v][:2] for v in outside])
+        begins = dict(zip(outside, at, strict=True))
+        offsets_in_file = {v: begins[owner] for v, owner in owners.items() if owner in begins}
+        return Arranged(rows, flows, places, offsets_in_file, total + rows * self._spare, file)
 
     def _cost(self, step):
-        if step.kind in (TAKEN, PUT, PIXELS, "dau_pool", "skff_pool"):
+        if step.kind in (TAKEN, PUT, PIXELS, SUMS_OF_CONV, "dau_pool", "skff_pool"):
             return 0.0, 0
         reads: dict[str, Any] = {
             name: tuple(map(whole, v)) if isinstance(v, tuple) else None if v is None else whole(v)
@@ -302,6 +360,15 @@ class NotEnough(MemoryError):
     def __init__(self, least: int) -> None:
         super().__init__(f"at least {least} bytes are needed")
         self.least = least
+
+
+def _overlaid(value):
+    """The inputs of its step whose places a Value may take."""
+    step = maker(value)
+    name = OVERLAID.get(step.kind, "")
+    if step.outputs.get("out") is not value:
+        return []
+    return [read for argument, read in maps_read(step) if argument == name and read.shape == value.shape]
 
 
 def _with_rows(step):
