@@ -16,9 +16,10 @@ from .records import Record, Summary
 READERS, WRITERS = 2, 2  # threads
 AHEAD, BEHIND = 4, 4  # files that wait for the network, and to be written, at most
 AHEAD_BYTES = 2**28  # of pixels above which no other file is read ahead
-# Pixels of a `Job`'s `whole`: on a CPU all threads share what the network runs on, and memory counts more.
-WHOLE = {"cpu": 2**22}
-WHOLE_ON_GPU = 2**25
+# Pixels of a `Job`'s `whole`. On a CPU the threads of torch are the network's: those that it would start for
+# others' threads would be in its way.
+WHOLE = {"cpu": 0}
+WHOLE_ELSEWHERE = 2**25
 
 
 def restore_files(
@@ -53,7 +54,7 @@ def restore_files(
         tell(record)
     done = summary.told
     waiting = iter(items)
-    whole = WHOLE.get(restorer.device.type, WHOLE_ON_GPU)
+    whole = WHOLE.get(restorer.device.type, WHOLE_ELSEWHERE)
     current: Job | None = None  # neither with the readers nor with the writers
     reading: deque[Future[Job]] = deque()
     writing: deque[Future[Job]] = deque()
