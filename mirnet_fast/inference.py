@@ -67,7 +67,8 @@ def restore(
         memory: what this call may take beyond image and weights, in bytes or as "4G" or "600M"; what is free
             now if not given. An image that needs more is worked through in strips, with the same result to
             rounding; see `Restoration`.
-        progress: of strips, see `Restoration.run`; not called for an image in one piece.
+        progress: progress(done, total) is called after each strip, with the work that is done and all of it,
+            in the same unit; not for images in one piece.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
@@ -175,40 +176,47 @@ def _too_large(model, image, multiple, precision, memory):
 
 def _in_strips(model, image, weight, multiple, precision, check_finite, allowed, progress):
     """`restore` of one image after the other, each in strips if it must be."""
-    _, channels, height, width = image.shape
-    weights = [None] * len(image) if weight is None else weight.expand(len(image), 1, 1, 1).flatten().tolist()
-    allowed -= image.numel() * image.itemsize  # of the result, which is about as large
-    results = []
-    for i, own in enumerate(weights):
+    n, channels, height, width = image.shape
+    weights = [1.0] * n if weight is None else weight.expand(n, 1, 1, 1).flatten().tolist()
+    allowed = max(allowed - image.numel() * image.itemsize, 1)  # the result is about as large
+    jobs, results = {}, []
 
-        def rows(begin, end, i=i):
-            return image[i : i + 1, :, begin:end].detach()
-
-        def put(begin, part, i=i):
-            if not results:
-                shape = len(image), part.shape[1], height, width
-                last = image.is_contiguous(memory_format=torch.channels_last)
-                order = torch.channels_last if last else torch.contiguous_format
-                results.append(torch.empty(shape, dtype=image.dtype, memory_format=order))
-            results[0][i : i + 1, :, begin : begin + part.shape[2]] = part
-
-        def run(precision, rows=rows, put=put, own=own):
-            Restoration(
+    def run(number, precision):
+        key = weights[number], precision
+        if key not in jobs:
+            jobs[key] = Restoration(
                 model,
                 (channels, height, width),
                 dtype=image.dtype,
                 multiple=multiple,
-                strength=1.0 if own is None else own,
+                strength=weights[number],
                 precision=precision,
                 check_finite=check_finite,
-                memory=max(allowed, 1),
-            ).run(rows, put, progress)
+                memory=allowed,
+            )
 
+        def put(begin, part):
+            if not results:
+                last = image.is_contiguous(memory_format=torch.channels_last)
+                order = torch.channels_last if last else torch.contiguous_format
+                shape = n, part.shape[1], height, width
+                results.append(torch.empty(shape, dtype=image.dtype, memory_format=order))
+            results[0][number : number + 1, :, begin : begin + part.shape[2]] = part
+
+        def of_all(done, total):
+            progress(number * total + done, n * total)
+
+        def rows(begin, end):
+            return image[number : number + 1, :, begin:end].detach()
+
+        jobs[key].run(rows, put, None if progress is None else of_all)
+
+    for number in range(n):
         try:
-            run(precision)
+            run(number, precision)
         except OverflowError as error:
             if precision != "auto" or image.dtype != torch.float32:
                 raise
             warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, 3)
-            run("fp32")
+            run(number, "fp32")
     return results[0]

@@ -1,5 +1,6 @@
 """restore(memory=) and Restoration: in one piece or in strips, by rows, within so much memory."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from .ops.common import needs_kernels
 
 pytestmark = needs_kernels
 
-LITTLE = 600_000  # bytes; in one piece the image needs twice as much
+LITTLE = 1_300_000  # bytes; in one piece the image needs twice as much
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def network():
 
 @pytest.fixture
 def image():
-    return torch.rand(1, 3, 63, 50, generator=torch.Generator().manual_seed(2))
+    return torch.rand(1, 3, 127, 98, generator=torch.Generator().manual_seed(2))
 
 
 class ByRows:
@@ -57,7 +58,8 @@ def test_the_same_as_without(network, image, options):
     image = torch.cat([image, image.flip(3), image.flip(2)])
     expected = restore(network, image, **options)
     result = restore(network, image, **options, memory=LITTLE, progress=lambda *args: seen.append(args))
-    assert len(seen) > 3 * 7 * 2
+    assert len(seen) > 3 * 7 * 2 and seen[-1][0] == pytest.approx(seen[-1][1])
+    assert all(before[0] <= after[0] for before, after in itertools.pairwise(seen))
     tolerance = 0.02 if "precision" in options else 1e-5
     torch.testing.assert_close(result, expected, rtol=0, atol=tolerance)
     assert result.stride() == expected.stride() and not result.is_inference()
@@ -85,7 +87,7 @@ def test_by_rows(network, image):
         by_rows.asked.clear(), by_rows.parts.clear()
         job.run(by_rows.rows, by_rows.put)
         assert [begin for begin, _ in by_rows.asked[1:]] == [end for _, end in by_rows.asked[:-1]]
-        assert by_rows.asked[0][0] == 0 and by_rows.asked[-1][1] == 63
+        assert by_rows.asked[0][0] == 0 and by_rows.asked[-1][1] == 127
         torch.testing.assert_close(by_rows.result, restore(network, image), rtol=0, atol=1e-5)
     assert len(by_rows.asked) > 2
 
@@ -134,12 +136,12 @@ def test_forecast_is_a_line_for_people():
 
 def test_too_little_memory_says_what_would_do(network, image, tmp_path, monkeypatch):
     with pytest.raises(
-        MemoryError, match=r"63 x 50 pixels need 0\.\d MB of memory at least; 0\.0 MB are allowed"
+        MemoryError, match=r"127 x 98 pixels need 1\.\d MB of memory at least; 0\.0 MB are allowed"
     ):
         restore(network, image, memory=10_000)
     monkeypatch.setattr(restoration.store, "is_in_memory", lambda folder: True)
     with pytest.raises(MemoryError, match="would be in memory too"):
-        Restoration(network, image.shape[1:], memory=300_000, folder=tmp_path)
+        Restoration(network, image.shape[1:], memory=LITTLE, folder=tmp_path)
 
 
 def test_where_it_cannot_be_kept(network, image):
@@ -164,7 +166,7 @@ def test_no_memory(network, image, memory):
 def test_rows_that_do_not_fit(network, image):
     job = Restoration(network, image.shape[1:], memory=LITTLE)
     with pytest.raises(
-        ValueError, match=r"rows\(0, \d+\) must give torch.float32 \(1, 3, \d+, 50\); got torch.float64"
+        ValueError, match=r"rows\(0, \d+\) must give torch.float32 \(1, 3, \d+, 98\); got torch.float64"
     ):
         job.run(lambda begin, end: image[:, :, begin:end].double(), print)
     with pytest.raises(ValueError, match="got NoneType"):
@@ -205,12 +207,12 @@ def test_the_process_stays_within_it():
 
         run(16, "64M")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        forecast = run(1024, "16M")
+        forecast = run(1024, "20M")
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, forecast.strips, forecast.file)
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     more, strips, file = map(int, done.stdout.split())
-    assert strips > 1 and file > 16 * 2**20
-    assert more * 1024 < 1.1 * 16 * 2**20
+    assert strips > 1 and file > 20 * 2**20
+    assert more * 1024 < 1.25 * 20 * 2**20

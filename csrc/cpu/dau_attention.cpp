@@ -143,10 +143,10 @@ struct Gates {
 
 }  // namespace
 
-// out may be r: a tile is read before it is written, and the gates are known before the first.
-// pooled and sums are those of conv3x3_into. r may be rows of a map: pooled then has the rows around
-// them too, of which first_row is r's first, and sums are over `pixels` pixels (0: those of r).
-// out_sums: (N, C), for the sums of out over its pixels.
+// out may be r or x: a pixel is read before it is written, and the gates are known before the
+// first. pooled and sums are those of conv3x3_into. r may be rows of a map: pooled then has the
+// rows around them too, of which first_row is r's first, and sums are over `pixels` pixels (0:
+// those of r). out_sums: (N, C), for the sums of out over its pixels.
 void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_weight,
                         Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
                         OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias,
@@ -198,7 +198,8 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   check_map(kOp, "r", r);
   Tensor out = empty_like(r, shape_of(r));
   dau_attention_into(out, r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt, std::nullopt, 0, 0);
+                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt, std::nullopt,
+                     0, 0);
   return out;
 }
 

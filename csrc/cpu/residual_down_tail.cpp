@@ -16,8 +16,7 @@ TapTable taps(int64_t size) { return blur_taps(size, 3, "reflect", 2, 0); }
 // row above that and the one below the last too. sums: (N, D), for the sums of out over its pixels.
 void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                              OptionalTensor top_bias, Tensor bottom_weight,
-                             OptionalTensor bottom_bias, OptionalTensor sums,
-                             int64_t first_row) {
+                             OptionalTensor bottom_bias, OptionalTensor sums, int64_t first_row) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_down_tail(kOp, top, bottom, weights);
   const int64_t D = top_weight.size(0);

@@ -201,7 +201,7 @@ def dau_attention_into(
     """out = `mirnet_fast.ops.dau_attention` of the other arguments, or rows of it.
 
     Args:
-        out: (N, C, h, W); may be r, as a pixel is read before it is written.
+        out: (N, C, h, W); may be r or x, as a pixel is read before it is written.
         r, x: (N, C, h, W); x may be None.
         pooled: (N, 2, H, W), its rows contiguous, maximum and mean over the channels of r, as `conv3x3_into`
             leaves them: all rows that those of out need, with the zeros of the padding where it ends. With

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..ops.packed_weights import release_packed_weights
 from . import cpu, in_place, memory
 from .bound import Binder, Bound, by_torch
 from .flow import Strip
@@ -157,7 +158,8 @@ class _Part:
             write.result()
 
     def close(self) -> None:
-        """Lets go of the block: calls and what they are bound to hold each other."""
+        """Lets go of the block, as calls and what they are bound to hold each other; and packed weights."""
+        release_packed_weights()
         self._calls.clear()
         self._bound.values.clear()
         self._bound.calls.clear()

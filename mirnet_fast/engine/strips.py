@@ -18,7 +18,7 @@ from .devices import Device
 from .flow import Flow
 from .graph import POOLED, SUMS, Builder, Step, Value
 from .rows import maps_read
-from .schedule import Task, whole
+from .schedule import TILE, Task, whole
 from .segments import PUT, SUMS_OF_CONV, TAKEN, Segments, maker
 
 STRIP_BYTES = 2**24  # of a strip of a large map: it stays in the last-level cache
@@ -29,6 +29,10 @@ WRITTEN, COPIED = 4e8, 5e9  # bytes/s
 OVERLAID = {"dau_attention": "x", "skff_select": "branches", "conv3x3": "residual"}
 PACKED = 0.8  # of the memory for maps, what is filled: there are gaps
 TRIED = 4  # of what should be fastest, for how much of it fits in memory
+# Of Winograd's convolutions, up to FEW_CHANNELS and above: points of a tile, and its columns. Their packed
+# weights are kept beside no more products than these (csrc/cpu/packed_weights.cpp).
+POINTS = {"conv3x3": ((48, 6), (36, 4)), "residual_up_tail": ((81, 4), (81, 4))}
+FEW_CHANNELS, KEPT_PRODUCTS = 128, 2**28
 PIXELS = "pixels"  # the step that makes the network's input of an image
 
 
@@ -138,15 +142,18 @@ class Strips:
         choices = sorted({unit * 2**k for k in range(12) if unit * 2**k <= max(most, unit)}, reverse=True)
         cuts = self._segments.cut_up()
         always = set() if in_file else {*self._stored(cuts)}
+        # Whole tiles of the smallest maps, if it can be, and most of the memory for maps that stay.
+        fine = [rows for rows in choices if rows >= TILE * unit]
+        wanted = [(rows, budget // 4 if in_file else budget) for rows in fine]
+        wanted += [(rows, budget) for rows in [*fine[::-1], *choices[len(fine) :]]]
         chosen = self._arranged(cuts, choices[-1], always)
-        for rows in choices[:-1] if chosen.memory <= budget else ():
-            # Most of it for maps that stay, if there is a choice.
-            more = self._arranged(cuts, rows, always)
-            if more.memory <= (budget // 4 if in_file else budget):
-                chosen = more
-                break
         if chosen.memory > budget:
             raise NotEnough(chosen.memory)
+        for rows, limit in wanted:
+            others = self._arranged(cuts, rows, always)
+            if others.memory <= limit:
+                chosen = others
+                break
         if in_file:
             chosen = self._best(budget, chosen, choices)
         self.rows, self.flows, self.places = chosen.rows, chosen.flows, chosen.places
@@ -244,7 +251,7 @@ class Strips:
         return self._flows[key]
 
     def _spans(self, cuts, rows):
-        """({Value: (first segment, last segment, times moved)}, {Value that is kept: that whose place it has}).
+        """({Value: (first segment, last one, times moved)}, {Value that is kept: that whose place it has}).
 
         A result takes the place of what it is made of, if nobody reads that any more.
         """
@@ -316,7 +323,26 @@ class Strips:
         at, file = memory.packed(pages, [spans[v][:2] for v in outside])
         begins = dict(zip(outside, at, strict=True))
         offsets_in_file = {v: begins[owner] for v, owner in owners.items() if owner in begins}
-        return Arranged(rows, flows, places, offsets_in_file, total + rows * self._spare, file)
+        total += rows * self._spare + max(map(self._packed_weights, flows))
+        return Arranged(rows, flows, places, offsets_in_file, total, file)
+
+    def _packed_weights(self, flow):
+        """Bytes that the weights of a segment's convolutions take in the order of the kernels, at most.
+
+        Those of few tiles are kept from strip to strip, the others are in one place after the other.
+        """
+        kept, most, strip = {}, 0, flow.strip(min(1, flow.count - 1))
+        for step, (begin, end) in strip.made.items():
+            if step.kind in POINTS and step.layers["by_kernels"]:
+                weight, read = step.layers["conv"].weight, step.inputs["x"]
+                points, columns = POINTS[step.kind][read.shape[1] > FEW_CHANNELS]
+                outputs = weight.numel() // (9 * read.shape[1])
+                count = points * read.shape[1] * (-(-outputs // 16) * 16)
+                lines = (end - begin) * read.height / next(_with_rows(step)).height
+                if lines * read.shape[3] / (TILE * columns) * count <= KEPT_PRODUCTS:
+                    kept[weight] = 4 * count
+                most = max(most, 4 * count)
+        return sum(kept.values()) + most
 
     def _cost(self, step):
         if step.kind in (TAKEN, PUT, PIXELS, SUMS_OF_CONV, "dau_pool", "skff_pool"):

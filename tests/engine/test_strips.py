@@ -18,6 +18,12 @@ from ..ops.common import needs_kernels
 pytestmark = needs_kernels
 
 
+@pytest.fixture(autouse=True)
+def maps_alone(monkeypatch):
+    """Beside maps as small as these, packed weights would be most of the memory."""
+    monkeypatch.setattr(strips, "POINTS", {})
+
+
 def image_of(height, width, dtype=torch.float32):
     return torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
 
@@ -128,6 +134,13 @@ def test_too_little_memory(network):
     Strips(network, tuple(x.shape), x.dtype, needed)
     with pytest.raises(NotEnough):
         Strips(network, tuple(x.shape), x.dtype, needed - 1)
+
+
+def test_packed_weights_are_counted(network, monkeypatch):
+    x = image_of(64, 48)
+    without = least(network, x)
+    monkeypatch.setattr(strips, "POINTS", {"conv3x3": ((48, 6), (36, 4))})
+    assert least(network, x) >= without + 4 * 48 * 32 * 32  # those of the lowest stream
 
 
 def test_foreign_parts_need_whole_maps(network):

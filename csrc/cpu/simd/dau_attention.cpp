@@ -204,22 +204,22 @@ void dau_gate_backward(const DauArgs& args, int64_t begin, int64_t end) {
     A* pooled_grad = static_cast<A*>(args.pooled_grad) + rows.n * 2 * plane;
     for (int64_t h = rows.begin; h < rows.end; ++h) {
       for (int64_t ch = 0; ch < 2; ++ch) zero(pooled_grad + ch * plane + h * width, width);
-      reach(args, args.r.h, h, [&](int64_t ch, int64_t dy, int64_t dx, int64_t first,
-                                   int64_t last) {
-        // Pixel (h, w) read the pooled value at (h + dy, w + dx); and was read, through the
-        // mirrored tap, by the pixel there.
-        const A mirrored = weight[(ch * args.taps + half - dy) * args.taps + half - dx];
-        const A* reader = grad + (h + dy) * width + dx;
-        A* out = pooled_grad + ch * plane + h * width;
+      reach(args, args.r.h, h,
+            [&](int64_t ch, int64_t dy, int64_t dx, int64_t first, int64_t last) {
+              // Pixel (h, w) read the pooled value at (h + dy, w + dx); and was read, through the
+              // mirrored tap, by the pixel there.
+              const A mirrored = weight[(ch * args.taps + half - dy) * args.taps + half - dx];
+              const A* reader = grad + (h + dy) * width + dx;
+              A* out = pooled_grad + ch * plane + h * width;
 #pragma omp simd
-        for (int64_t w = first; w < last; ++w) out[w] += mirrored * reader[w];
-        const A* own = grad + h * width;
-        const A* value = pooled + ch * plane + (h + dy) * width + dx;
-        A sum = 0;
+              for (int64_t w = first; w < last; ++w) out[w] += mirrored * reader[w];
+              const A* own = grad + h * width;
+              const A* value = pooled + ch * plane + (h + dy) * width + dx;
+              A sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t w = first; w < last; ++w) sum += own[w] * value[w];
-        taps[(ch * args.taps + dy + half) * args.taps + dx + half] += double(sum);
-      });
+              for (int64_t w = first; w < last; ++w) sum += own[w] * value[w];
+              taps[(ch * args.taps + dy + half) * args.taps + dx + half] += double(sum);
+            });
     }
   }
 }
