@@ -21,12 +21,12 @@ def model(one_thread):
 
 @pytest.fixture
 def item(tmp_path):
-    pixels = cv2.resize(random_pixels(np.uint16, 12, 9, 4), (72, 97))
+    pixels = cv2.resize(random_pixels(np.uint16, 12, 9, 4), (200, 260))
     cv2.imwrite(str(tmp_path / "in.png"), pixels)
     return Item(str(tmp_path / "in.png"), str(tmp_path / "out.png"))
 
 
-@pytest.mark.parametrize("memory", [None, "1M"])
+@pytest.mark.parametrize("memory", [None, "6M"])
 def test_by_rows(model, item, monkeypatch, memory):
     restorer = Restorer(model, device="cpu", strength="auto", memory=memory)
     whole = restore_file(item, restorer)
