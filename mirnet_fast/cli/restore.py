@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +19,7 @@ from ._common import (
     precision_option,
     weights_options,
 )
+from .gallery import MAX_MB, PagePath, of_records, write_page
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,10 @@ class Strength(click.ParamType):
     "--self-ensemble", is_flag=True, help="The mean over eight orientations, in eight times the time."
 )
 @click.option(
+    "--memory",
+    help="What an image may take, such as 4G; what is free if not given. Large ones are done in strips.",
+)
+@click.option(
     "--suffix",
     metavar="_NAME",
     help="Write beside each IN, with this added to the name, such as _restored; there is no OUT then.",
@@ -91,6 +96,11 @@ class Strength(click.ParamType):
     type=click.FloatRange(0),
     help="With --ray: of each worker; 0.5: two share one.  [default: 1 where there are some]",
 )
+@click.option(
+    "--gallery",
+    type=PagePath(),
+    help="Also write a page of HTML that shows all of them before and after.",
+)
 @device_option
 @network_options
 def restore(
@@ -100,6 +110,7 @@ def restore(
     strength: float | str | None,
     precision: str,
     self_ensemble: bool,
+    memory: str | None,
     suffix: str | None,
     format: str | None,
     skip_existing: bool,
@@ -111,6 +122,7 @@ def restore(
     workers: int | None,
     worker_cpus: float | None,
     worker_gpus: float | None,
+    gallery: Path | None,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -158,28 +170,57 @@ def restore(
         network = network_of(chosen, options)
         if address is None:
             chosen_precision(precision, network.to(device), device)
-    settings = {"precision": precision, "strength": strength, "self_ensemble": self_ensemble}
-    if address is None:
-        run = partial(collection.restore_files, restorer=Restorer(network, device=device, **settings))
-    else:
-        each = collection.Workers(workers, worker_cpus, worker_gpus)
-        run = partial(_on_ray, network=network, address=address, workers=each, **settings)
+    settings: dict[str, Any] = {
+        "precision": precision,
+        "strength": strength,
+        "self_ensemble": self_ensemble,
+        "memory": memory,
+    }
+    try:
+        restorer = Restorer(network, device=device, **settings) if address is None else None
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
     try:
         listing = collection.listed(inputs, output, suffix or "", format)
     except collection.ListingError as error:
         raise click.UsageError(str(error)) from error
+    records = []
     total = len(listing.items) + len(listing.settled)
     with Report(total, output or "", as_json) as report:
         for note in listing.notes:
             report.warn(note)
+
+        def tell(record):
+            report.tell(record)
+            if gallery is not None:
+                records.append(record)
+
         try:
-            summary = run(listing.items, how=how, tell=report.tell, settled=listing.settled)
+            if restorer is not None:
+                summary = collection.restore_files(
+                    listing.items, restorer, how, tell, listing.settled, report.watch
+                )
+            else:
+                each = collection.Workers(workers, worker_cpus, worker_gpus)
+                summary = _on_ray(
+                    listing.items,
+                    network,
+                    how,
+                    tell,
+                    listing.settled,
+                    address=address,
+                    workers=each,
+                    **settings,
+                )
         except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
             os._exit(INTERRUPTED)
     report.end(summary)
     if summary.interrupted:
         sys.exit(INTERRUPTED)
-    sys.exit(FAILED if summary.failed or summary.stopped else DONE if total else NOTHING)
+    compared = of_records(records)
+    shown = not compared or gallery is None or write_page(gallery, compared, "Restored", MAX_MB, err=as_json)
+    failed = summary.failed or summary.stopped or not shown
+    sys.exit(FAILED if failed else DONE if total else NOTHING)
 
 
 def _on_ray(*arguments: Any, **options: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..engine import budget
 from ..restorer import Restorer
 from . import places
 from .job import How, finished
@@ -27,6 +28,10 @@ class Worker:
         torch.set_num_threads(threads)
         # In a sequence, as what is an argument itself would have to be there still when Ray starts anew.
         network, settings = ray.get(shared[0])
+        free = budget.free()
+        if device == "cpu" and settings.get("memory") is None and free:
+            # Workers beside this one have theirs.
+            settings["memory"] = int(free * min(1.0, threads / (os.cpu_count() or 1)))
         self._restorer = Restorer(network, device=device, **settings)
         self._begun, self._get = shared[1], ray.get
         self._how, self._base = how, base
