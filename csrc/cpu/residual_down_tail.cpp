@@ -30,11 +30,12 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     args.out = map_of(out);
     args.rows = rows.view();
     args.cols = cols.view();
-    const TailOperands<T> operands(weights, false);
+    const MatrixKernels* kernels = matrix_for(top, bottom, out);
+    const TailOperands<T> operands(weights, false, kernels);
     operands.give_to(args);
     GroupedSums grouped(sums, args.out.n, args.out.h, D);
     args.out_sums = grouped.parts();
-    run(MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
+    run(kernels ? kernels->down_tail : MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
     grouped.finish();
   });
 }
