@@ -108,7 +108,9 @@ def write_ninja(plan: Plan, folder: str) -> dict[str, str]:
         objects += [file.compile(source, flags, f".{isa}") for source in sources("csrc/cpu/simd/*.cpp")]
     for unit in plan.matrix:
         flags = f"{LOOP_FLAGS} -DMIRNET_ISA={unit} {MATRIX_FLAGS[unit]}"
-        objects += [file.compile(source, flags, f".{unit}") for source in sources("csrc/cpu/simd/matrix/*.cpp")]
+        objects += [
+            file.compile(source, flags, f".{unit}") for source in sources("csrc/cpu/simd/matrix/*.cpp")
+        ]
     libraries = f"{torch_libraries} -Wl,--as-needed -ltorch_cpu -lc10"
     outputs[LIBRARY] = file.link_library("libmirnet_fast_cpu", objects, libraries)
 

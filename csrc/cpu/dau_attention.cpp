@@ -214,7 +214,8 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     args.bias = fuse_bias ? bias.data() : nullptr;
     GroupedSums grouped(out_sums, args.r.n, args.r.h, C);
     args.out_sums = grouped.parts();
-    run(kernels ? kernels->dau_apply : MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
+    run(kernels ? kernels->dau_apply : MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h,
+        args.r.w * C);
     grouped.finish();
   });
 }

@@ -35,7 +35,8 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     operands.give_to(args);
     GroupedSums grouped(sums, args.out.n, args.out.h, D);
     args.out_sums = grouped.parts();
-    run(kernels ? kernels->down_tail : MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h, args.out.w * D);
+    run(kernels ? kernels->down_tail : MIRNET_KERNEL(down_tail, T), args, args.out.n * args.out.h,
+        args.out.w * D);
     grouped.finish();
   });
 }

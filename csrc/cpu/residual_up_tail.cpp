@@ -36,7 +36,8 @@ struct Forward {
     args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
     projected = Block<A>(small.n * args.projected_rows * small.w * args.out.c);
     args.projected = projected.get();
-    run(kernels ? kernels->up_project : MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * small.c);
+    run(kernels ? kernels->up_project : MIRNET_KERNEL(up_project, T), args,
+        small.n * args.projected_rows, small.w * small.c);
   }
 };
 
@@ -70,7 +71,8 @@ void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, 
     const MatrixKernels* kernels = matrix_for(top, bottom, out);
     Forward<T> forward(out, bottom, weights, first_row, kernels);
     forward.args.top = map_of(top);
-    run(kernels ? kernels->up_tail : MIRNET_KERNEL(up_tail, T), forward.args, out.size(0) * out.size(2), out.size(3) * C);
+    run(kernels ? kernels->up_tail : MIRNET_KERNEL(up_tail, T), forward.args,
+        out.size(0) * out.size(2), out.size(3) * C);
   });
 }
 

@@ -30,10 +30,10 @@ void dau_apply(const DauArgs& args, int64_t begin, int64_t end) {
         const int64_t at = column * inputs;
         block_sums({r, 1, 1, inputs, packed_spatial + at}, count, some, spatial);
         block_sums({r, 1, 1, inputs, packed_channel + at}, count, some, channel);
-        const bf16* x =
-            args.x.data == nullptr ? nullptr : address<bf16>(args.x, n, h, w) + column;
+        const bf16* x = args.x.data == nullptr ? nullptr : address<bf16>(args.x, n, h, w) + column;
         put_block(address<bf16>(args.out, n, h, w) + column, args.out.sw, count, some,
-                  total == nullptr ? nullptr : total + column, [&](int64_t i, int64_t c, auto span) {
+                  total == nullptr ? nullptr : total + column,
+                  [&](int64_t i, int64_t c, auto span) {
                     const int64_t from = i * kMatrixOutputs + c;
                     Vec<float> y = gate[i] * load(spatial + from, AllLanes{}) +
                                    load(channel + from, AllLanes{});

@@ -119,8 +119,7 @@ __attribute__((noinline, aligned(64))) void dot_sums(const Product& product, con
         }
     }
   for (int r = 0; r < R; ++r)
-    for (int n = 0; n < N; ++n)
-      store_sums(sums + r * kMatrixOutputs + n * kTileSide, sum[r][n]);
+    for (int n = 0; n < N; ++n) store_sums(sums + r * kMatrixOutputs + n * kTileSide, sum[r][n]);
 }
 
 template <int N, int R = kDotRows>

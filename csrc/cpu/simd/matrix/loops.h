@@ -49,7 +49,8 @@ constexpr int64_t kMatrixOutputs = 32, kMatrixInputs = 32;
 // at their definitions. Of the ops' arguments maps are bf16 and channels last, packed weights of
 // 1x1 in that form, and the rest is as their loops of bf16 have it.
 struct MatrixKernels {
-  bool tiles;  // so many products at once that a 3x3 convolution is faster than by Winograd's method
+  bool
+      tiles;  // so many products at once that a 3x3 convolution is faster than by Winograd's method
   int64_t (*packed_values)(const MatrixPackArgs&);
   void (*pack)(const MatrixPackArgs&, int64_t begin, int64_t end);
   void (*convolution)(const MatrixConvArgs&, int64_t begin, int64_t end);

@@ -42,7 +42,8 @@ void down_tail(const DownArgs& args, int64_t begin, int64_t end) {
         block_sums({{bottom, 0, inputs}, 1, 1, inputs, packed_bottom + at}, count, some, sums,
                    true);
         put_block(address<bf16>(args.out, n, h, w) + column, args.out.sw, count, some,
-                  total == nullptr ? nullptr : total + column, [&](int64_t i, int64_t c, auto span) {
+                  total == nullptr ? nullptr : total + column,
+                  [&](int64_t i, int64_t c, auto span) {
                     const Vec<float> y = load(sums + i * kMatrixOutputs + c, AllLanes{});
                     return bias == nullptr ? y : y + load(bias + column + c, span);
                   });

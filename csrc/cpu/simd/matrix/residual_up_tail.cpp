@@ -149,7 +149,8 @@ void up_tail_of_conv(const MatrixUpArgs& args, int64_t begin, int64_t end) {
     const int64_t n = row / rows_of_x, h = row % rows_of_x;
     for (int64_t lower = 0; lower < 2; ++lower) {
       const int64_t y = 2 * h + lower;
-      double* total = tail.sums == nullptr ? nullptr : tail.sums + (n * tail.out.h + y) * tail.out.c;
+      double* total =
+          tail.sums == nullptr ? nullptr : tail.sums + (n * tail.out.h + y) * tail.out.c;
       blocks(args.x.w, [&](int64_t w, int64_t count) {
         projected.fill(n, tail.first_row + y, w, w + count);
         for (int64_t right = 0; right < 2; ++right) {

@@ -13,8 +13,7 @@ void down_tail(const DownArgs&, int64_t begin, int64_t end);
 void dau_apply(const DauArgs&, int64_t begin, int64_t end);
 
 extern const MatrixKernels matrix_kernels;
-const MatrixKernels matrix_kernels{kHasTiles,       packed_values, pack,
-                                   convolution,     up_project,    up_tail,
-                                   up_tail_of_conv, down_tail,     dau_apply};
+const MatrixKernels matrix_kernels{kHasTiles, packed_values,   pack,      convolution, up_project,
+                                   up_tail,   up_tail_of_conv, down_tail, dau_apply};
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA
