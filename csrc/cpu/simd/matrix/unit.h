@@ -47,6 +47,7 @@ inline void with_taps(MatrixTaps taps, F f) {
 template <class F>
 inline void blocks(int64_t width, F f) {
   const int64_t count = (width + kBlock - 1) / kBlock;
+  if (count == 0) return;
   const int64_t each = whole((width + count - 1) / count, kPixelStep);
   for (int64_t w = 0; w < width; w += each) f(w, least(each, width - w));
 }
