@@ -175,3 +175,12 @@ def test_a_wrong_answer_is_not_timed(harness):
     variants = {"eager": lambda: right, "mirnet_fast": lambda: right + 0.01}
     with pytest.raises(AssertionError, match=r"mirnet_fast is 1\.0e-02 away"):
         harness.check_agreement(variants, torch.float32)
+
+
+def test_a_folder_beside_the_network_alone(benches, capsys):
+    import folder
+
+    folder.main(["--count", "3", "--size", "40", "30", "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("megapixels a second" in line for line in lines[:2])
+    assert lines[2].startswith("share of the network's speed: ")

@@ -57,7 +57,7 @@ def imported(folder):
     [
         (
             "mirnet_fast",
-            ("always", "train", "lpips", "raw", "triton", "export", "hub", "spandrel"),
+            ("always", "train", "lpips", "raw", "remote", "triton", "export", "hub", "spandrel"),
         ),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
