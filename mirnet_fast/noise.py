@@ -1,5 +1,7 @@
 """How noisy a photo is, and how much of a denoiser's change that calls for."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -55,6 +57,21 @@ def estimate(image: torch.Tensor) -> torch.Tensor:
     clipped = ((blocks <= 0) | (blocks >= 1)).float().mean((-2, -1)) > CLIPPED
     flattest = variance.masked_fill(clipped, torch.nan).nanquantile(SHARE, -1).nanmean(1)
     return flattest.where(~flattest.isnan(), variance.quantile(SHARE, -1).mean(1)).sqrt()
+
+
+def sampled(rows: Callable[[int, int], torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """The parts that `estimate` looks at of an image that is not in memory: (1, C, h, w), at most 768 a side.
+
+    `estimate` gives the same for them as for all.
+
+    Args:
+        rows: rows(begin, end) is (1, C, end - begin, width) of the image.
+    """
+    if min(height, width) < BLOCK:
+        return rows(0, height)
+    columns = _places(width, "cpu").flatten()
+    places = _places(height, "cpu").tolist()
+    return torch.cat([rows(place[0], place[-1] + 1)[..., columns] for place in places], 2)
 
 
 def strength(sigma: torch.Tensor) -> torch.Tensor:

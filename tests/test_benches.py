@@ -142,6 +142,16 @@ def test_losing_rows_are_marked(rows):
     assert lost_line.startswith("slow") and "0.50" in lost_line and lost_line.endswith("LOSES")
 
 
+def test_errors_are_told_beside_the_table(rows):
+    error = rows.error_row(
+        "network_error", (1, 3, 8, 8), torch.float32, "forward", {"mirnet_fast": 1.23456e-7}
+    )
+    assert error["error"] == {"mirnet_fast": 1.23e-7}
+    line = "network_error 1x3x8x8 float32: error against float64: mirnet_fast 1.2e-07"
+    assert rows.table([error]) == [line]
+    assert rows.table([error, row()])[-1] == line and len(rows.table([error, row()])) == 3
+
+
 def test_missing_variants_and_memory_are_told(rows):
     lines = rows.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
     assert lines[2:] == [
@@ -161,6 +171,31 @@ def test_all_have_their_turn_in_every_round(harness, monkeypatch):
     rounds = [turns[4 * i : 4 * i + 4] for i in range(1, 5)]  # after one to warm up
     assert all(sorted(names) == sorted(calls) for names in rounds)
     assert {names[0] for names in rounds} == {"a", "b", "copy"}
+
+
+def test_in_a_hurry(harness, monkeypatch):
+    monkeypatch.setattr(harness, "QUICK", True)
+    cases = [str(case) for case in harness._cases()]
+    assert cases == [f"1x64x128x128-float32-channels_last-{way}" for way in ("forward", "forward+backward")]
+    assert harness.streams([(64, 256), (256, 32)])["argvalues"] == [(1, 64, 128, 128)]
+    from gpu_script.steps.timing import Timer
+
+    calls = {"other": lambda: None, "mirnet_fast": lambda: None}
+    monkeypatch.setattr(harness.measure, "interleave", lambda calls, *_: {name: [1.0] for name in calls})
+    rounds = [len(harness.timed(Timer(), calls, {}, budget)["other"]) for budget in (1, 60)]
+    assert rounds == [3, 6]  # a round takes two seconds
+
+
+def test_make_bench_in_a_hurry():
+    def asked(*arguments):
+        made = subprocess.run(["make", "-n", "bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+        (line,) = [line for line in made.stdout.replace("\\\n", " ").splitlines() if "pytest benches" in line]
+        return line.split()
+
+    assert asked()[-2:] == ["pytest", "benches"] and asked()[0].endswith("python")
+    quick = asked("QUICK=1")
+    assert quick[0] == "MIRNET_BENCH_QUICK=1"
+    assert quick[-4:] == ["-q", "--benchmark-quiet", "--results", "build/bench-quick.json"]
 
 
 def test_a_row_of_a_single_round(rows):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,7 @@ from ._common import (
     precision_option,
     weights_options,
 )
+from .gallery import MAX_MB, PagePath, of_records, write_page
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +57,10 @@ class Strength(click.ParamType):
     "--self-ensemble", is_flag=True, help="The mean over eight orientations, in eight times the time."
 )
 @click.option(
+    "--memory",
+    help="What an image may take, such as 4G; what is free if not given. Large ones are done in strips.",
+)
+@click.option(
     "--suffix",
     metavar="_NAME",
     help="Write beside each IN, with this added to the name, such as _restored; there is no OUT then.",
@@ -72,6 +78,11 @@ class Strength(click.ParamType):
 @click.option(
     "--json", "as_json", is_flag=True, help="A line of JSON for each file, and one for all of them."
 )
+@click.option(
+    "--gallery",
+    type=PagePath(),
+    help="Also write a page of HTML that shows all of them before and after.",
+)
 @device_option
 @network_options
 def restore(
@@ -81,6 +92,7 @@ def restore(
     strength: float | str | None,
     precision: str,
     self_ensemble: bool,
+    memory: str | None,
     suffix: str | None,
     format: str | None,
     skip_existing: bool,
@@ -88,6 +100,7 @@ def restore(
     limit_pixels: int | None,
     limit_bytes: int | None,
     as_json: bool,
+    gallery: Path | None,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -129,27 +142,45 @@ def restore(
             raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
         network = network_of(chosen, options).to(device)
         chosen_precision(precision, network, device)
-    restorer = Restorer(
-        network, device=device, precision=precision, strength=strength, self_ensemble=self_ensemble
-    )
+    try:
+        restorer = Restorer(
+            network,
+            device=device,
+            precision=precision,
+            strength=strength,
+            self_ensemble=self_ensemble,
+            memory=memory,
+        )
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
     try:
         listing = collection.listed(inputs, output, suffix or "", format)
     except collection.ListingError as error:
         raise click.UsageError(str(error)) from error
+    records = []
     total = len(listing.items) + len(listing.settled)
     with Report(total, output or "", as_json) as report:
         for note in listing.notes:
             report.warn(note)
+
+        def tell(record):
+            report.tell(record)
+            if gallery is not None:
+                records.append(record)
+
         try:
             summary = collection.restore_files(
-                listing.items, restorer, how, report.tell, settled=listing.settled
+                listing.items, restorer, how, tell, listing.settled, report.watch
             )
         except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
             os._exit(INTERRUPTED)
     report.end(summary)
     if summary.interrupted:
         sys.exit(INTERRUPTED)
-    sys.exit(FAILED if summary.failed or summary.stopped else DONE if total else NOTHING)
+    compared = of_records(records)
+    shown = not compared or gallery is None or write_page(gallery, compared, "Restored", MAX_MB, err=as_json)
+    failed = summary.failed or summary.stopped or not shown
+    sys.exit(FAILED if failed else DONE if total else NOTHING)
 
 
 def _limits(**given: int | None) -> Any:
