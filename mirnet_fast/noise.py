@@ -1,59 +1,51 @@
-"""How noisy a photo is, and how much of a denoiser's change that calls for."""
+"""How noisy a photo is, by what a denoiser takes from it, and how much of that to take."""
 
 import torch
 
 # Standard deviations in units of full scale: up to the first none of the change is made, from the second on
-# all of it. Of eight photos six are estimated at up to 1.7/255 when clean, one with the grain of a film at
-# 2.8, one with fur all over at 5.3; with white noise of 3/255 all at 2.8 or more, of 5/255 at 4.6 or more,
-# and with a sensor's that demosaicing, gamma and JPEG turned into an error of about 8/255 at 3.3 or more.
-NONE, FULL = 1.5 / 255, 3.5 / 255
+# all of it.
+NONE, FULL = 1.5 / 255, 4.5 / 255
 
 BLOCK = 16  # pixels
-MOST = 48  # blocks along each side that are looked at, evenly spread
-SHARE = 0.05  # of the blocks are in the photo's flattest parts
+SHARE = 0.25  # of the blocks are in the calmest parts of what was taken away
 CLIPPED = 1 / 8  # of a block's pixels: more would hide its noise
 
 
-def estimate(image: torch.Tensor) -> torch.Tensor:
+def estimate(image: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     """The standard deviation of the noise of each photo, in the units of its values.
 
-    What a photo's flattest parts vary, from pixel to pixel or from 2 x 2 pixels to the next: of the two the
-    larger, for demosaicing and JPEG take noise out of the finest scale. Where noise varies with brightness
-    that is its lower end, and texture all over, such as fur, passes for noise.
+    That is what a denoiser changes in the photo's calmer parts. It tells noise from texture better than any
+    filter of the photo alone; and texture that it does take for noise, of fur or bricks, is only where that
+    is, but noise is everywhere. Where noise varies with brightness this is its lower end.
 
-    Blocks of which many pixels are at 0 or below or at 1 or above hide noise, and count only where there are
-    no others; areas of any other single colour count as free of it. A photo of less than 16 x 16 pixels is
-    too small to tell noise from what it shows: 0.
+    Blocks of 16 x 16 pixels of which many are at 0 or below or at 1 or above hide noise, and count only where
+    there are no others.
 
     Args:
         image: (N, C, H, W) floats from 0 to 1.
+        restored: what a denoiser, at full strength, made of it, of the same shape and device.
 
     Returns:
         (N,) float32 on the image's device.
 
     Raises:
-        TypeError: `image` is no tensor of floats.
-        ValueError: `image` has not four dimensions, or a value that is not finite.
-
-    Source: the mask and its norm are those of Immerkær, "Fast noise variance estimation", CVIU 1996; the
-    flattest blocks stand for all as in Olsen, "Estimation of noise in images: an evaluation", CVGIP 1993.
+        TypeError: one of them is no tensor of floats.
+        ValueError: they are not of one shape (N, C, H, W), or have values that are not finite.
     """
-    if not isinstance(image, torch.Tensor) or not image.is_floating_point():
-        kind = getattr(image, "dtype", type(image).__name__)
-        raise TypeError(f"noise.estimate: image must be a tensor of floats from 0 to 1; got {kind}")
-    if image.dim() != 4:
-        raise ValueError(f"noise.estimate: image must be (N, C, H, W); got {tuple(image.shape)}")
-    image = image.detach()
-    if not image.isfinite().all():
-        raise ValueError("noise.estimate: image has values that are not finite")
-    if min(image.shape[2:]) < BLOCK:
-        return torch.zeros(len(image), device=image.device)
-    blocks = _blocks(image).float()
-    halves = 2 * blocks.unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2)).mean((-3, -1))
-    variance = torch.maximum(_variance(blocks), _variance(halves))
-    clipped = ((blocks <= 0) | (blocks >= 1)).float().mean((-2, -1)) > CLIPPED
-    flattest = variance.masked_fill(clipped, torch.nan).nanquantile(SHARE, -1).nanmean(1)
-    return flattest.where(~flattest.isnan(), variance.quantile(SHARE, -1).mean(1)).sqrt()
+    for name, tensor in (("image", image), ("restored", restored)):
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
+            raise TypeError(f"noise.estimate: {name} must be a tensor of floats; got {kind}")
+    if image.dim() != 4 or image.shape != restored.shape:
+        shapes = f"{tuple(image.shape)} and {tuple(restored.shape)}"
+        raise ValueError(f"noise.estimate: image and restored must be (N, C, H, W), both alike; got {shapes}")
+    image, restored = image.detach().float(), restored.detach().float()
+    change = _means((restored - image).square())
+    if not change.isfinite().all():
+        raise ValueError("noise.estimate: image or restored has values that are not finite")
+    hidden = _means(((image <= 0) | (image >= 1)).float()) > CLIPPED
+    calmest = change.masked_fill(hidden, torch.nan).nanquantile(SHARE, -1).nanmean(1)
+    return calmest.where(~calmest.isnan(), change.quantile(SHARE, -1).mean(1)).sqrt()
 
 
 def strength(sigma: torch.Tensor) -> torch.Tensor:
@@ -65,17 +57,7 @@ def strength(sigma: torch.Tensor) -> torch.Tensor:
     return part * part * (3 - 2 * part)
 
 
-def _blocks(image):
-    """Blocks of a photo, (N, C, blocks, BLOCK, BLOCK)."""
-    rows, columns = (_places(size, image.device) for size in image.shape[2:])
-    return image[:, :, rows[:, None, :, None], columns[None, :, None, :]].flatten(2, 3)
-
-
-def _places(size, device):
-    first = torch.linspace(0, size - BLOCK, min(size // BLOCK, MOST), device=device).long()
-    return first[:, None] + torch.arange(BLOCK, device=device)
-
-
-def _variance(blocks):
-    """That of white noise, by the mask [1 -2 1]' [1 -2 1], which planes and straight edges don't pass."""
-    return (blocks.diff(n=2, dim=-1).diff(n=2, dim=-2) / 6).square().mean((-2, -1))
+def _means(maps):
+    """Of each channel the means of the blocks, (N, C, blocks); of a smaller photo one, of all of it."""
+    size = [min(BLOCK, side) for side in maps.shape[2:]]
+    return torch.nn.functional.avg_pool2d(maps, size).flatten(2)
