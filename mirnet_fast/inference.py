@@ -33,7 +33,7 @@ def restore(
         multiple: what H and W have to be multiples of; see `size_multiple` if not given.
         strength: how much of the model's change is made, image + strength (model(image) - image): from 0,
             the image, to 1, the model's result bit for bit. "auto" takes `noise.strength` of
-            `noise.estimate`, each image's own.
+            `noise.estimate`, each image's own, by what the model would change.
         precision: what is computed in, "fp32", "fp16" (on GPUs) or "bf16", by a copy of the model that
             follows its weights, if it has others; the result is of the image's dtype. "auto" takes fp32 or,
             where `mirnet_fast.precision.automatic` finds that faster and near enough, a lower one; model
@@ -59,7 +59,7 @@ def restore(
     """
     _check(model, image)
     precisions.check(precision, image.device)
-    weight = _weight(image, strength)
+    _check_strength(strength)
     multiple = size_multiple(model) if multiple is None else multiple
     if not isinstance(multiple, int):
         raise TypeError(f"restore: multiple must be an integer; got {type(multiple).__name__}")
@@ -91,14 +91,19 @@ def restore(
         )
     result = padded_result[..., :height, :width]
     # Copies are made outside of inference_mode, so that the caller may use them in autograd and in place.
-    if weight is None:
+    if strength == 1:  # 0 times infinity shall not be made
         return result.clone()
     if result.shape != image.shape:
         raise ValueError(
             f"restore: strength {strength} mixes the image with the model's result, which must be of its "
             f"shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
         )
-    return image.detach().to(result).lerp(result, weight.to(result))
+    image = image.detach().to(result)
+    if strength == "auto":
+        weight = noise.strength(noise.estimate(image, result))[:, None, None, None]
+    else:
+        weight = torch.tensor(float(strength), dtype=torch.float64)
+    return image.lerp(result, weight.to(result))
 
 
 def restore_by_ensemble(
@@ -216,19 +221,16 @@ def _check(model, image):
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
 
 
-def _weight(image: torch.Tensor, strength: float | str) -> torch.Tensor | None:
-    """What `restore` mixes with, a number or (N, 1, 1, 1); None for 1: 0 times infinity shall not be made."""
+def _check_strength(strength):
     if isinstance(strength, str):
         if strength != "auto":
             raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
-        return noise.strength(noise.estimate(image))[:, None, None, None]
-    if not isinstance(strength, numbers.Real):
+    elif not isinstance(strength, numbers.Real):
         raise TypeError(
             f"restore: strength must be a number from 0 to 1, or 'auto'; got {type(strength).__name__}"
         )
-    if not 0 <= strength <= 1:
+    elif not 0 <= strength <= 1:
         raise ValueError(f"restore: strength must be from 0 to 1, or 'auto'; got {strength}")
-    return None if strength == 1 else torch.tensor(float(strength), dtype=torch.float64)
 
 
 def _misfit(model, image, precision):

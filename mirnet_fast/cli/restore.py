@@ -153,15 +153,15 @@ def _restore_file(model, path, target, device, strength, precision, salvage):
                 name = f"{path}, page {number + 1}" if len(pages) > 1 else path
                 if page.damage:
                     tqdm.write(f"warning: {name} is damaged ({page.damage}); restored as far as it goes")
-                photo, by = page.photo(), strength
-                if strength == "auto":
-                    sigma = noise.estimate(photo.rgb)
-                    by = noise.strength(sigma).item()
-                    tqdm.write(f"{name}: noise of {255 * sigma.item():.1f}/255, strength {by:.2f}")
+                photo = page.photo()
+                given, by = photo.rgb.to(device), 1.0 if strength == "auto" else strength
                 with warnings_told(name):
-                    restored = inference.restore(
-                        model, photo.rgb.to(device), strength=by, precision=precision
-                    )
+                    restored = inference.restore(model, given, strength=by, precision=precision)
+                if strength == "auto":
+                    sigma = noise.estimate(given, restored)
+                    by = noise.strength(sigma).item()
+                    restored = restored if by == 1 else given.lerp(restored, by)
+                    tqdm.write(f"{name}: noise of {255 * sigma.item():.1f}/255, strength {by:.2f}")
                 writer.put(0, restored, photo.alpha, number)
 
 
