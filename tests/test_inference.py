@@ -277,7 +277,7 @@ def test_automatic_strength_is_each_images_own():
         def forward(self, x):
             return torch.full_like(x, 0.5)
 
-    image = noisy(0.5, 2.5, 20)
+    image = noisy(0.5, 1.6, 20)
     full = torch.full_like(image, 0.5)
     strength = noise.strength(noise.estimate(image, full))
     assert strength[0] == 0 < strength[1] < 1 == strength[2]

@@ -85,18 +85,16 @@ def test_noise_gets_the_full_strength(seen, name, sigma):
 @pytest.mark.parametrize("sigma", [2, 10, 25])
 @pytest.mark.parametrize("base", [np.full((128, 160, 3), 128), photo("chelsea")], ids=["grey", "photo"])
 def test_what_was_taken_is_measured(base, sigma):
-    assert in_grey_levels(white(base, sigma), base) == pytest.approx(sigma, rel=0.1)
+    """From below, as by the calmest blocks."""
+    assert 0.85 * sigma < in_grey_levels(white(base, sigma), base) < 1.01 * sigma
 
 
-def test_the_flattest_parts_count():
-    """There the denoiser is right; in the rest it takes, of texture, more or less than the noise."""
-    clean = np.full((160, 192, 3), 128.0)
-    clean[:, :144] = photo("grass")[:160, :144]
-    for left in (0, 1):
-        noisy = white(clean, 5)
-        restored = clean.copy()
-        restored[:, :144] += left * (noisy - clean)[:, :144] + 0.2 * (clean[:, :144] - 128)
-        assert in_grey_levels(noisy, restored) == pytest.approx(5, rel=0.1)
+def test_texture_that_is_taken_for_noise_is_not_everywhere():
+    clean = photo("coffee")[:160, :200]
+    noisy, restored = white(clean, 4), clean.copy()
+    restored[:, 30:] += 0.5 * (clean.mean() - clean)[:, 30:]
+    assert 3.4 < in_grey_levels(noisy, restored) < 4.1
+    assert in_grey_levels(clean, restored) == 0
 
 
 def test_each_image_of_a_batch_has_its_own():
@@ -126,33 +124,32 @@ def test_neither_gradient_nor_layout_matters():
     assert not found.requires_grad
 
 
-@pytest.mark.parametrize("part", [np.s_[:100], np.s_[-100:], np.s_[:, :100], np.s_[:, -100:]])
-def test_large_photos_are_looked_at_everywhere(monkeypatch, part):
-    monkeypatch.setattr(noise, "MOST", 16)
-    pixels = photo("grass")
-    pixels[part] = 100
-    assert in_grey_levels(white(pixels, 6), pixels) == pytest.approx(6, rel=0.1)
-
-
-def test_black_bars_are_no_part_of_the_photo():
-    clean, barred = photo("astronaut"), np.zeros((2, 512, 1600, 3))
+@pytest.mark.parametrize("value", [0, 255, 99])
+def test_bars_of_one_colour_are_no_part_of_the_photo(value):
+    clean, barred = photo("astronaut"), np.full((2, 512, 1600, 3), float(value))
     noisy = white(clean, 10)
     barred[:, :, 544:1056] = noisy, clean
-    assert in_grey_levels(*barred) == pytest.approx(in_grey_levels(noisy, clean), rel=0.05)
+    assert in_grey_levels(*barred) == pytest.approx(in_grey_levels(noisy, clean), rel=0.01)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_one_colour(value):
+    pixels = np.full((40, 50, 3), value)
+    assert in_grey_levels(pixels, pixels) == 0
 
 
 @pytest.mark.parametrize("level", [-25, 280])
 def test_what_is_clipped_hides_no_noise_elsewhere(level):
     clean = photo("coffee")
     clean[:300] = level
-    assert in_grey_levels(white(clean, 10), as_file(clean)) == pytest.approx(10, rel=0.1)
+    assert in_grey_levels(white(clean, 10), as_file(clean)) == pytest.approx(10, rel=0.15)
 
 
 def test_a_channel_all_of_which_is_clipped_does_not_count():
     clean = np.full((64, 64, 3), 128.0)
     yellow = white(clean, 10)
     yellow[:, :, 2] = clean[:, :, 2] = 0
-    assert in_grey_levels(yellow, clean) == pytest.approx(10, rel=0.1)
+    assert in_grey_levels(yellow, clean) == pytest.approx(10, rel=0.15)
 
 
 def test_a_dark_photo_all_of_which_is_clipped():
@@ -190,7 +187,7 @@ def test_errors():
 
 
 def test_strength_rises_smoothly():
-    sigma = torch.linspace(0, 8 / 255, 400)
+    sigma = torch.linspace(0, 4 / 255, 400)
     found = strength(sigma)
     assert (found[sigma <= noise.NONE] == 0).all() and (found[sigma >= noise.FULL] == 1).all()
     steps = found.diff()
