@@ -1,8 +1,8 @@
 """Make a network that was trained one that comes with the package: python benches/ship.py RUN --task denoise
 
 RUN is the folder of its training by mirnet_fast/pretrained/TASK.yaml. Its weights and log are copied beside
-that. What benches/quality.py measures goes into the card there, in the words of benches/cards/TASK.md, and some
-of its pictures into docs/pictures, where docs/pictures.md shows them.
+that. What benches/quality.py measures goes into the card there, in the words of benches/cards/TASK.md, and
+some of its pictures into docs/pictures, where docs/pictures.md shows them.
 
 Needs what benches/quality.py needs, and what that only takes if it is there: bm3d.
 """
