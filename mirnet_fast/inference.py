@@ -221,7 +221,7 @@ def _check(model, image):
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
 
 
-def _check_strength(strength):
+def _check_strength(strength: float | str) -> None:
     if isinstance(strength, str):
         if strength != "auto":
             raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
