@@ -103,7 +103,8 @@ docs: build $(VENV)/docs-installed
 	$(BIN)/python docs/memory_plan.py
 	$(BIN)/mirnet-fast demo --out build/demo
 	$(BIN)/python docs/photo.py build/demo
-	$(BIN)/python docs/plots.py
+	$(BIN)/python docs/traffic.py
+	$(BIN)/mirnet-fast report benches/results/*.json --out docs/report
 	$(MAKE) site
 
 # The site of docs/ in build/site; a warning is an error.

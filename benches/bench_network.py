@@ -92,12 +92,17 @@ def _dtypes():
     return [torch.float32 if settings.DEVICE == "cpu" else torch.float16, torch.bfloat16]
 
 
-def prepare(variant, size, dtype, threads):
-    """The call of one variant; equal arguments give equal weights, image and result."""
+def prepare(variant, size, dtype, threads, exact=False):
+    """The call of one variant; equal arguments give equal weights, image and result.
+
+    exact: in float64, of the weights and the image as `dtype` holds them.
+    """
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     network = reference.MIRNet(**CONFIG).eval().to(settings.DEVICE, dtype)
     image = torch.rand(size).to(settings.DEVICE, dtype)
+    if exact:
+        network, image = network.double(), image.double()
     call = variants_of(dtype)[0][variant](network, image)
 
     def forward():
@@ -132,6 +137,21 @@ def test_network(benchmark, record, size, dtype):
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
     record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}}, times)
+
+
+@pytest.mark.parametrize("dtype", _dtypes(), ids=rows.dtype_name)
+def test_network_error(keep, dtype):
+    """How far each way is from the reference in float64, on the same weights and image; not timed."""
+    size = min(sizes(), key=lambda size: size[0] * size[2] * size[3])
+    names, missing = variants_of(dtype)
+    arguments = (size, dtype, torch.get_num_threads())
+    variants = {name: prepare(name, *arguments) for name in names}
+    missing |= harness.drop_failing_compilation(variants)
+    exact = prepare("eager NCHW", size, dtype, torch.get_num_threads(), exact=True)()
+    error = {name: harness.error_of(run(), exact) for name, run in variants.items()}
+    assert max(error.values()) < harness.TOLERANCE[dtype]
+    row = rows.error_row("network_error", size, dtype, harness.FORWARD, error)
+    keep(row | ({"missing": missing} if missing else {}))
 
 
 @pytest.mark.skipif(settings.DEVICE != "cpu", reason="of the CPU's cores")

@@ -52,8 +52,21 @@ def _name(entry, node, variant):
 
 
 @pytest.fixture
-def record(request, benchmark):
-    """Takes a finished row and its times, also into the file: a whole run may take hours."""
+def keep(request):
+    """Takes a finished row, also into the file: a whole run may take hours."""
+
+    def take(row):
+        rows = request.config.stash[ROWS]
+        rows.append(row)
+        if target := request.config.getoption("results"):
+            target.write_text(results_text(request.config.stash[MACHINE], rows))
+
+    return take
+
+
+@pytest.fixture
+def record(request, benchmark, keep):
+    """Takes a finished row and its times."""
 
     def take(row, times):
         peaks = row.get("peak_mb", {})
@@ -71,10 +84,7 @@ def record(request, benchmark):
                 entry.extra_info["peak_mb"] = peaks[variant]
         others = ("ms", "wall_ms", "ratio", "peak_mb")  # of each variant, and so of its entry
         benchmark.extra_info |= {key: value for key, value in row.items() if key not in others}
-        rows = request.config.stash[ROWS]
-        rows.append(row)
-        if target := request.config.getoption("results"):
-            target.write_text(results_text(request.config.stash[MACHINE], rows))
+        keep(row)
 
     return take
 

@@ -217,13 +217,19 @@ def drop_failing_compilation(variants):
     return failed
 
 
+def error_of(output, expected):
+    """The root mean square of the difference over that of what is expected."""
+    expected = expected.double()
+    return ((output.double() - expected).norm() / expected.norm()).item()
+
+
 def check_agreement(variants, dtype):
     """Fail if a variant computes something else than the first one."""
     expected = None
     for name, run in variants.items():
-        output = run().detach().double()
+        output = run().detach()
         expected = output if expected is None else expected
-        error = ((output - expected).norm() / expected.norm()).item()
+        error = error_of(output, expected)
         assert error < TOLERANCE[dtype], f"{name} is {error:.1e} away from the reference"
 
 

@@ -27,6 +27,19 @@ def make_row(op, size, dtype, direction, times):
     }
 
 
+def error_row(op, size, dtype, direction, error):
+    """A result that is not timed: {variant: error}."""
+    return {
+        "op": op,
+        "size": list(size),
+        "dtype": dtype_name(dtype),
+        "direction": direction,
+        "ms": {},
+        "ratio": {},
+        "error": {name: digits(value, 3) for name, value in error.items()},
+    }
+
+
 def medians(times):
     """{name: seconds}."""
     return {name: statistics.median(values) for name, values in times.items()}
@@ -59,6 +72,7 @@ def results_text(machine, rows):
 def table(rows):
     """The rows as lines of text. `x NAME` is NAME's time over mirnet_fast's."""
     rows = sorted(rows, key=_order)
+    rows, untimed = [row for row in rows if row["ms"]], [row for row in rows if not row["ms"]]
     rivals = list(dict.fromkeys(name for row in rows for name in row["ratio"]))
     # With a GPU `ms` is the GPU's time, `wall` the whole call's.
     wall = ["wall"] if any("wall_ms" in row for row in rows) else []
@@ -68,7 +82,7 @@ def table(rows):
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     text = [
         "  ".join(_align(cell, w, i) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
+        for line in (lines if rows else [])
     ]
     for row in rows:
         label = f"{row['op']} {shape(row['size'])} {row['direction']}"
@@ -79,6 +93,9 @@ def table(rows):
                 f"{name} {'killed' if mb is None else mb}" for name, mb in row["peak_mb"].items()
             )
             text.append(f"{label}: peak MB above the weights: {peaks}")
+    for row in untimed:
+        errors = ", ".join(f"{name} {error:.2g}" for name, error in row["error"].items())
+        text.append(f"{row['op']} {shape(row['size'])} {row['dtype']}: error against float64: {errors}")
     return [line.rstrip() for line in text]
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "MIRNet",
     "ResidualDownSample",
     "ResidualUpSample",
+    "Restorer",
     "UpSample",
     "accelerate",
     "current_backend",

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
@@ -8,6 +9,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 _PREFIX = ".new-"
+_HALVES = f"{_PREFIX}{'[0-9a-f]' * 8}*"
 
 
 @contextlib.contextmanager
@@ -30,28 +32,45 @@ def replaced(path: str | Path) -> Generator[Path]:
     if mode is not None and not stat.S_ISREG(mode):
         yield path
         return
-    # Short, as the name alone may be as long as the system allows.
-    new = path.with_name(f"{_PREFIX}{secrets.token_hex(4)}{path.suffix}")
-    try:
-        new.touch()  # with the usual mode: some writers, as that of safetensors, have one of their own
-        if mode is None or path.is_symlink():
-            mode = new.stat().st_mode
-        yield new
-        with new.open("rb") as file:
-            os.fsync(file.fileno())
-        new.chmod(stat.S_IMODE(mode))
-        os.replace(new, path)
-    except BaseException:
-        new.unlink(missing_ok=True)
-        raise
+    with _held_new(path) as new:
+        try:
+            if mode is None or path.is_symlink():
+                mode = new.stat().st_mode
+            yield new
+            with new.open("rb") as file:
+                os.fsync(file.fileno())
+            new.chmod(stat.S_IMODE(mode))
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     _sync_folder(path.parent)
 
 
 def remove_halves(folder: str | Path) -> None:
-    """Remove what `replaced` left in a folder where a process was killed; none may be in it now."""
-    for path in Path(folder).glob(f"{_PREFIX}{'[0-9a-f]' * 8}*"):
-        if path.is_file():
+    """Remove what `replaced` left in a folder when a process was killed.
+
+    What a process is still at is left alone, and all on a file system without locks.
+    """
+    for path in Path(folder).glob(_HALVES):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
+
+
+@contextlib.contextmanager
+def _held_new(path):
+    """A new empty file beside `path`, with a lock on it that ends with this process, however it ends."""
+    while True:
+        # Short, as the name alone may be as long as the system allows. With the usual mode: some writers, as
+        # that of safetensors, have one of their own.
+        new = path.with_name(f"{_PREFIX}{secrets.token_hex(4)}{path.suffix}")
+        with new.open("xb") as file:
+            with contextlib.suppress(OSError):  # there are file systems without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if new.exists():  # else `remove_halves` came before the lock
+                yield new
+                return
 
 
 def _mode(path):

@@ -10,3 +10,4 @@ from .inference import restore
 from .modules import *
 from .ops.packed_weights import packed_weights_bytes
 from .pretrained import load_pretrained
+from .restorer import Restorer

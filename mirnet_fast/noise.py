@@ -42,7 +42,7 @@ def estimate(image: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
         if given.dim() != 4 or given.shape != image.shape:
             like = "" if given is image else f", as image, {tuple(image.shape)}"
             raise ValueError(f"noise.estimate: {name} must be (N, C, H, W){like}; got {tuple(given.shape)}")
-        if not given.isfinite().all():
+        if given.numel() and not torch.stack(given.aminmax()).isfinite().all():
             raise ValueError(f"noise.estimate: {name} has values that are not finite")
     image, restored = image.detach().float(), restored.detach().float()
     block = [min(BLOCK, side) for side in image.shape[2:]]

@@ -142,6 +142,16 @@ def test_losing_rows_are_marked(rows):
     assert lost_line.startswith("slow") and "0.50" in lost_line and lost_line.endswith("LOSES")
 
 
+def test_errors_are_told_beside_the_table(rows):
+    error = rows.error_row(
+        "network_error", (1, 3, 8, 8), torch.float32, "forward", {"mirnet_fast": 1.23456e-7}
+    )
+    assert error["error"] == {"mirnet_fast": 1.23e-7}
+    line = "network_error 1x3x8x8 float32: error against float64: mirnet_fast 1.2e-07"
+    assert rows.table([error]) == [line]
+    assert rows.table([error, row()])[-1] == line and len(rows.table([error, row()])) == 3
+
+
 def test_missing_variants_and_memory_are_told(rows):
     lines = rows.table([row(missing={"torch.compile": "no compiler"}, peak_mb={"other": None})])
     assert lines[2:] == [
@@ -175,3 +185,12 @@ def test_a_wrong_answer_is_not_timed(harness):
     variants = {"eager": lambda: right, "mirnet_fast": lambda: right + 0.01}
     with pytest.raises(AssertionError, match=r"mirnet_fast is 1\.0e-02 away"):
         harness.check_agreement(variants, torch.float32)
+
+
+def test_a_folder_beside_the_network_alone(benches, capsys):
+    import folder
+
+    folder.main(["--count", "3", "--size", "40", "30", "--rounds", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all("megapixels a second" in line for line in lines[:2])
+    assert lines[2].startswith("share of the network's speed: ")

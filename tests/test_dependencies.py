@@ -57,11 +57,14 @@ def imported(folder):
     [
         (
             "mirnet_fast",
-            ("always", "train", "lpips", "raw", "triton", "export", "hub", "spandrel"),
+            (
+                *("always", "train", "lpips", "raw", "remote", "triton", "export", "hub"),
+                *("report", "serve", "spandrel"),
+            ),
         ),
         ("kernels", ("always", "triton")),
         ("benches", ("always", "bench", "peers", "train")),
-        ("docs", ("always", "docs")),
+        ("docs", ("always", "docs", "report")),
     ],
 )
 def test_all_that_is_imported_is_asked_for(folder, groups):

@@ -1,7 +1,6 @@
 """What the documents say is so: code and commands run, links and names exist, numbers were measured."""
 
 import functools
-import json
 import pkgutil
 import re
 import runpy
@@ -19,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 import mirnet_fast
-from mirnet_fast import demonstration, evaluation, ops, reference
+from mirnet_fast import demonstration, evaluation, ops, reference, reporting
 from mirnet_fast.cli import main
 from mirnet_fast.training import Recipe, degradations, recipe
 
@@ -35,21 +34,11 @@ DOCUMENTS = [
     ROOT / "benches" / "results" / "README.md",
     *(ROOT / "mirnet_fast" / "pretrained").glob("*.md"),
 ]
-README, BENCHMARKS, TRAINING = (
-    (ROOT / name).read_text() for name in ("README.md", "docs/benchmarks.md", "docs/training.md")
-)
+README, TRAINING = ((ROOT / name).read_text() for name in ("README.md", "docs/training.md"))
 
 every_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 SMALL = {"n_feat": 8, "n_RRG": 1, "n_MSRB": 1}
-# Columns of the tables of benchmarks, as the result files call them.
-COLUMNS = {
-    "mirnet_fast": "mirnet_fast",
-    "OpenVINO": "OpenVINO",
-    "torch.compile": "torch.compile",
-    "ONNX Runtime": "ONNX Runtime",
-    "PyTorch, NCHW": "eager NCHW",
-    "PyTorch, channels_last": "eager channels_last",
-}
+MACHINES = reporting.read_results(sorted((ROOT / "benches" / "results").glob("*.json")))
 
 
 def fenced(text, language=""):
@@ -189,11 +178,19 @@ def test_the_picture_of_a_plan_is_the_plan():
     assert runpy.run_path(str(script))["drawn"]() == script.with_suffix(".svg").read_text()
 
 
-def test_plots_are_of_what_was_measured():
-    digests = runpy.run_path(str(ROOT / "docs" / "plots.py"))["digests"]()
+def test_the_report_is_of_what_was_measured():
     # Else: make docs
-    drawn = {name: (ROOT / "docs" / f"{name}.svg").read_text() for name in digests}
-    assert [name for name, digest in digests.items() if digest not in drawn[name]] == []
+    folder = ROOT / "docs" / "report"
+    assert (folder / "report.md").read_text() == reporting.page_text(MACHINES)
+    digests = reporting.digests(MACHINES)
+    assert {path.stem for path in folder.glob("*.svg")} == set(digests)
+    assert [n for n, digest in digests.items() if digest not in (folder / f"{n}.svg").read_text()] == []
+
+
+def test_the_plot_of_traffic_is_up_to_date():
+    script = ROOT / "docs" / "traffic.py"
+    # Else: make docs
+    assert runpy.run_path(str(script))["digest"]() in script.with_suffix(".svg").read_text()
 
 
 def test_the_photo_is_what_the_denoiser_makes_of_it():
@@ -211,52 +208,10 @@ def test_the_photo_is_what_the_denoiser_makes_of_it():
         assert told == pytest.approx([evaluation.psnr(photo, clean) for photo in (noisy, restored)], abs=0.02)
 
 
-def rows_of_tables():
-    """(what was run, {column: number}) of the benchmark tables."""
-    for table in re.findall(r"(?:^\|.*\n)+", BENCHMARKS, re.MULTILINE):
-        header, _, *lines = [[c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()]
-        for what, *cells in lines:
-            numbers = [float(c.split()[0]) if c else None for c in cells]
-            yield what, dict(zip((COLUMNS[name] for name in header[1:]), numbers, strict=True))
-
-
-@pytest.fixture(scope="module")
-def measured():
-    """[what the documents call a row of the result files, its numbers by variant]."""
-    found = []
-    for path in (ROOT / "benches" / "results").glob("*.json"):
-        for row in json.loads(path.read_text())["rows"]:
-            size = "x".join(map(str, row["size"]))
-            seconds = {name: ms / 1e3 for name, ms in row["ms"].items()}
-            if row["op"] == "network":
-                found.append((f"network, {size}", seconds))
-                found.append(("peak memory above the weights, 512 x 512", row.get("peak_mb") or {}))
-            elif row["op"] == "training":
-                found.append((f"training step, {size}, reduced depth", seconds))
-                found.append(("its peak memory", row.get("peak_mb") or {}))
-    return found
-
-
-def was_measured(measured, what, told):
-    candidates = [numbers for name, numbers in measured if name == what]
-    return any(
-        all(abs(numbers.get(name, 0) - number) < 0.01001 for name, number in told.items())
-        for numbers in candidates
-    )
-
-
-def test_numbers_were_measured(measured):
-    rows = list(rows_of_tables())
-    assert len(rows) == 11
-    for what, told in rows:
-        wanted = {name: number for name, number in told.items() if number is not None}
-        assert was_measured(measured, what, wanted), what
-
-
-def test_memory_in_the_readme_was_measured(measured):
+def test_memory_in_the_readme_was_measured():
     told = re.search(r"(\d+) MB above the weights\s+at (512 x 512), where PyTorch takes (\d+)", README)
-    peaks = {"mirnet_fast": float(told[1]), "eager NCHW": float(told[3])}
-    assert was_measured(measured, f"peak memory above the weights, {told[2]}", peaks)
+    peaks = dict(MACHINES[0].of("network", "peak_mb"))["network 1x3x512x512"]
+    assert [peaks["mirnet_fast"], peaks["eager NCHW"]] == [float(told[1]), float(told[3])]
 
 
 # {heading: body}, backquotes taken away; a heading goes over those below it only to the first of them.

@@ -233,6 +233,6 @@ def test_what_is_too_large_is_not_called_damaged(tmp_path, monkeypatch):
     def no_memory(*args):
         raise MemoryError("Unable to allocate 9 GiB")
 
-    monkeypatch.setattr(np, "broadcast_to", no_memory)
+    monkeypatch.setattr(np, "ascontiguousarray", no_memory)
     with pytest.raises(ImageError, match="too large for the memory that is left: Unable"):
         read_bytes(tmp_path, png(RGB, 2))

@@ -91,6 +91,14 @@ def test_palette(tmp_path):
     assert photo.rgb[0, :, 1, 0].tolist() == [0, 0, 1]
 
 
+def test_grey_goes_into_all_channels_of_a_format_without_grey(tmp_path):
+    pixels = random_pixels(np.uint8, 8, 9, 1)[:, :, 0]
+    cv2.imwrite(str(tmp_path / "in.png"), pixels)
+    write_photo(tmp_path / "out.ppm", read_photo(tmp_path / "in.png"))
+    written = cv2.imread(str(tmp_path / "out.ppm"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(written, np.repeat(pixels[:, :, None], 3, 2))
+
+
 def test_grey_jpeg(tmp_path):
     cv2.imwrite(str(tmp_path / "in.jpg"), np.full((8, 8), 77, np.uint8))
     photo = read_photo(tmp_path / "in.jpg")

@@ -7,7 +7,21 @@ seconds.
 import click
 
 from .._version import __version__
-from . import compare, demo, doctor, evaluate, export, patches, profile, restore, submit, train
+from . import (
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    gallery,
+    patches,
+    profile,
+    report,
+    restore,
+    serve,
+    submit,
+    train,
+)
 
 
 @click.group()
@@ -20,10 +34,13 @@ for command in (
     compare.compare,
     demo.demo,
     restore.restore,
+    serve.serve,
     evaluate.evaluate,
+    gallery.gallery,
     export.export,
     submit.submit,
     profile.profile,
+    report.report,
     train.train,
     patches.patches,
     doctor.doctor,

@@ -1,5 +1,6 @@
-"""mirnet-fast restore: images of any size."""
+"""mirnet-fast restore: images of any size, by file, folder or pattern."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from ._common import (
     network_of,
     network_options,
     precision_option,
-    warnings_told,
     weights_options,
 )
+from .gallery import MAX_MB, PagePath, of_records, write_page
 
 if TYPE_CHECKING:
     import torch
+
+DONE, FAILED, NOTHING, INTERRUPTED = 0, 1, 3, 130  # exit statuses; 2 is click's, of wrong options
 
 
 class Strength(click.ParamType):
@@ -41,8 +44,7 @@ class Strength(click.ParamType):
 
 
 @click.command(cls=Command)
-@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
-@click.argument("output", metavar="OUT", type=click.Path())
+@click.argument("paths", nargs=-1, required=True, metavar="IN... [OUT]")
 @weights_options
 @click.option(
     "--strength",
@@ -52,22 +54,48 @@ class Strength(click.ParamType):
 )
 @precision_option
 @click.option(
-    "--format",
-    "suffix",
-    help="What the files in the folder OUT are, such as png; if not given, what each IN is.",
+    "--self-ensemble", is_flag=True, help="The mean over eight orientations, in eight times the time."
+)
+@click.option(
+    "--suffix",
+    metavar="_NAME",
+    help="Write beside each IN, with this added to the name, such as _restored; there is no OUT then.",
+)
+@click.option("--format", help="What the results are, such as png; if not given, what each IN is.")
+@click.option(
+    "--skip-existing/--overwrite",
+    default=True,
+    show_default=True,
+    help="Whether a result that is there already is left, so that a run goes on where one before it ended.",
 )
 @click.option("--salvage", is_flag=True, help="Restore damaged images as far as they go, too, and name them.")
+@click.option("--limit-pixels", type=click.IntRange(1), help="Of an image, at most.  [default: 2**30]")
+@click.option("--limit-bytes", type=click.IntRange(1), help="Of a file, at most.  [default: 2**32]")
+@click.option(
+    "--json", "as_json", is_flag=True, help="A line of JSON for each file, and one for all of them."
+)
+@click.option(
+    "--gallery",
+    type=PagePath(),
+    help="Also write a page of HTML that shows all of them before and after.",
+)
 @device_option
 @network_options
 def restore(
-    inputs: tuple[str, ...],
-    output: str,
+    paths: tuple[str, ...],
     task: str | None,
     weights: str | None,
     strength: float | str | None,
     precision: str,
+    self_ensemble: bool,
     suffix: str | None,
+    format: str | None,
+    skip_existing: bool,
     salvage: bool,
+    limit_pixels: int | None,
+    limit_bytes: int | None,
+    as_json: bool,
+    gallery: Path | None,
     device: "torch.device",
     **options: Any,
 ) -> None:
@@ -76,99 +104,71 @@ def restore(
     JPEG, PNG, TIFF, WebP, GIF, AVIF, BMP, PPM and JPEG 2000 are read and written, raw files of cameras read,
     HEIC where libvips was built for it. Depth, colour space, EXIF, XMP, ICC profile and quality stay.
 
-    OUT is a file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder
-    that gets files of the same names. The network's shape is taken from the checkpoint. The exit status is 1
-    if an image failed, and 130 after Ctrl-C; the others are written all the same.
+    IN is a file, a folder, which stands for the images in it and below it, or a pattern (*, ?, **). OUT is a
+    file if there is one IN and OUT has a suffix, doesn't end in / and is no folder, else a folder; what was
+    found in a folder keeps its path below it. The network's shape is taken from the checkpoint.
+
+    No input is overwritten, and every result is written whole or not at all. The exit status is 0 if all
+    results are there, 1 if an image failed (the others are restored all the same), 2 for wrong options, 3 if
+    there was no image, 130 after Ctrl-C.
     """
-    from tqdm import tqdm
+    from .. import collection, pretrained
+    from ..images import FORMATS
+    from ..restorer import Restorer
+    from ._report import Report
 
-    from .. import pretrained
-    from ..images import FORMATS, ImageError
-
-    if suffix is not None and f".{suffix}" not in FORMATS:
+    if format is not None and f".{format}" not in FORMATS:
         names = ", ".join(name[1:] for name in FORMATS)
-        raise click.UsageError(f"--format must be one of {names}; got {suffix!r}")
-    chosen = network_file(task, weights)
-    if weights is None and task is None:
-        task = pretrained.DEFAULT
-    if strength is None:
-        strength = "auto" if task == "denoise" else 1.0
-    elif strength == "auto" and task not in (None, "denoise"):
-        raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
-    model = network_of(chosen, options).to(device)
-    chosen_precision(precision, model, device)
-    place = Path(output)
-    into_folder = len(inputs) > 1 or output.endswith(os.sep) or place.is_dir() or not place.suffix
-    if suffix is not None and not into_folder:
-        raise click.UsageError(f"--format is for a folder OUT; {place} has a suffix of its own")
+        raise click.UsageError(f"--format must be one of {names}; got {format!r}")
+    if suffix is None and len(paths) < 2:
+        raise click.UsageError("Missing OUT, or --suffix for results beside their inputs")
+    if suffix is not None and (not suffix or os.path.basename(suffix) != suffix):
+        raise click.UsageError(f"--suffix must be part of a file's name, such as _restored; got {suffix!r}")
+    inputs, output = (paths, None) if suffix is not None else (paths[:-1], paths[-1])
+    limits = {"pixels": limit_pixels, "bytes": limit_bytes}
+    how = collection.How(not skip_existing, salvage, _limits(**limits))
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        chosen = network_file(task, weights)
+        if weights is None and task is None:
+            task = pretrained.DEFAULT
+        if strength is None:
+            strength = "auto" if task == "denoise" else 1.0
+        elif strength == "auto" and task not in (None, "denoise"):
+            raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
+        network = network_of(chosen, options).to(device)
+        chosen_precision(precision, network, device)
+    restorer = Restorer(
+        network, device=device, precision=precision, strength=strength, self_ensemble=self_ensemble
+    )
     try:
-        (place if into_folder else place.parent).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise click.ClickException(str(error)) from error
+        listing = collection.listed(inputs, output, suffix or "", format)
+    except collection.ListingError as error:
+        raise click.UsageError(str(error)) from error
+    records = []
+    total = len(listing.items) + len(listing.settled)
+    with Report(total, output or "", as_json) as report:
+        for note in listing.notes:
+            report.warn(note)
 
-    given = {_identity(path) for path in inputs} - {None}
-    written, failed, stopped = set(), 0, False
-    try:
-        for path in tqdm(inputs, unit="image", disable=None):
-            target = place / Path(path).name if into_folder else place
-            target = target.with_suffix(f".{suffix}") if suffix else target
-            try:
-                there = _identity(target)
-                if there in given:
-                    raise ImageError(f"{path}: the result would overwrite the input {target}")
-                if there in written:
-                    raise ImageError(f"{path}: the result would overwrite that of another input, {target}")
-                _restore_file(model, path, target, device, strength, precision, salvage)
-                written.add(_identity(target))
-            except (
-                ImageError,
-                OSError,
-                RuntimeError,
-                MemoryError,
-                OverflowError,
-            ) as error:  # RuntimeError: memory, of torch
-                failed += 1
-                message = str(error) if path in str(error) else f"{path}: {error}"
-                tqdm.write(f"error: {message}", file=sys.stderr)
-    except KeyboardInterrupt:
-        stopped = True
-    click.echo(f"{'stopped; ' * stopped}restored {len(written)} of {len(inputs)} images to {place}")
-    if stopped or failed:
-        sys.exit(130 if stopped else 1)
+        def tell(record):
+            report.tell(record)
+            if gallery is not None:
+                records.append(record)
+
+        try:
+            summary = collection.restore_files(listing.items, restorer, how, tell, settled=listing.settled)
+        except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
+            os._exit(INTERRUPTED)
+    report.end(summary)
+    if summary.interrupted:
+        sys.exit(INTERRUPTED)
+    compared = of_records(records)
+    shown = not compared or gallery is None or write_page(gallery, compared, "Restored", MAX_MB, err=as_json)
+    failed = summary.failed or summary.stopped or not shown
+    sys.exit(FAILED if failed else DONE if total else NOTHING)
 
 
-def _restore_file(model, path, target, device, strength, precision, salvage):
-    from tqdm import tqdm
+def _limits(**given: int | None) -> Any:
+    from ..images import Limits
 
-    from .. import inference, noise
-    from ..images import ImageError, Pages, PhotoWriter, check_format
-
-    with Pages(path, salvage) as pages:
-        first = pages[0]
-        check_format(target, first, len(pages))
-        if len({(page.pixels.shape, page.dtype) for page in pages}) > 1:
-            raise ImageError(f"{path}: its pages differ in size or kind, which cannot be written in one file")
-        with PhotoWriter(target, first, len(pages)) as writer:
-            for number, page in enumerate(pages):
-                name = f"{path}, page {number + 1}" if len(pages) > 1 else path
-                if page.damage:
-                    tqdm.write(f"warning: {name} is damaged ({page.damage}); restored as far as it goes")
-                photo = page.photo()
-                given, by = photo.rgb.to(device), 1.0 if strength == "auto" else strength
-                with warnings_told(name):
-                    restored = inference.restore(model, given, strength=by, precision=precision)
-                if strength == "auto":
-                    sigma = noise.estimate(given, restored)
-                    by = noise.strength(sigma).item()
-                    restored = restored if by == 1 else given.lerp(restored, by)
-                    tqdm.write(f"{name}: noise of {255 * sigma.item():.1f}/255, strength {by:.2f}")
-                writer.put(0, restored, photo.alpha, number)
-
-
-def _identity(path):
-    """What all names of one file have in common; None where there is none."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
+    return Limits(**{name: value for name, value in given.items() if value is not None})

@@ -4,7 +4,7 @@
 pages or frames.
 """
 
-from .folders import hidden, matching_photos, photos_below
+from .folders import READABLE, hidden, matching_photos, photos_below
 from .kinds import FORMATS, Encoding, Format, ImageError, Kind, Origin, Photo, check_format
 from .limits import Limits
 from .read import Page, Pages, read_photo
@@ -12,6 +12,7 @@ from .write import PhotoWriter, write_photo
 
 __all__ = [
     "FORMATS",
+    "READABLE",
     "Encoding",
     "Format",
     "ImageError",

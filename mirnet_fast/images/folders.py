@@ -3,6 +3,10 @@
 from pathlib import Path
 
 from .kinds import FORMATS, ImageError
+from .others import RAW
+
+# Suffixes of what can be read, by `read_photo`.
+READABLE = frozenset({*FORMATS, *RAW, ".heic", ".heif"})
 
 
 def hidden(path: str | Path) -> bool:

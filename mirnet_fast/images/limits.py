@@ -25,12 +25,12 @@ class Limits:
     pixels: int = 2**30
     bytes: int = 2**32
 
-    def check_bytes(self, path: Path, size: int) -> None:
+    def check_bytes(self, path: str | Path, size: int) -> None:
         """Raises ImageError where a file of `size` bytes is too large."""
         if size > self.bytes:
             raise ImageError(
                 f"{path} is too large: {size:,} bytes, and the limit is {self.bytes:,}; "
-                "Limits(bytes=...) sets another"
+                "Limits(bytes=...) or --limit-bytes sets another"
             )
 
     def check_pixels(self, path: Path, width: int, height: int) -> None:
@@ -38,7 +38,7 @@ class Limits:
         if width * height > self.pixels:
             raise ImageError(
                 f"{path} is too large: {width} x {height} are {width * height:,} pixels, and the limit is "
-                f"{self.pixels:,}; Limits(pixels=...) sets another"
+                f"{self.pixels:,}; Limits(pixels=...) or --limit-pixels sets another"
             )
 
 

@@ -66,10 +66,11 @@ class Page:
 
     def rows(self, top: int, bottom: int) -> torch.Tensor:
         """(1, 3, bottom - top, W) float32 of these rows, as in `Photo.rgb`."""
-        part = self.pixels[top:bottom]
-        colours = np.broadcast_to(part[:, :, : 1 if self.grey else 3], (*part.shape[:2], 3))
-        rgb = torch.from_numpy(colours.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
-        return rgb.div_(full_range(self.pixels.dtype.type))
+        part = self.pixels[top:bottom, :, : 1 if self.grey else 3]
+        # As they are first, of which there is less to move.
+        colours = torch.from_numpy(np.ascontiguousarray(part.transpose(2, 0, 1)))
+        rgb = colours.float().div_(full_range(self.pixels.dtype.type))
+        return rgb.expand(3, -1, -1)[None].contiguous()
 
     def alpha(self, top: int, bottom: int) -> np.ndarray | None:
         """(bottom - top, W) of `dtype`, or None."""
@@ -334,7 +335,8 @@ def _opened(path):
         if path.is_dir():
             raise ImageError(f"{path} is a folder; name the files in it, such as {path / '*.png'}")
         if not path.exists():
-            raise ImageError(f"{path}: there is no such file")
+            what = "the link leads nowhere" if path.is_symlink() else "there is no such file"
+            raise ImageError(f"{path}: {what}")
         if not path.is_file():
             raise ImageError(f"{path} is no regular file")
         file = path.open("rb")

@@ -85,18 +85,22 @@ class PhotoWriter:
             raise ValueError(f"PhotoWriter: alpha must be {tuple(rgb.shape[2:])}; got {got}")
         if not 0 <= page < self.pages:
             raise ValueError(f"PhotoWriter: page must be below {self.pages}; got {page}")
-        values = rgb[0].detach().float().cpu()
-        if not values.isfinite().all():
+        values = rgb[0].detach().float()
+        if not torch.stack(values.aminmax()).isfinite().all():
             raise ImageError(f"{self.path} was not written: the image has values that are not finite")
         if self.kind.grey:
             values = values.mean(dim=0, keepdim=True)
         dtype = self._pixels.dtype.type
         if not np.issubdtype(dtype, np.floating):
-            values = (values.clamp(0, 1) * full_range(dtype)).round()
+            whole = values.clamp(0, 1).mul_(full_range(dtype)).round_()
+            # Integers first, of which there is less to move.
+            values = whole.to(torch.uint8 if dtype == np.uint8 else torch.int32)
         first = page * height + top
         self._there[first : first + values.shape[1]] = True
         place = self._pixels[first : first + values.shape[1]]
-        place[:, :, : place.shape[2] - self.kind.has_alpha] = values.permute(1, 2, 0).numpy()
+        planes = values.cpu().numpy()
+        for channel in range(place.shape[2] - self.kind.has_alpha):
+            place[:, :, channel] = planes[min(channel, len(planes) - 1)]
         if self.kind.has_alpha:
             place[:, :, -1] = alpha
 
@@ -125,7 +129,7 @@ class PhotoWriter:
                         self._encode(file, failed)
         except pyvips.Error as error:
             said = (failed[0].strerror or failed[0]) if failed else vips.reason(error)
-            raise ImageError(f"{self.path} was not written: {said}") from error
+            raise ImageError(f"{self.path} was not written: {said}") from (failed[0] if failed else error)
         except OSError as error:
             raise ImageError(f"{self.path} was not written: {error.strerror or error}") from error
 

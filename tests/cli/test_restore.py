@@ -13,7 +13,8 @@ import torch
 
 from mirnet_fast import MIRNet, demonstration, evaluation, pretrained, reference
 from mirnet_fast.checkpoints import save_checkpoint
-from mirnet_fast.cli import restore
+from mirnet_fast.collection.job import Job
+from mirnet_fast.images import Origin, Page
 
 from .common import CONFIG, random_pixels, read, run
 
@@ -66,7 +67,7 @@ def test_restore_never_overwrites_an_input(tmp_path, identity):
     before = (tmp_path / "in.png").read_bytes()
     result = run("restore", tmp_path / "a/in.png", tmp_path / "in.png", tmp_path, "--weights", identity)
     assert result.exit_code == 1
-    assert result.output.count("would overwrite the input") == 2
+    assert result.stderr.count("would overwrite the input") == 2
     assert (tmp_path / "in.png").read_bytes() == before
 
 
@@ -76,7 +77,9 @@ def test_restore_replaces_a_link_to_another_picture(tmp_path, identity):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "in.png").symlink_to(tmp_path / "other.png")
     before = (tmp_path / "other.png").read_bytes()
-    result = run("restore", tmp_path / "in.png", tmp_path / "out", "--weights", identity)
+    arguments = ["restore", tmp_path / "in.png", tmp_path / "out", "--weights", identity]
+    assert "skipped 1" in run(*arguments).output and (tmp_path / "out" / "in.png").is_symlink()
+    result = run(*arguments, "--overwrite")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "other.png").read_bytes() == before
     assert not (tmp_path / "out" / "in.png").is_symlink()
@@ -88,15 +91,18 @@ def test_restore_looks_at_each_name_a_few_times(tmp_path, identity, monkeypatch)
         (tmp_path / name).touch()
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: seen.append(args) or stat(*args, **kwargs))
+    monkeypatch.setattr(Job, "run", lambda self, restorer: self)
+    monkeypatch.setattr(Job, "write", lambda self: Path(self.item.output).touch() or self)
     monkeypatch.setattr(
-        "mirnet_fast.cli.restore._restore_file", lambda model, path, target, *rest: target.touch()
+        "mirnet_fast.collection.job.Pages", lambda *args: [Page(np.zeros((1, 1, 3), "u1"), Origin())]
     )
+    (tmp_path / "out").mkdir()
     arguments = [*(tmp_path / name for name in names), tmp_path / "out", "--weights", identity]
     for _ in range(2):  # without and with results of the same names
         seen.clear()
-        result = run("restore", *arguments)
-        assert result.exit_code == 0 and "restored 200 of 200" in result.output
+        run("restore", *arguments)
         assert len(seen) < 10 * len(names)
+    assert len(os.listdir(tmp_path / "out")) == 200
 
 
 def test_restore_after_an_error_of_the_disk(tmp_path, identity, monkeypatch):
@@ -117,15 +123,17 @@ def test_restore_after_an_error_of_the_disk(tmp_path, identity, monkeypatch):
     assert "restored 2 of 3 images" in result.output
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError("no memory")])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), MemoryError("no memory"), KeyError("a bug")]
+)
 def test_restore_goes_on_whatever_a_file_does(tmp_path, identity, monkeypatch, error):
     def fail(*args):
         raise error
 
-    monkeypatch.setattr(restore, "_restore_file", fail)
-    result = run("restore", tmp_path / "a.png", tmp_path / "b.png", tmp_path, "--weights", identity)
+    monkeypatch.setattr("mirnet_fast.collection.job.Pages", fail)
+    result = run("restore", tmp_path / "a.png", tmp_path / "b.png", tmp_path / "out", "--weights", identity)
     assert result.exit_code == 1 and "restored 0 of 2" in result.output
-    assert f"error: {tmp_path / 'b.png'}: {error}" in result.output
+    assert f"error: {tmp_path / 'b.png'}: " in result.output and str(error.args[-1]) in result.output
 
 
 def test_restore_says_what_was_done_before_ctrl_c(tmp_path, identity, monkeypatch):
@@ -143,14 +151,17 @@ def test_restore_says_what_was_done_before_ctrl_c(tmp_path, identity, monkeypatc
     monkeypatch.setattr(MIRNet, "forward", interrupted)
     result = run("restore", *inputs, tmp_path / "out", "--weights", identity)
     assert result.exit_code == 130
-    assert result.output.splitlines()[-1] == f"stopped; restored 1 of 3 images to {tmp_path / 'out'}"
+    said = f"interrupted; restored 1 of 3 images to {tmp_path / 'out'}, 2 left for another run; "
+    assert result.output.splitlines()[-1].startswith(said)
     assert os.listdir(tmp_path / "out") == ["a.png"]
 
 
-def test_restore_of_a_folder(tmp_path, identity):
-    result = run("restore", tmp_path, tmp_path / "out", "--weights", identity)
-    assert result.exit_code == 1
-    assert f"error: {tmp_path} is a folder; name the files in it" in result.output
+def test_restore_of_a_folder_without_images(tmp_path, identity):
+    (tmp_path / "in").mkdir()
+    result = run("restore", tmp_path / "in", tmp_path / "out", "--weights", identity)
+    assert result.exit_code == 3
+    assert f"warning: {tmp_path / 'in'}: no images in it" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_restore_into_a_folder_with_a_dot(tmp_path, identity):
@@ -166,7 +177,9 @@ def test_restore_on_a_full_disk_keeps_the_old_result(tmp_path, identity):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limit[1]))
     try:
-        result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity)
+        result = run(
+            "restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", identity, "--overwrite"
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert result.exit_code == 1 and "out.png was not written: File too large" in result.output
@@ -180,8 +193,10 @@ def test_restore_never_overwrites_another_result(tmp_path, identity):
     result = run(
         "restore", tmp_path / "a/in.png", tmp_path / "b/in.png", tmp_path / "out", "--weights", identity
     )
-    assert result.exit_code == 1 and "of another input" in result.output
-    assert read(tmp_path / "out/in.png").mean() == 10
+    assert (
+        result.exit_code == 1 and result.stderr.count(f"the result would be {tmp_path / 'out/in.png'}") == 2
+    )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("name", "match"), [("out.jpg", "16 bits"), ("out.xyz", "cannot write .xyz")])
@@ -255,9 +270,10 @@ def test_restore_without_weights(tmp_path):
     assert "weights: denoise_small, which comes with mirnet-fast" in result.output
     restored = read(tmp_path / "out.png")[:, :, ::-1].astype(np.float32) / 255
     assert evaluation.psnr(restored, clean) > evaluation.psnr(noisy, clean) + 6
-    assert f"{tmp_path / 'noisy.png'}: noise of 2" in result.output and "strength 1.00\n" in result.output
+    assert ", noise of 2" in result.output and "strength 1.00, " in result.output
     for arguments in (["--task", "denoise"], ["--strength", 1], ["--weights", pretrained.weights_of()]):
-        assert run("restore", tmp_path / "noisy.png", tmp_path / "as.png", *arguments).exit_code == 0
+        told = ["restore", tmp_path / "noisy.png", tmp_path / "as.png", "--overwrite", *arguments]
+        assert run(*told).exit_code == 0
         assert (tmp_path / "as.png").read_bytes() == (tmp_path / "out.png").read_bytes()
 
 
@@ -279,6 +295,7 @@ def test_restore_makes_as_much_of_the_change_as_it_is_told(tmp_path, weights):
     made = {}
     for strength in ("", 0, 0.5, 1, "auto"):
         told = ["--strength", strength] if strength != "" else []
+        told.append("--overwrite")
         result = run("restore", tmp_path / "in.png", tmp_path / "out.png", "--weights", weights, *told)
         assert result.exit_code == 0, result.output
         assert ("strength 1.00" in result.output) == (strength == "auto")
@@ -346,7 +363,7 @@ def test_restore_salvages_what_it_is_told_to(tmp_path, identity):
     assert not (tmp_path / "out.jpg").exists()
     result = run(*arguments, "--salvage")
     assert result.exit_code == 0, result.output
-    assert f"warning: {tmp_path / 'in.jpg'} is damaged (the end of the image" in result.output
+    assert f"warning: {tmp_path / 'in.jpg'}: damaged (the end of the image" in result.stderr
     assert np.abs(read(tmp_path / "out.jpg")[:16].astype(int) - smooth[:16]).mean() < 8
 
 
@@ -356,7 +373,7 @@ def test_restore_page_by_page(tmp_path, identity):
     arguments = ["--weights", identity, "--strength", "auto"]
     result = run("restore", tmp_path / "in.tif", tmp_path / "out.tif", *arguments)
     assert result.exit_code == 0, result.output
-    assert "in.tif, page 3: noise of" in result.output
+    assert "10 x 12, 3 pages, noise of" in result.output
     assert np.array_equal(cv2.imreadmulti(str(tmp_path / "out.tif"))[1], frames)
     cv2.imwritemulti(str(tmp_path / "in.tif"), [frames[0], frames[1][:6]])
     result = run("restore", tmp_path / "in.tif", tmp_path / "other.tif", *arguments)

@@ -1,0 +1,112 @@
+"""What `restore` tells: lines for people, with a bar below them in a terminal, or lines of JSON."""
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..collection import Record, Summary
+
+NAMED = 20  # failed files in the summary, at most
+
+
+def printable(text: str) -> str:
+    """In one line: what is no sign to be read, as a newline in a name, is written as Python does."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+class Report:
+    """A context manager: inside, there is a bar on a terminal.
+
+    Args:
+        total: how many files there are.
+        place: where to, for the summary; "" for beside the inputs.
+        as_json: whether stdout gets lines of JSON alone, one a file and the summary last.
+    """
+
+    def __init__(self, total: int, place: str, as_json: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.total, self.place, self.as_json = total, place, as_json
+        console = Console(stderr=True)
+        self._bar = Progress(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("images, {task.fields[speed]:.2f} megapixels a second"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+        self._task = self._bar.add_task("", total=total, speed=0.0)
+        self._pixels = 0
+
+    def __enter__(self) -> "Report":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def tell(self, record: "Record") -> None:
+        """What became of a file."""
+        from ..collection import FAILED, RESTORED
+
+        self._pixels += record.pixels if record.status == RESTORED else 0
+        elapsed = self._bar.tasks[self._task].elapsed or 0
+        self._bar.update(self._task, advance=1, speed=self._pixels / 1e6 / elapsed if elapsed else 0)
+        for note in record.notes:
+            self.warn(f"{record.input}: {note}")
+        if record.status == FAILED:
+            self._say(f"error: {record.reason}", err=True)
+        if self.as_json:
+            self._json(record.as_json())
+        elif record.status == RESTORED:
+            self._say(_line(record))
+
+    def warn(self, text: str) -> None:
+        self._say(f"warning: {text}", err=True)
+
+    def end(self, summary: "Summary") -> None:
+        """The summary."""
+        if self.as_json:
+            self._json(summary.as_json())
+            return
+        done = f"restored {summary.restored} of {self.total} image{'s' * (self.total != 1)}"
+        parts = [f"{done} to {self.place}" if self.place else done]
+        if summary.skipped:
+            parts.append(f"skipped {summary.skipped} (--overwrite makes anew what is there)")
+        if summary.failed:
+            parts.append(f"{len(summary.failed)} failed")
+        if summary.left:
+            parts.append(f"{summary.left} left for another run")
+        stopped = f"{summary.stopped}; " if summary.stopped else ""
+        speed = f", {summary.megapixels_a_second:.2f} megapixels a second" if summary.restored else ""
+        self._say(f"{stopped}{', '.join(parts)}; {summary.seconds:.1f} s{speed}")
+        if self.total > 1:
+            for record in summary.failed[:NAMED]:
+                self._say(f"  failed: {record.reason}")
+            if len(summary.failed) > NAMED:
+                self._say(f"  and {len(summary.failed) - NAMED} more; --json names them all")
+
+    def _json(self, row: dict[str, Any]) -> None:
+        click.echo(json.dumps(row))
+
+    def _say(self, text: str, err: bool = False) -> None:
+        text = printable(text)
+        if self._bar.live.is_started and (sys.stderr if err else sys.stdout).isatty():
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            click.echo(text, err=err)
+
+
+def _line(record: "Record") -> str:
+    size = f"{record.width} x {record.height}" + (f", {record.pages} pages" if record.pages > 1 else "")
+    noise = "" if record.noise is None else f", noise of {record.noise:.1f}/255"
+    made = "" if record.strength in (None, 1) and not noise else f", strength {record.strength:.2f}"
+    return f"{record.input} -> {record.output}: {size}{noise}{made}, {record.seconds:.1f} s"

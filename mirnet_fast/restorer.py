@@ -1,0 +1,162 @@
+"""A network with all that is to be known to restore images by it: arrays, PIL images and tensors."""
+
+import numbers
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from . import forms, inference, noise, pretrained
+from . import precision as precisions
+
+BATCH_PIXELS = 2**20  # of images of like sizes that are restored together
+
+Image = TypeVar("Image")
+
+
+class Restored(NamedTuple):
+    """What came of (N, C, H, W).
+
+    Attributes:
+        image: of the same shape, on the Restorer's device, of its network's dtype, not clamped.
+        noise: (N,) the standard deviation of each one's noise, 1 being full scale; None where the strength
+            does not go by it.
+        strength: (N,) how much of the network's change was made.
+    """
+
+    image: torch.Tensor
+    noise: torch.Tensor | None
+    strength: torch.Tensor
+
+
+class Restorer:
+    """Restores images of any kind and size; several threads may call it at once.
+
+    Args:
+        network: what for, such as "denoise", by a network that comes along; or the path of a checkpoint of a
+            MIRNet; or a module that maps (N, 3, H, W) to (N, 3, H, W), which is moved to `device` and put in
+            eval mode.
+        device: where it runs; the first GPU if not given, or the CPU without one.
+        precision: as of `mirnet_fast.restore`.
+        strength: as of `mirnet_fast.restore`; if not given "auto" for the task "denoise", else 1.
+        self_ensemble: whether to take the mean over eight orientations, which takes eight times as long.
+
+    Raises:
+        TypeError: an argument is of another type.
+        ValueError: there is no such task, file or precision, or the strength is not from 0 to 1.
+        CheckpointError: the file is not a MIRNet's from RGB to RGB.
+    """
+
+    def __init__(
+        self,
+        network: str | os.PathLike[str] | nn.Module = pretrained.DEFAULT,
+        *,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        strength: float | str | None = None,
+        self_ensemble: bool = False,
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.empty(0, device=device).device
+        precisions.check(precision, self.device)
+        self.network = _network(network).to(self.device).eval()
+        if strength is None:
+            denoisers = "denoise", pretrained.TASKS["denoise"]
+            strength = "auto" if network in denoisers else 1.0
+        if strength != "auto" and not (isinstance(strength, numbers.Real) and 0 <= strength <= 1):
+            raise ValueError(f"Restorer: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
+        self.precision, self.strength, self.self_ensemble = precision, strength, self_ensemble
+        parameters = (p for p in self.network.parameters() if p.is_floating_point())
+        self._dtype = next(parameters, torch.empty(0)).dtype
+
+    def __call__(self, images: Any) -> Any:
+        """The images restored: of the kind, layout, dtype and device that they come in.
+
+        Args:
+            images: an image, or a list or tuple of images, which need not be alike; those of like sizes are
+                restored together. An image is
+
+                - a NumPy array (H, W), (H, W, 1) or (H, W, 3), or with transparency, which stays as it is,
+                  (H, W, 2) or (H, W, 4): uint8, uint16, or floats from 0 to 1;
+                - a PIL image of mode L, LA, RGB, RGBA or I;16; of mode P or 1 the result is one of RGB, RGBA
+                  or L. What its file had, such as the ICC profile, goes along; it is not turned by EXIF;
+                - a tensor (C, H, W) or (N, C, H, W) of the same dtypes and numbers of channels.
+
+        Returns:
+            The same, a list for a list or tuple. Integers are rounded; floats are not clamped, and may be a
+            little below 0 or above 1.
+
+        Raises:
+            TypeError: an image is something else.
+            ValueError: it is of another shape or mode, empty, or its values are from 0 to 255.
+            OverflowError: as of `mirnet_fast.restore`.
+        """
+        several = isinstance(images, (list, tuple))
+        given = list(images) if several else [images]
+        opened = [
+            forms.opened(image, f"images[{i}]" if several else "images") for i, image in enumerate(given)
+        ]
+        results: list[Any] = [None] * len(opened)
+        for group in _alike([form.rgb for form in opened]):
+            restored = self.restored(torch.cat([opened[i].rgb for i in group])).image
+            counts = [len(opened[i].rgb) for i in group]
+            for i, part in zip(group, restored.split(counts), strict=True):
+                results[i] = opened[i].closed(part)
+        return results if several else results[0]
+
+    def restored(self, rgb: torch.Tensor) -> Restored:
+        """`mirnet_fast.restore` of (N, 3, H, W) floats, and what was told of them.
+
+        Raises: as `mirnet_fast.restore`.
+        """
+        rgb = rgb.to(self.device, self._dtype)
+        if self.self_ensemble:
+            restored = inference.restore_by_ensemble(self.network, rgb, precision=self.precision)
+        else:
+            restored = inference.restore(self.network, rgb, precision=self.precision)
+        sigma, weight = None, self.strength
+        if weight == "auto":
+            sigma = noise.estimate(rgb, restored)
+            weight = noise.strength(sigma)
+        weights = torch.as_tensor(weight, dtype=restored.dtype, device=rgb.device).expand(len(rgb))
+        if (weights != 1).any():
+            restored = rgb.lerp(restored, weights[:, None, None, None])
+        return Restored(restored, sigma, weights)
+
+
+def _network(network):
+    if isinstance(network, nn.Module):
+        return network
+    if not isinstance(network, (str, os.PathLike)):
+        raise TypeError(
+            "Restorer: network must be a task, a checkpoint's path or a torch.nn.Module; "
+            f"got {type(network).__name__}"
+        )
+    if network in {**pretrained.tasks(), **pretrained.shipped()}:
+        return pretrained.load_pretrained(str(network))
+    if not Path(network).is_file():
+        raise ValueError(
+            f"Restorer: network must be a task ({', '.join(pretrained.tasks())}), the path of a checkpoint "
+            f"or a module; {str(network)!r} is neither a task nor a file"
+        )
+    return pretrained.network_in(Path(network))
+
+
+def _alike(images: Sequence[torch.Tensor]) -> list[list[int]]:
+    """Numbers of images that are of one size, as many together as BATCH_PIXELS allows."""
+    groups: list[list[int]] = []
+    begun: dict[tuple[Any, ...], tuple[list[int], int]] = {}
+    for i, image in enumerate(images):
+        key = (*image.shape[1:], image.dtype)
+        group, pixels = begun.get(key, ([], 0))
+        more = len(image) * image.shape[2] * image.shape[3]
+        if not group or pixels + more > BATCH_PIXELS:
+            group, pixels = [], 0
+            groups.append(group)
+        group.append(i)
+        begun[key] = group, pixels + more
+    return groups
