@@ -5,8 +5,8 @@ from torch import nn
 
 # Standard deviations in units of full scale: up to the first none of the change is made, from the second on
 # all of it. Of 36 clean photos as in training, some of fur, grass, brick and gravel all over, 34 are at less
-# than 0.8/255, none is above 1.1; with white noise of 5/255, or a camera's at ISO 1600 and JPEG, all are at 1.9
-# or more; with noise of 10/255 in a JPEG of quality 85 all but five of such texture at 1.6 or more.
+# than 0.8/255, none is above 1.1; with white noise of 5/255, or a camera's at ISO 1600 and JPEG, all are at
+# 1.9 or more; with noise of 10/255 in a JPEG of quality 85 all but five of such texture at 1.6 or more.
 NONE, FULL = 1.0 / 255, 2.0 / 255
 
 BLOCK = 16  # pixels
