@@ -85,8 +85,10 @@ fuzz-sanitized: sanitized
 	for isa in base avx2 avx512; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTHON) -m tests.fuzz ops \
 	    --calls $(CALLS) || exit; done
 
+# A table of time, ratios, GB/s and GFLOP/s comes last. QUICK=1: a look in one to two minutes, rows in a file.
 bench: build
-	$(BIN)/python -m pytest benches
+	$(if $(QUICK),MIRNET_BENCH_QUICK=1) $(BIN)/python -m pytest benches \
+	    $(if $(QUICK),-q --benchmark-quiet --results build/bench-quick.json)
 
 # Tests and benchmarks on this machine's GPU, in nine minutes; without one, a trial of all that on tiny maps.
 # By a Python that has torch already, where there is one: nothing is installed then.

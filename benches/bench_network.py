@@ -76,20 +76,24 @@ if settings.COMPILE == "1":
 
 def variants_of(dtype):
     """(VARIANTS with the peers that are installed, {name: why not} of the others)."""
-    there, missing = peers.installed(dtype) if settings.DEVICE == "cpu" else ({}, {})
+    beside = settings.DEVICE == "cpu" and not settings.QUICK
+    there, missing = peers.installed(dtype) if beside else ({}, {})
     return VARIANTS | there, missing
 
 
 def sizes():
     if settings.TINY:
         return [(1, 3, 16, 16)]
+    if settings.QUICK:
+        return [(1, 3, 128, 128)]
     if settings.DEVICE == "cpu":
         return [(1, 3, 512, 512), (1, 3, 256, 256), (4, 3, 128, 128), (1, 3, 128, 128)]
     return [(1, 3, 256, 256), (1, 3, 512, 512), (8, 3, 256, 256)]
 
 
 def _dtypes():
-    return [torch.float32 if settings.DEVICE == "cpu" else torch.float16, torch.bfloat16]
+    dtypes = [torch.float32 if settings.DEVICE == "cpu" else torch.float16, torch.bfloat16]
+    return dtypes[:1] if settings.QUICK else dtypes
 
 
 def prepare(variant, size, dtype, threads, exact=False):
@@ -112,8 +116,15 @@ def prepare(variant, size, dtype, threads, exact=False):
     return forward
 
 
-def peak_mb_of(prepare, *arguments):
-    """The peak above weights and image, in a fresh process; None if that was killed."""
+def peaks_of(variants, prepare, *arguments):
+    """{"peak_mb": {variant: the peak above weights and image}}; each takes seconds, which QUICK has not."""
+    if settings.QUICK:
+        return {}
+    return {"peak_mb": {name: _peak_mb_of(prepare, name, *arguments) for name in variants}}
+
+
+def _peak_mb_of(prepare, *arguments):
+    """In a fresh process; None if that was killed."""
     try:
         peak = measure.peak_memory(prepare, *arguments, device=settings.DEVICE)
     except BrokenProcessPool:
@@ -136,7 +147,7 @@ def test_network(benchmark, record, size, dtype):
     row |= {"missing": missing} if missing else {}
     # The first call of a compiled one is the compiler's, and its memory too.
     called = [name for name in variants if not name.startswith("torch.compile")]
-    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in called}}, times)
+    record(row | peaks_of(called, prepare, *arguments), times)
 
 
 @pytest.mark.parametrize("dtype", _dtypes(), ids=rows.dtype_name)
@@ -158,7 +169,7 @@ def test_network_error(keep, dtype):
 @pytest.mark.skipif(torch.get_num_threads() < 2, reason="one thread is all there is")
 def test_network_threads(benchmark, record):
     """mirnet_fast on one thread and on all of them: `x 1 thread` is what they gain."""
-    threads, size = torch.get_num_threads(), sizes()[0 if settings.TINY else 1]
+    threads, size = torch.get_num_threads(), sizes()[:2][-1]
     forward = prepare(rows.FAST, size, torch.float32, threads)
 
     def on(count):

@@ -10,7 +10,7 @@ import pytest
 import rows
 import settings
 import torch
-from bench_network import peak_mb_of
+from bench_network import peaks_of
 
 from mirnet_fast import MIRNet, reference
 
@@ -19,6 +19,8 @@ DTYPE = torch.bfloat16 if AMP else torch.float32
 SHALLOW = {"n_feat": 16 if settings.TINY else 64, "n_RRG": 1, "n_MSRB": 1}
 CONFIG = SHALLOW if settings.TINY or not AMP else {}
 SIZE = (1, 3, 16, 16) if settings.TINY else (8, 3, 128, 128) if AMP else (2, 3, 128, 128)
+if settings.QUICK and not settings.TINY:
+    SIZE = (1, 3, 64, 64)
 
 
 def stepper(network, image):
@@ -79,4 +81,4 @@ def test_training(benchmark, record, size):
     if times is None:
         return
     row = rows.make_row("training", size, DTYPE, "step", times)
-    record(row | {"peak_mb": {name: peak_mb_of(prepare, name, *arguments) for name in variants}}, times)
+    record(row | peaks_of(variants, prepare, *arguments), times)

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yardsticks
 from rows import COPY, FAST, GEMM, SGEMM, dtype_name, make_row, medians, milliseconds, shape
-from settings import COMPILE, DEVICE, ROUNDS, TINY
+from settings import COMPILE, DEVICE, QUICK, ROUNDS, TINY
 from torch.utils._pytree import tree_flatten, tree_map
 
 from mirnet_fast import _native, backends, measure, ops, reference
@@ -48,6 +48,9 @@ class Case:
 def _cases():
     if TINY:
         kinds = [((1, 16, 16, 16), torch.float32, CHANNELS_LAST)]
+    elif QUICK:
+        dtype = torch.float32 if DEVICE == "cpu" else torch.float16
+        kinds = [((1, 64, 128, 128), dtype, CHANNELS_LAST)]
     elif DEVICE == "cpu":
         # The three streams of the published network at 1x3x256x256.
         sizes = [(1, 64, 256, 256), (1, 128, 128, 128), (1, 256, 64, 64)]
@@ -122,7 +125,7 @@ def compare_op(benchmark, record, case, name, arguments, moved, gemms=()):
 
 def streams(sizes):
     """The parameters of a convolution's rows: (1, channels, side, side) of these (channels, side)."""
-    sizes = [(16, 16)] if TINY else sizes
+    sizes = [(16, 16)] if TINY else [(64, 128)] if QUICK else sizes
     return {"argvalues": [(1, channels, side, side) for channels, side in sizes], "ids": shape}
 
 
@@ -175,7 +178,8 @@ def timed(benchmark, variants, beside, budget, pause=0):
 
     Args:
         budget: about so many seconds go into the rounds, but there are at least 5 and at most 50;
-            where a round takes more than a minute and a half, 3 are enough.
+            where a round takes more than a minute and a half, 3 are enough. With QUICK it is a fifth, and
+            at least 3.
         pause: seconds before every timed call, untimed: the threads of some runtimes go on spinning for a
             while, and the next variant would pay for it.
     """
@@ -183,7 +187,8 @@ def timed(benchmark, variants, beside, budget, pause=0):
     synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     # The variants have run once, when their answers were compared; this is the last warm-up.
     one_round = sum(t for [t] in measure.interleave(calls, 1, 0, synchronize).values())
-    rounds = ROUNDS or min(50, max(3 if one_round > 90 else 5, round(budget / one_round)))
+    fewest = 3 if QUICK or one_round > 90 else 5
+    rounds = ROUNDS or min(50, max(fewest, round((budget / 5 if QUICK else budget) / one_round)))
     others = [name for name in calls if name != FAST]
     times = {name: [] for name in others}
     turns = itertools.count()

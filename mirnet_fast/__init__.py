@@ -14,6 +14,7 @@ __all__ = [
     "SKFF",
     "BackendError",
     "CheckpointError",
+    "Convolutions",
     "DownSample",
     "Downsample",
     "MIRNet",

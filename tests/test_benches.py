@@ -173,6 +173,31 @@ def test_all_have_their_turn_in_every_round(harness, monkeypatch):
     assert {names[0] for names in rounds} == {"a", "b", "copy"}
 
 
+def test_in_a_hurry(harness, monkeypatch):
+    monkeypatch.setattr(harness, "QUICK", True)
+    cases = [str(case) for case in harness._cases()]
+    assert cases == [f"1x64x128x128-float32-channels_last-{way}" for way in ("forward", "forward+backward")]
+    assert harness.streams([(64, 256), (256, 32)])["argvalues"] == [(1, 64, 128, 128)]
+    from gpu_script.steps.timing import Timer
+
+    calls = {"other": lambda: None, "mirnet_fast": lambda: None}
+    monkeypatch.setattr(harness.measure, "interleave", lambda calls, *_: {name: [1.0] for name in calls})
+    rounds = [len(harness.timed(Timer(), calls, {}, budget)["other"]) for budget in (1, 60)]
+    assert rounds == [3, 6]  # a round takes two seconds
+
+
+def test_make_bench_in_a_hurry():
+    def asked(*arguments):
+        made = subprocess.run(["make", "-n", "bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+        (line,) = [line for line in made.stdout.replace("\\\n", " ").splitlines() if "pytest benches" in line]
+        return line.split()
+
+    assert asked()[-2:] == ["pytest", "benches"] and asked()[0].endswith("python")
+    quick = asked("QUICK=1")
+    assert quick[0] == "MIRNET_BENCH_QUICK=1"
+    assert quick[-4:] == ["-q", "--benchmark-quiet", "--results", "build/bench-quick.json"]
+
+
 def test_a_row_of_a_single_round(rows):
     times = {"mirnet_fast": [2e-3], "other": [3e-3], "copy": [1e-3]}
     row = rows.make_row("op", (1, 2, 3, 4), torch.float32, "forward", times)

@@ -1,6 +1,7 @@
 """PSNR, SSIM and LPIPS against their definitions; the command that reports them."""
 
 import csv
+import json
 import os
 import re
 import resource
@@ -186,6 +187,23 @@ def test_command(folders):
     assert expected in result.output and "ensemble of 8" in result.output
     result = run(folders / "noisy", folders / "clean", "--benchmark", "realsr", "--border", 4)
     assert "2 photos, y, border 4" in result.output
+
+
+def test_command_in_json(folders):
+    result = run(folders / "noisy", folders / "clean", "--json", "--border", 2)
+    told = json.loads(result.stdout)
+    assert (told["channels"], told["border"], told["of"]) == ("rgb", 2, 2)
+    means = [sum(photo[key] for photo in told["photos"]) / 2 for key in ("psnr", "ssim")]
+    assert [told["mean"]["psnr"], told["mean"]["ssim"]] == pytest.approx(means)
+    (folders / "noisy" / "0.png").write_bytes(b"damaged")
+    result = run(folders / "clean", folders / "clean", "--json")
+    told = json.loads(result.stdout)
+    assert told["mean"]["psnr"] is None and told["mean"]["ssim"] == pytest.approx(
+        1
+    )  # infinite, which JSON has not
+    result = run(folders / "noisy", folders / "clean", "--json")
+    assert result.exit_code == 1 and "0.png is not an image" in result.stderr
+    assert [photo["name"][-5:] for photo in json.loads(result.stdout)["photos"]] == ["1.png"]
 
 
 def test_command_says_what_does_not_fit(folders):

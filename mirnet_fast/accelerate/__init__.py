@@ -2,15 +2,17 @@
 
 from torch import nn
 
-from ..engine.eligibility import ACCELERATED
+from ..engine.eligibility import ACCELERATED, is_ours
+from ..modules import Convolutions
 from . import prove, recognise
-from .fit import NotReplaceable, become
+from .chains import is_chain
+from .fit import Fit, NotReplaceable, become
 from .report import Replaced, Report, Skipped
 
 __all__ = ["Replaced", "Report", "Skipped", "accelerate", "revert"]
 
 
-def accelerate(model: nn.Module) -> Report:
+def accelerate(model: nn.Module, convolutions: bool = False) -> Report:
     """Run the MIRNet parts of a network built from somebody else's code on the fused ops.
 
     A whole MIRNet becomes one mirnet_fast.MIRNet. In it, and wherever else they stand in `model`, the model
@@ -37,6 +39,8 @@ def accelerate(model: nn.Module) -> Report:
 
     Args:
         model: any torch.nn.Module, on any device, in any floating dtype, training or not.
+        convolutions: whether to take over, outside of such parts, each torch.nn.Sequential of 3x3 (and other)
+            convolutions that keep height and width, with and without activations, too.
 
     Returns:
         What was replaced, and what was skipped and why.
@@ -62,6 +66,11 @@ def accelerate(model: nn.Module) -> Report:
                         reasons[module] = str(error)
                     elif str(error):
                         reasons.setdefault(module, f"looks like {kind}, but {error}")
+    if convolutions:
+        blocks = (module for module in names if module in fits or is_ours(module))
+        inside = {inner for module in blocks for inner in module.modules()}
+        chains = (module for module in names if module not in inside and is_chain(module))
+        fits |= {module: Fit(Convolutions, ()) for module in chains}
     reasons |= {m: "scripted by TorchScript, its code is fixed" for m in filter(recognise.is_scripted, names)}
 
     report = Report()

@@ -2,9 +2,8 @@
 
 import contextlib
 import re
-import sys
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -94,8 +93,11 @@ def precision_option(command: Callable[..., None]) -> Callable[..., None]:
     )(command)
 
 
-def chosen_precision(precision: str, model: "MIRNet", device: "torch.device") -> str:
-    """What `--precision` comes to for a network in eval mode; told where "auto" lowers it."""
+def chosen_precision(precision: str, model: "MIRNet", device: "torch.device", as_json: bool = False) -> str:
+    """What `--precision` comes to for a network in eval mode; told where "auto" lowers it.
+
+    Where stdout is for JSON, that is told on stderr.
+    """
     from .. import inference
     from .. import precision as precisions
 
@@ -107,20 +109,18 @@ def chosen_precision(precision: str, model: "MIRNet", device: "torch.device") ->
         return precision
     verdict = precisions.automatic(model, device, multiple=inference.size_multiple(model))
     if verdict.precision != "fp32":
-        click.echo(f"precision: {verdict.precision}; {verdict.reason}")
+        click.echo(f"precision: {verdict.precision}; {verdict.reason}", err=as_json)
     return verdict.precision
 
 
 @contextlib.contextmanager
-def warnings_told(path: str) -> Generator[None]:
+def warnings_told(path: str, tell: Callable[[str], object]) -> Generator[None]:
     """Inside, what is warned of is told with the name of the file that it is about."""
-    from tqdm import tqdm
-
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         yield
     for warning in caught:
-        tqdm.write(f"warning: {path}: {warning.message}", file=sys.stderr)
+        tell(f"warning: {path}: {warning.message}")
 
 
 def network_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -197,8 +197,3 @@ def sample_photo() -> "torch.Tensor":
 
     pixels = torch.from_numpy(skimage.data.astronaut())
     return pixels.permute(2, 0, 1)[None].float() / 255
-
-
-def print_table(rows: Iterable[Iterable[object]], template: str = "  {:<22}{}") -> None:
-    for row in rows:
-        click.echo(template.format(*map(str, row)).rstrip())

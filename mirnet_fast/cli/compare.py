@@ -1,6 +1,7 @@
 """mirnet-fast compare: the reference and mirnet_fast on one photo."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,9 @@ from ._common import (
     network_config,
     network_options,
     precision_option,
-    print_table,
     sample_photo,
 )
+from ._tables import heading, json_option, print_json, print_pairs, print_table
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +47,7 @@ class Size(click.ParamType):
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), default="compare", show_default=True)
 @click.option("--threads", type=click.IntRange(1), help="Threads of torch; its own choice if not given.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random weights.")
+@json_option("Print JSON, in seconds and bytes.")
 @precision_option
 @device_option
 @network_options
@@ -57,6 +59,7 @@ def compare(
     out: Path,
     threads: int | None,
     seed: int,
+    as_json: bool,
     precision: str,
     device: "torch.device",
     **options: Any,
@@ -96,15 +99,20 @@ def compare(
     height, width = rgb.shape[2:]
     padded = inference.pad_by_reflection(rgb, inference.size_multiple(networks["reference"])).to(device)
 
-    dtype = precisions.DTYPES[chosen_precision(precision, networks["mirnet_fast"], device)]
+    asked = chosen_precision(precision, networks["mirnet_fast"], device, as_json)
+    dtype = precisions.DTYPES[asked]
 
-    print_table(measure.machine().items())
-    what = f"{width} x {height} pixels, {str(dtype).removeprefix('torch.')}, {device}"
-    click.echo(f"\nphoto: {image or 'scikit-image astronaut'}, {what}")
-    if weights is None:
-        click.echo("weights: random, so this compares the computation; nothing is restored")
-    else:
-        click.echo(f"weights: {weights}")
+    found = {
+        "photo": image or "scikit-image astronaut",
+        "size": [height, width],
+        "dtype": str(dtype).removeprefix("torch."),
+        "device": str(device),
+        "weights": weights,
+        "rounds": rounds,
+        "machine": measure.machine(),
+    }
+    if not as_json:
+        _print_given(found)
 
     click.echo("(1/3) time", err=True)
     seconds = comparison.times(comparison.lowered(networks, dtype), padded.to(dtype), rounds)
@@ -112,21 +120,7 @@ def compare(
     peaks = comparison.memory(config, padded.shape, device, dtype)
     click.echo("(3/3) the reference in float64; at the published size this takes minutes on a CPU", err=True)
     errors, outputs = comparison.stage_errors(networks, padded, dtype)
-
-    click.echo("\nrelative error against the reference in float64")
-    print_table([("", "reference", "mirnet_fast", "")], "  {:<12}{:>12}{:>14}  {}")
-    print_table(
-        [
-            (e.stage, f"{e.reference:.2e}", f"{e.mirnet_fast:.2e}", "" if e.agrees else "DISAGREES")
-            for e in errors
-        ],
-        "  {:<12}{:>12}{:>14}  {}",
-    )
-    click.echo(f"\nmedian of {rounds} interleaved rounds, and peak memory of one forward pass")
-    print_table(
-        [(name, f"{seconds[name]:.3f} s", _megabytes(peaks[name])) for name in networks],
-        "  {:<12}{:>12}{:>14}",
-    )
+    agree = all(error.agrees for error in errors)
 
     pictures = {name: output[..., :height, :width].cpu() for name, output in outputs.items()}
     difference = (pictures["mirnet_fast"] - pictures["reference"]).abs()
@@ -139,19 +133,71 @@ def compare(
             write_photo(paths[-1], Photo(picture))
     except ImageError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"\n{paths[-1]}: the absolute difference times {factor:.3g}")
 
-    agree = all(error.agrees for error in errors)
-    ours, plain = peaks["mirnet_fast"], peaks["reference"]
-    ratio = None if ours is None or plain is None else ours / max(plain, 1)
-    click.echo(
-        f"{'agree' if agree else 'DO NOT AGREE'} "
-        f"(error {errors[-1].mirnet_fast:.1e}, the reference's own {errors[-1].reference:.1e}); "
-        f"mirnet_fast is {seconds['reference'] / seconds['mirnet_fast']:.2f} times as fast, "
-        f"peak memory {'not measured' if ratio is None else f'{ratio:.2f} times'}; {paths[0]}, {paths[1]}"
-    )
+    found |= {
+        "errors": [
+            {
+                "stage": error.stage,
+                "reference": error.reference,
+                "mirnet_fast": error.mirnet_fast,
+                "agrees": error.agrees,
+            }
+            for error in errors
+        ],
+        "seconds": seconds,
+        "peak_bytes": peaks,
+        "pictures": [str(path) for path in paths],
+        "difference_times": factor,
+        "agree": agree,
+    }
+    (print_json if as_json else _print_found)(found)
     if not agree:
         sys.exit(1)
+
+
+def _print_given(found: Mapping[str, Any]) -> None:
+    print_pairs(found["machine"].items())
+    width, height = reversed(found["size"])
+    click.echo(f"\nphoto: {found['photo']}, {width} x {height} pixels, {found['dtype']}, {found['device']}")
+    if found["weights"] is None:
+        click.echo("weights: random, so this compares the computation; nothing is restored")
+    else:
+        click.echo(f"weights: {found['weights']}")
+
+
+def _print_found(found: Mapping[str, Any]) -> None:
+    heading("\nrelative error against the reference in float64")
+    print_table(
+        ("", "reference", "mirnet_fast", ""),
+        [
+            (
+                e["stage"],
+                f"{e['reference']:.2e}",
+                f"{e['mirnet_fast']:.2e}",
+                "" if e["agrees"] else "DISAGREES",
+            )
+            for e in found["errors"]
+        ],
+        style=lambda row: "bold red" if row[-1] else "",
+    )
+    heading(f"\nmedian of {found['rounds']} interleaved rounds, and peak memory of one forward pass")
+    seconds, peaks = found["seconds"], found["peak_bytes"]
+    print_table(
+        ("", "time", "memory"),
+        [(name, f"{seconds[name]:.3f} s", _megabytes(peaks[name])) for name in seconds],
+    )
+
+    pictures, last = found["pictures"], found["errors"][-1]
+    click.echo(f"\n{pictures[-1]}: the absolute difference times {found['difference_times']:.3g}")
+    ours, plain = peaks["mirnet_fast"], peaks["reference"]
+    unknown = ours is None or plain is None
+    memory = "not measured" if unknown else f"{ours / max(plain, 1):.2f} times"
+    click.echo(
+        f"{'agree' if found['agree'] else 'DO NOT AGREE'} "
+        f"(error {last['mirnet_fast']:.1e}, the reference's own {last['reference']:.1e}); "
+        f"mirnet_fast is {seconds['reference'] / seconds['mirnet_fast']:.2f} times as fast, "
+        f"peak memory {memory}; {pictures[0]}, {pictures[1]}"
+    )
 
 
 def _centre_crop(rgb, size):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from ._common import Command, print_table, sample_photo
+from ._common import Command, sample_photo
+from ._tables import print_table
 
 
 @click.command(cls=Command)
@@ -53,19 +54,17 @@ def demo(image: str | None, sigma: float, iso: float | None, out: Path, seed: in
     except ValueError as error:  # too small for SSIM
         raise click.ClickException(str(error)) from error
     print_table(
-        [
-            ("", "PSNR", "SSIM", "time"),
-            *(
-                (
-                    name,
-                    f"{result.score.psnr:.2f} dB",
-                    f"{result.score.ssim:.4f}",
-                    f"{result.seconds:.2f} s" if result.seconds else "",
-                )
-                for name, result in results.items()
-            ),
-        ],
-        "  {:<18}{:>10}{:>10}{:>10}",
+        ("", "PSNR", "SSIM", "time"),
+        (
+            (
+                name,
+                f"{result.score.psnr:.2f} dB",
+                f"{result.score.ssim:.4f}",
+                f"{result.seconds:.2f} s" if result.seconds else "",
+            )
+            for name, result in results.items()
+        ),
+        style=lambda row: "bold" if row[0] == "mirnet_fast" else "",
     )
     if "BM3D" not in results:
         click.echo("  BM3D was not compared: pip install bm3d (its licence is for non-commercial use)")

@@ -15,6 +15,7 @@ from ._common import (
     precision_option,
     warnings_told,
 )
+from ._tables import json_option, print_json
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ BENCHMARKS = {
 @click.option(
     "--csv", "table", type=click.Path(dir_okay=False, path_type=Path), help="File for every photo's."
 )
+@json_option("Print JSON, with every photo's.")
 @precision_option
 @device_option
 @network_options
@@ -54,6 +56,7 @@ def evaluate(
     ensemble: bool,
     lpips: bool,
     table: Path | None,
+    as_json: bool,
     precision: str,
     device: "torch.device",
     **options: Any,
@@ -63,9 +66,8 @@ def evaluate(
     Both are judged as files of 8 bits a channel hold them. The exit status is 1 if a photo could not be
     judged, and 130 after Ctrl-C; the result is that of the others all the same.
     """
-    from tqdm import tqdm
-
     from .. import evaluation, inference
+    from .._progress import Progress
     from ..images import ImageError, matching_photos, read_photo
 
     asked = None if precision == "auto" else precision
@@ -82,7 +84,7 @@ def evaluate(
         model = None
         if weights is not None:
             model = network_of(weights, options).to(device)
-            chosen_precision(precision, model, device)
+            chosen_precision(precision, model, device, as_json)
         if table:
             table.parent.mkdir(parents=True, exist_ok=True)
     except (ImageError, OSError) as error:
@@ -90,34 +92,39 @@ def evaluate(
 
     scores, stopped = [], False
     try:
-        for given, target in tqdm(pairs, unit="photo", disable=None):
-            try:
-                restored = read_photo(given).rgb
-                if model is not None:
-                    with warnings_told(str(given)):
-                        restored = run(model, restored.to(device), precision=precision).cpu()
-                pair = [t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb)]
-                counted = channels, border or 0, lpips, device
-                scores.append(evaluation.score(str(given), pair[0], pair[1], *counted))
-            except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
-                message = str(error) if str(given) in str(error) else f"{given}: {error}"
-                tqdm.write(f"error: {message}", file=sys.stderr)
+        with Progress(len(pairs), "photos") as bar:
+            for given, target in pairs:
+                try:
+                    restored = read_photo(given).rgb
+                    if model is not None:
+                        with warnings_told(str(given), bar.tell):
+                            restored = run(model, restored.to(device), precision=precision).cpu()
+                    pair = [t[0].permute(1, 2, 0).numpy() for t in (restored, read_photo(target).rgb)]
+                    counted = channels, border or 0, lpips, device
+                    scores.append(evaluation.score(str(given), pair[0], pair[1], *counted))
+                except (ValueError, OSError, RuntimeError, MemoryError, OverflowError) as error:
+                    message = str(error) if str(given) in str(error) else f"{given}: {error}"
+                    bar.tell(f"error: {message}")
+                bar.advance()
     except ImportError as error:  # of the package lpips
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         stopped = True
-    if scores:
+    result = evaluation.mean(scores) if scores else None
+    if as_json:
+        counted = {"channels": channels, "border": border or 0, "ensemble": ensemble}
+        print_json({**counted, "of": len(pairs), "photos": scores, "mean": result})
+    elif result:
         count = f"{len(scores)}{f' of {len(pairs)}' if len(scores) < len(pairs) else ''}"
-        result = evaluation.mean(scores)
         click.echo(f"{count} photos, {channels}, border {border or 0}{', ensemble of 8' * ensemble}")
         click.echo(
             f"PSNR {result.psnr:.2f} dB, SSIM {result.ssim:.4f}"
             + (f", LPIPS {result.lpips:.4f}" if lpips else "")
         )
-        if table:
-            try:
-                evaluation.write_csv(table, scores)
-            except OSError as error:
-                raise click.ClickException(f"{table} was not written: {error.strerror or error}") from error
+    if result and table:
+        try:
+            evaluation.write_csv(table, scores)
+        except OSError as error:
+            raise click.ClickException(f"{table} was not written: {error.strerror or error}") from error
     if stopped or len(scores) < len(pairs):
         sys.exit(130 if stopped else 1)

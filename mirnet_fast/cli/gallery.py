@@ -96,15 +96,14 @@ def _is_here(*paths):
 
 def write_page(out: Path, compared: "list[Comparison]", title: str, max_mb: float, err: bool = False) -> bool:
     """Writes the page and says so, to stderr if `err`; whether all photos are in it."""
-    from tqdm import tqdm
-
+    from .._progress import followed
     from ..gallery import write_gallery
     from ..images import ImageError
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         written = write_gallery(
-            out, compared, title, max_mb, lambda items: tqdm(items, unit="photo", disable=None)
+            out, compared, title, max_mb, lambda items: followed(items, len(compared), "photos")
         )
     except (ImageError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error

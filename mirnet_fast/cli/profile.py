@@ -1,21 +1,20 @@
 """mirnet-fast profile: where a forward loses time."""
 
 import dataclasses
-import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import Command, device_option, network_config, network_options, print_table
+from ._common import Command, device_option, network_config, network_options
+from ._tables import heading, json_option, print_json, print_pairs, print_table
 
 if TYPE_CHECKING:
     import torch
 
     from ..profiling import Prediction, Profile, Row
 
-_MEASURED = "  {:<46}{:>6}{:>11}{:>11}{:>10}{:>10}{:>10}{:>8}{:>9}{:>14}"
-_PREDICTED = "  {:<46}{:>9}{:>14}{:>10}{:>10}{:>9}"
+_SPARE = ("GFLOP", "MB", "predicted ms", "calls")  # what a narrow terminal does without
 
 
 class Size(click.ParamType):
@@ -74,7 +73,7 @@ class Ways(click.ParamType):
 @click.option(
     "--predict", "gpu", metavar="GPU", help="Run nothing; what it should take on a GPU, such as H200."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, in seconds, FLOP and bytes.")
+@json_option("Print JSON, in seconds, FLOP and bytes.")
 @device_option
 @network_options
 def profile(
@@ -121,9 +120,9 @@ def profile(
         except ValueError as error:
             raise click.UsageError(f"--predict: {error}") from error
         prediction = profiling.predict(network, shape, kind, target, layers)
-        given = {"size": shape, "dtype": dtype, "device": dataclasses.asdict(target)}
+        given = {"size": shape, "dtype": dtype, "device": target}
         if as_json:
-            _print_json({**given, **dataclasses.asdict(prediction)})
+            print_json({**given, **dataclasses.asdict(prediction)})
         else:
             _print_prediction(prediction, gpu, shape, dtype)
         return
@@ -145,19 +144,19 @@ def profile(
     except (CheckpointError, RuntimeError, MemoryError) as error:  # RuntimeError: memory, of torch
         raise click.ClickException(str(error).partition("\n")[0]) from error
     if as_json:
-        _print_json(
+        print_json(
             {
                 "size": shape,
                 "dtype": dtype,
                 "rounds": rounds,
                 "machine": _machine(),
-                "device": dataclasses.asdict(target),
-                "profiles": [dataclasses.asdict(found) for found in profiles],
+                "device": target,
+                "profiles": profiles,
                 "missing": missing,
             }
         )
         return
-    print_table(_machine().items())
+    print_pairs(_machine().items())
     click.echo(
         f"\n{_by(shape)}, {dtype}; measured: a product of {target.rate / 1e9:.4g} GFLOP/s, "
         f"a copy of {target.bandwidth / 1e9:.3g} GB/s, {1e6 * target.launch:.2g} µs from call to call"
@@ -181,18 +180,14 @@ def _machine():
     return measure.machine()
 
 
-def _print_json(values: dict[str, Any]) -> None:
-    click.echo(json.dumps(values, indent=2))
-
-
 def _print_profile(found: "Profile", rounds: int) -> None:
     total = found.total
-    click.echo(f"\n{found.way}: {_scaled(total.seconds, 1e3)} ms, the median of {rounds}; {found.steps}")
+    heading(f"\n{found.way}: {_scaled(total.seconds, 1e3)} ms, the median of {rounds}; {found.steps}")
     head = ("", "calls", "ms", "lost ms", "GFLOP", "GFLOP/s", "MB", "GB/s", "of roof", "predicted ms")
-    print_table([head, *map(_measured, [*found.rows, total])], _MEASURED)
+    print_table(head, map(_measured, [*found.rows, total]), _SPARE, _total_in_bold)
 
 
-def _measured(row: "Row") -> Iterable[object]:
+def _measured(row: "Row") -> Sequence[object]:
     return (
         row.name,
         row.calls or "",
@@ -222,11 +217,15 @@ def _print_prediction(prediction: "Prediction", gpu: str, shape: tuple[int, ...]
         )
         for row in (*prediction.rows, total)
     ]
-    print_table([head, *rows], _PREDICTED)
+    print_table(head, rows, _SPARE, _total_in_bold)
     click.echo(
         f"{total.calls} launches, {_scaled(total.predicted, 1e3)} ms, "
         f"{prediction.peak_bytes / pixels / 1e3:.3f} GB for a million pixels above weights, image and result"
     )
+
+
+def _total_in_bold(row):
+    return "bold" if row[0] == "total" else ""
 
 
 def _by(shape):

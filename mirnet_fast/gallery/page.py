@@ -55,7 +55,7 @@ def write_gallery(
         path: of the page; ends in .html.
         title: the page's; any text.
         max_mb: how large the page may be, in megabytes (10^6 bytes).
-        progress: is given the comparisons and hands them on, as tqdm does.
+        progress: is given the comparisons and hands them on, as a bar does.
 
     Raises:
         ValueError: `path` does not end in .html, or not even the least of each photo fits into `max_mb`.

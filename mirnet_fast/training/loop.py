@@ -17,10 +17,10 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from .. import evaluation, inference, reference
 from .._files import remove_halves, replaced
+from .._progress import Progress
 from ..checkpoints import save_checkpoint
 from ..modules import MIRNet
 from ..reference import MSRB
@@ -175,12 +175,12 @@ class Trainer:
             OSError: a photo cannot be read.
         """
         losses = []
-        bar = partial(tqdm, total=self.recipe.steps, initial=self.step, unit="step")
+        shown = progress and self.rank == 0
         self.network.train()
         with (
             failures_told("a step"),  # first, as word of a dead worker may come until the end
             self._alone(),
-            bar(disable=not progress or self.rank > 0) as bar,
+            Progress(self.recipe.steps, "steps", self.step, shown, lines=True) as bar,
             self._stoppable(),
             contextlib.closing(self.record),
             self._loader() as loader,
@@ -195,8 +195,7 @@ class Trainer:
                 loss, stop = self._update(*batch)
                 losses.append(loss)
                 self.step += 1
-                bar.update()
-                bar.set_postfix(loss=f"{loss:.4f}")
+                bar.advance(f"loss {loss:.4f}")
                 self._after(loss)
                 if stop:
                     self.save()

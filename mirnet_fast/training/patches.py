@@ -7,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
+from .._progress import followed
 from ..images import ImageError, read_photo, write_photo
 from .layouts import FiveK, Lol, RealSr, Sidd
 from .recipe import Pairs
@@ -54,7 +53,7 @@ def extract_patches(
         cut = partial(_cut, folder=new, size=size, stride=stride)
         with ThreadPoolExecutor(workers or os.cpu_count()) as pool:  # OpenCV does without the interpreter
             counts = pool.map(cut, names, pairs)
-            count = sum(tqdm(counts, total=len(pairs), unit="pair", disable=None))
+            count = sum(followed(counts, len(pairs), "pairs"))
         for side in SIDES:
             (new / side).rename(folder / side)
     return count

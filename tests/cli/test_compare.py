@@ -1,5 +1,6 @@
 """mirnet-fast compare, on small networks."""
 
+import json
 import re
 
 import cv2
@@ -70,6 +71,18 @@ def test_compare_fails_where_they_disagree(tmp_path, monkeypatch, no_memory):
     assert result.output.splitlines()[-1].startswith("DO NOT AGREE")
     assert re.search(r"^  output .* DISAGREES$", result.output, re.M)
     assert not re.search(r"^  conv_out .* DISAGREES$", result.output, re.M)
+
+
+def test_compare_in_json(tmp_path, weights, no_memory):
+    arguments = ["--weights", weights, "--size", 16, "--rounds", 2, "--out", tmp_path, "--json"]
+    result = run("compare", *arguments)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["size"], told["dtype"], told["weights"]) == ([16, 16], "float32", str(weights))
+    assert [error["stage"] for error in told["errors"]] == ["conv_in", "body.0", "conv_out", "output"]
+    assert told["agree"] and all(0 < error["mirnet_fast"] < 1e-6 for error in told["errors"])
+    assert told["peak_bytes"] == {"reference": 200, "mirnet_fast": 50} and told["seconds"]["reference"] > 0
+    assert told["pictures"][1] == str(tmp_path / "mirnet_fast.png")
 
 
 def test_compare_says_that_memory_was_not_measured(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """mirnet-fast doctor."""
 
+import json
 import re
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_doctor_tells_why_a_forward_is_no_plan():
     with backends.use_backend("reference"):
         section = forward_section(*SMALL, "--size", "8")
     assert "without a plan: the model itself (MIRNet): the backend is 'reference'" in section
+
+
+def test_doctor_in_json(weights):
+    result = run("doctor", "--weights", weights, "--size", 8, "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["problems"], told["backend"], told["weights"]) == ([], "automatic", str(weights))
+    assert told["machine"]["torch"] == torch.__version__ and "compiled" in told["build"]
+    for dtype in ("float32", "bfloat16", "float16"):
+        ops = told["ops"]["cpu"][dtype]["ops"]
+        assert [*ops] == list(OPS)
+        chosen = backends.pick("blur_pool", "cpu", getattr(torch, dtype))
+        assert ops["blur_pool"]["runs"] == chosen and chosen not in ops["blur_pool"]["not"]
+    assert told["forward"]["given"].startswith("(1, 3, 8, 8)")
+    assert told["precision"]["cpu"]["precision"] == "fp32"
+
+
+def test_doctor_in_json_where_nothing_runs(monkeypatch):
+    monkeypatch.setenv(backends.WINOGRAD_VARIABLE, "perhaps")
+    monkeypatch.setattr(backends, "_winograd", None)
+    told = json.loads(run("doctor", *SMALL, "--json").stdout)
+    assert ["got 'perhaps'" in sentence for sentence in told["problems"]] == [True]
+    assert told["winograd"] is None and "forward" not in told
 
 
 def test_doctor_and_a_forward_that_cannot_be(monkeypatch):

@@ -181,7 +181,10 @@ def test_a_network_that_cannot_be_one_plan():
     assert [entry.name for entry in explanation.planned] == ["body.0"]
     model = native(lambda m: m.get_submodule("body.0.body.0.down.8_2.body.0.top.4").filt.mul_(2))
     explanation = check(model)
-    assert reasons(explanation.ordinary) == {
+    told = reasons(explanation.ordinary)
+    fusions = [told.pop(f"body.0.body.0.selective_kernel.{i}") for i in range(3)]
+    assert fusions == ["it is one op, which is called, as its maps are not channels_last"] * 3
+    assert told == {
         "": "body.0.body.0.down.8_2.body.0.top.4.filt is not the binomial filter",
         "body.0.body.0.down.8_2.body.0.bot.0": "it is one op, which is called",
     }
@@ -236,8 +239,12 @@ def test_the_form_of_a_tensor_counts():
     assert check(model.train(), x).planned[0] == as_given
     (ordinary,) = explain(copy.deepcopy(model).to("meta"), SHAPE).ordinary
     assert ordinary.reason == "the input is on meta; plans are for the CPU and for CUDA"
-    (fusion,) = explain(mirnet_fast.SKFF(8, 2), [torch.rand(1, 8, 4, 4)] * 2).planned
+    branch = torch.rand(1, 8, 4, 4)
+    (fusion,) = explain(mirnet_fast.SKFF(8, 2), [branch.to(memory_format=torch.channels_last)] * 2).planned
     assert (fusion.name, fusion.class_name) == ("", "SKFF")
+    # The copies would cost more than the op.
+    (ordinary,) = explain(mirnet_fast.SKFF(8, 2), [branch] * 2).ordinary
+    assert ordinary.reason == "it is one op, which is called, as its maps are not channels_last"
 
 
 def test_settings():
@@ -281,8 +288,11 @@ def test_a_network_that_only_has_parts_of_ours():
     mirnet_fast.accelerate(model)
     explanation = check_times(model)
     assert explanation.others == {"Restorer": 1, "Conv2d": 2, "Upsample": 1}
-    assert reasons(explanation.ordinary) == {"spare": "the forward does not come to it"}
-    large, small, _ = explanation.planned
+    assert reasons(explanation.ordinary) == {
+        "fusion": "it is one op, which is called, as its maps are not channels_last",
+        "spare": "the forward does not come to it",
+    }
+    large, small = explanation.planned
     assert large.peak_bytes > small.peak_bytes  # of the maps as they are inside
 
 
