@@ -1,17 +1,38 @@
 """Running a network on images of any size."""
 
 import math
-import numbers
-from collections.abc import Sized
+import warnings
 
 import torch
 from torch import nn
 
 from . import noise
 from . import precision as precisions
+from .engine import budget
+from .one_piece import blocks_and_others, in_one_piece, misfit, pad_by_reflection, size_multiple
+from .restoration import (
+    Forecast,
+    Progress,
+    Restoration,
+    available,
+    checked_multiple,
+    checked_strength,
+    one_piece,
+    way_of,
+)
+
+__all__ = [
+    "Forecast",
+    "Restoration",
+    "pad_by_reflection",
+    "restore",
+    "restore_by_ensemble",
+    "size_multiple",
+]
 
 # A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
 LARGEST = 8
+FEW_PIXELS = 2**18  # need so little memory that nobody asks how much there is
 
 
 def restore(
@@ -21,6 +42,8 @@ def restore(
     strength: float | str = 1.0,
     precision: str = "auto",
     check_finite: bool = True,
+    memory: int | str | None = None,
+    progress: Progress | None = None,
 ) -> torch.Tensor:
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
@@ -41,6 +64,11 @@ def restore(
         check_finite: whether to look for overflow: results of half precision or bfloat16 that are not
             finite, of images that are. Under "auto" such an image is computed anew in float32, with a
             RuntimeWarning. Images that are not finite themselves are let through.
+        memory: what this call may take beyond image and weights, in bytes or as "4G" or "600M"; what is free
+            now if not given. An image that needs more is worked through in strips, with the same result to
+            rounding; see `Restoration`.
+        progress: progress(done, total) is called after each strip, with the work that is done and all of it,
+            in the same unit; not for images in one piece.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
@@ -59,51 +87,15 @@ def restore(
     """
     _check(model, image)
     precisions.check(precision, image.device)
-    _check_strength(strength)
-    multiple = size_multiple(model) if multiple is None else multiple
-    if not isinstance(multiple, int):
-        raise TypeError(f"restore: multiple must be an integer; got {type(multiple).__name__}")
-    if multiple < 1:
-        raise ValueError(f"restore: multiple must be at least 1; got {multiple}")
-    height, width = image.shape[2:]
-    padded = pad_by_reflection(image, multiple)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            padded_result = precisions.run(model, padded, precision, multiple, check_finite)
-    except OverflowError:
-        raise
-    except Exception as error:
-        misfit = _misfit(model, image, precision)
-        if misfit is None:
-            raise
-        raise ValueError(f"restore: {misfit}") from error
-    finally:
-        for module in training:
-            module.training = True
-    if not isinstance(padded_result, torch.Tensor):
-        raise TypeError(f"restore: the model must return a tensor; got {type(padded_result).__name__}")
-    if padded_result.dim() != 4 or padded_result.shape[2:] != padded.shape[2:]:
-        raise ValueError(
-            f"restore: the model must return (N, C, H, W) of its input's H and W; of {tuple(padded.shape)} "
-            f"it made {tuple(padded_result.shape)}. Is `multiple`, {multiple}, large enough?"
-        )
-    result = padded_result[..., :height, :width]
-    # Copies are made outside of inference_mode, so that the caller may use them in autograd and in place.
-    if strength == 1:  # 0 times infinity shall not be made
-        return result.clone()
-    if result.shape != image.shape:
-        raise ValueError(
-            f"restore: strength {strength} mixes the image with the model's result, which must be of its "
-            f"shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
-        )
-    image = image.detach().to(result)
-    if strength == "auto":
-        weight = noise.strength(noise.estimate(image, result))[:, None, None, None]
+    weight = None if strength == "auto" else _weight(strength)
+    multiple = checked_multiple(size_multiple(model) if multiple is None else multiple)
+    too_large = _too_large(model, image, multiple, precision, memory)
+    if too_large is None:
+        result = in_one_piece(model, image, multiple, weight, precision, check_finite)
     else:
-        weight = torch.tensor(float(strength), dtype=torch.float64)
-    return image.lerp(result, weight.to(result))
+        options = multiple, precision, check_finite, too_large, progress
+        result = _in_strips(model, image, weight, *options)
+    return _by_its_noise(image, result) if strength == "auto" else result
 
 
 def restore_by_ensemble(
@@ -122,76 +114,6 @@ def restore_by_ensemble(
             restored = restore(model, seen.flip(3) if mirrored else seen, multiple, precision=precision)
             total = total + (restored.flip(3) if mirrored else restored).rot90(-turns, (2, 3))
     return total / 8  # pyrefly: ignore[bad-return]
-
-
-def pad_by_reflection(image: torch.Tensor, multiple: int) -> torch.Tensor:
-    """(N, C, H, W) padded at the bottom and right, to the next multiples.
-
-    Unlike torch's reflect padding this one goes back and forth, so the padding may be larger than
-    the image; an axis of one pixel is repeated.
-    """
-    rows, columns = (_reflected(size, -(-size // multiple) * multiple) for size in image.shape[2:])
-    if len(rows) > image.shape[2]:
-        image = image[:, :, rows.to(image.device)]
-    if len(columns) > image.shape[3]:
-        image = image[:, :, :, columns.to(image.device)]
-    return image
-
-
-def size_multiple(model: nn.Module) -> int:
-    """2**(height - 1), what H and W have to be multiples of, of a model that is or holds a MIRNet.
-
-    Of a model that holds MSRBs and changes the resolution nowhere else; the largest height counts.
-
-    Raises:
-        ValueError: the model has no MSRB, or a layer outside of them changes the resolution, so that the
-            multiple can't be told.
-    """
-    blocks, others = _blocks_and_others(model)
-    if not blocks:
-        raise ValueError(
-            f"restore: the model, {type(model).__name__}, has no multi-scale residual block (MSRB) of "
-            "MIRNet, so `multiple` must be given"
-        )
-    for name, module in others:
-        if _resamples(module):
-            raise ValueError(
-                f"restore: {name} ({type(module).__name__}) changes the resolution, too, so `multiple` must "
-                "be given"
-            )
-    return 2 ** (max(block.height for block in blocks) - 1)
-
-
-def _blocks_and_others(model):
-    """([MSRB], [(name, module that lies in none of them)]), ours and other people's."""
-    blocks, others, seen, waiting = [], [], set(), [("", model)]
-    while waiting:
-        name, module = waiting.pop()
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        if _is_block(module):
-            blocks.append(module)
-        else:
-            others.append((name, module))
-            waiting += [(f"{name}.{part}".lstrip("."), child) for part, child in module.named_children()]
-    return blocks, others
-
-
-def _is_block(module):
-    # By the height alone it might be an SKFF, whose height is its number of branches.
-    height, blocks = getattr(module, "height", None), getattr(module, "blocks", None)
-    return isinstance(height, int) and isinstance(blocks, Sized) and len(blocks) == height
-
-
-def _resamples(module):
-    """Whether it is a layer with a stride or a scale: convolution, pooling, pixel shuffle, interpolation."""
-    if any(True for _ in module.children()) and not isinstance(module, nn.modules.conv._ConvNd):
-        return False
-    names = ("stride", "scale_factor", "upscale_factor", "downscale_factor")
-    factors = [getattr(module, name, None) for name in names]
-    factors += [module.size] if isinstance(module, nn.Upsample) else []
-    return any(factor not in (None, 1, (1, 1)) for factor in factors)
 
 
 def _check(model, image):
@@ -215,46 +137,92 @@ def _check(model, image):
         raise ValueError(
             f"restore: image must be (N, C, H, W) with N, C, H, W >= 1; got {tuple(image.shape)}{hint}"
         )
-    if type(image) is torch.Tensor and not image.is_meta and _blocks_and_others(model)[0]:
+    if type(image) is torch.Tensor and not image.is_meta and blocks_and_others(model)[0]:
         largest = image.amax().item()
         if LARGEST < largest < math.inf:
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
 
 
-def _check_strength(strength: float | str) -> None:
+def _weight(strength: float | str) -> torch.Tensor | None:
+    """What `restore` mixes with; None for 1: 0 times infinity shall not be made."""
     if isinstance(strength, str):
-        if strength != "auto":
-            raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
-    elif not isinstance(strength, numbers.Real):
-        raise TypeError(
-            f"restore: strength must be a number from 0 to 1, or 'auto'; got {type(strength).__name__}"
+        raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
+    return checked_strength(strength)
+
+
+def _by_its_noise(image: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """As much of the change as the noise of each image calls for."""
+    if result.shape != image.shape:
+        raise ValueError(
+            f"restore: strength 'auto' mixes the image with the model's result, which must be of its shape; "
+            f"of {tuple(image.shape)} it made {tuple(result.shape)}"
         )
-    elif not 0 <= strength <= 1:
-        raise ValueError(f"restore: strength must be from 0 to 1, or 'auto'; got {strength}")
+    image = image.detach().to(result)
+    weight = noise.strength(noise.estimate(image, result))[:, None, None, None].to(result)
+    return image.lerp(result, weight)
 
 
-def _misfit(model, image, precision):
-    """What of the image is not as the model's first layer takes it, in a sentence, or None.
-
-    Asked only of a model that failed: what wraps one may well turn an image into what it takes.
-    """
-    first = next((m.conv_in for m in model.modules() if hasattr(m, "conv_in")), None)
-    weight = getattr(first, "weight", None)
-    if weight is None:
+def _too_large(model, image, multiple, precision, memory):
+    """None, or the bytes that there are for images which do not fit in them in one piece."""
+    allowed = None if memory is None else budget.parsed(memory)
+    n, channels, *size = image.shape
+    shape = (n, channels, *(-(-side // multiple) * multiple for side in size))
+    if allowed is None and (type(image) is not torch.Tensor or n * shape[2] * shape[3] < FEW_PIXELS):
         return None
-    channels = image.shape[1]
-    if channels != weight.shape[1]:
-        hint = " (image.permute(0, 3, 1, 2))" if image.shape[3] in (1, 3, 4) else ""
-        hint = " (image[:, :3] has no transparency)" if (channels, weight.shape[1]) == (4, 3) else hint
-        return f"image must have {weight.shape[1]} channels; got {channels}, {tuple(image.shape)}{hint}"
-    if image.dtype != weight.dtype and precision == "auto":
-        return f"image must be {weight.dtype}, as the model is; got {image.dtype}"
-    if image.device != weight.device:
-        return f"image must be on {weight.device}, as the model is; got {image.device}"
-    return None
+    if allowed is None and image.device.type != "cpu":
+        return None
+    way = way_of(model, image.dtype, image.device, channels, precision, multiple)
+    whole = one_piece(model, way, shape, image.dtype, image.device)
+    if isinstance(whole, str):
+        if allowed is None:
+            return None
+        raise ValueError(f"restore: {misfit(model, image, precision) or f'`memory` cannot be kept: {whole}'}")
+    allowed = available() if allowed is None else allowed
+    return None if allowed is None or whole.nbytes <= allowed else allowed
 
 
-def _reflected(size, padded_size):
-    period = max(2 * (size - 1), 1)
-    index = torch.arange(padded_size) % period
-    return torch.where(index < size, index, period - index)
+def _in_strips(model, image, weight, multiple, precision, check_finite, allowed, progress):
+    """`restore` of one image after the other, each in strips if it must be."""
+    n, channels, height, width = image.shape
+    strength = 1.0 if weight is None else weight.item()
+    allowed = max(allowed - image.numel() * image.itemsize, 1)  # the result is about as large
+    jobs, results = {}, []
+
+    def run(number, precision):
+        if precision not in jobs:
+            jobs[precision] = Restoration(
+                model,
+                (channels, height, width),
+                dtype=image.dtype,
+                multiple=multiple,
+                strength=strength,
+                precision=precision,
+                check_finite=check_finite,
+                memory=allowed,
+            )
+
+        def put(begin, part):
+            if not results:
+                last = image.is_contiguous(memory_format=torch.channels_last)
+                order = torch.channels_last if last else torch.contiguous_format
+                shape = n, part.shape[1], height, width
+                results.append(torch.empty(shape, dtype=image.dtype, memory_format=order))
+            results[0][number : number + 1, :, begin : begin + part.shape[2]] = part
+
+        def of_all(done, total):
+            progress(number * total + done, n * total)
+
+        def rows(begin, end):
+            return image[number : number + 1, :, begin:end].detach()
+
+        jobs[precision].run(rows, put, None if progress is None else of_all)
+
+    for number in range(n):
+        try:
+            run(number, precision)
+        except OverflowError as error:
+            if precision != "auto" or image.dtype != torch.float32:
+                raise
+            warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, 3)
+            run(number, "fp32")
+    return results[0]

@@ -1,5 +1,7 @@
 """How noisy a photo is, by what a denoiser takes from it, and how much of that to take."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -11,6 +13,7 @@ NONE, FULL = 1.0 / 255, 2.0 / 255
 
 BLOCK = 16  # pixels
 SHARE = 0.05  # of the blocks are those from which least was taken
+WINDOW, WINDOWS = 192, 4  # pixels; along each side
 CLIPPED = 1 / 8  # of a block's pixels: more would hide its noise
 
 
@@ -56,6 +59,21 @@ def estimate(image: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
     return least.where(~least.isnan(), taken.quantile(SHARE, -1).mean(1)).sqrt()
 
 
+def sampled(rows: Callable[[int, int], torch.Tensor], height: int, width: int) -> torch.Tensor:
+    """Windows of an image that is not in memory: (N, C, h, w), up to 4 x 4 of 192 x 192 pixels, evenly spread.
+
+    Args:
+        rows: rows(begin, end) is (1, C, end - begin, width) of the image.
+    """
+    bands = (rows(top, min(top + WINDOW, height)) for top in _places(height))
+    return torch.cat([band[..., left : left + WINDOW] for band in bands for left in _places(width)])
+
+
+def together(windows: torch.Tensor) -> torch.Tensor:
+    """(1, C, h, N w), for `estimate`, of what `sampled` gives or of what became of that."""
+    return windows.permute(1, 2, 0, 3).flatten(2)[None]
+
+
 def strength(sigma: torch.Tensor) -> torch.Tensor:
     """How much of a denoiser's change to make, from 0 to 1, for a tensor of what `estimate` gives.
 
@@ -63,3 +81,8 @@ def strength(sigma: torch.Tensor) -> torch.Tensor:
     """
     part = ((sigma - NONE) / (FULL - NONE)).clamp(0, 1)
     return part * part * (3 - 2 * part)
+
+
+def _places(size):
+    """Where windows begin along a side."""
+    return torch.linspace(0, size - min(size, WINDOW), min(-(-size // WINDOW), WINDOWS)).long().tolist()

@@ -36,14 +36,43 @@ class Verdict:
     reason: str
 
 
-class Converted:
+class Way:
+    """A network, with what is made of an image before and of its result after, pixel by pixel.
+
+    Attributes:
+        network: what runs.
+        dtype: that it runs in.
+        with_image: whether `leave` needs the image.
+    """
+
+    network: nn.Module
+    dtype: torch.dtype
+    with_image = False
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        self.network, self.dtype = network, dtype
+
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
+        """What the network gets for an image, or rows of it."""
+        return x.to(self.dtype)
+
+    def leave(self, result: torch.Tensor, x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """What its result, or rows of it, comes to for an image of a dtype."""
+        return _as(dtype, result)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """model(x) as computed in the way's dtype; in that of x."""
+        return self.leave(self.network(self.enter(x)), x, x.dtype)
+
+
+class Converted(Way):
     """A copy of a module in eval mode, all its floats in another dtype."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        self.dtype = dtype
         sources = [*model.parameters(), *model.buffers()]
         copies = [_empty_like(tensor, dtype) for tensor in sources]
-        self.network = copy.deepcopy(model, dict(zip(map(id, sources), copies, strict=True))).eval()
+        network = copy.deepcopy(model, dict(zip(map(id, sources), copies, strict=True))).eval()
+        super().__init__(network, dtype)
         # By .data, through which to write counts no version: the filters of a GPU would pass for others.
         self._targets = [tensor.data for tensor in copies]
 
@@ -52,10 +81,6 @@ class Converted:
         sources = [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
         torch._foreach_copy_(self._targets, sources)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """model(x) as computed in its dtype; in that of x."""
-        return _as(x.dtype, self.network(x.to(self.dtype)))
-
 
 class ConvertedInParts(Converted):
     """The same of a MIRNet of this package as it was published, closer to it.
@@ -63,6 +88,8 @@ class ConvertedInParts(Converted):
     The image and the first layer's weights come in two parts, rounded and what rounding lost, and the sum
     with the image is made in float32. What is left are the rounding errors in between.
     """
+
+    with_image = True
 
     def __init__(self, model: MIRNet, dtype: torch.dtype) -> None:
         super().__init__(model, dtype)
@@ -82,12 +109,16 @@ class ConvertedInParts(Converted):
         again.copy_(weight)
         rest.copy_(weight - rounded)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+    def enter(self, x: torch.Tensor) -> torch.Tensor:
         """As Converted's."""
         rounded = x.to(self.dtype)
         rest = (x - rounded).to(self.dtype)
-        change = self.network(torch.cat([rounded, rest, rounded], 1))
-        return (x + change.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+        return torch.cat([rounded, rest, rounded], 1)
+
+    def leave(self, result: torch.Tensor, x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """As Converted's."""
+        assert x is not None
+        return (x + result.to(torch.promote_types(dtype, torch.float32))).to(dtype)
 
 
 def check(precision: str, device: torch.device) -> None:
@@ -122,25 +153,47 @@ def run(
     Raises:
         OverflowError: there are some, and `precision` is not "auto", or model and x are not in float32.
     """
-    dtype = x.dtype
-    if precision != "auto":
-        dtype = DTYPES[precision]
-    elif x.dtype == torch.float32:
-        dtype = DTYPES[automatic(model, x.device, x.shape[1], multiple).precision]
-    as_it_is = precision == "auto" and dtype == x.dtype
-    result = model(x) if as_it_is else _converted(model, dtype)(x)
+    way = way_of(model, x.dtype, x.device, x.shape[1], precision, multiple)
+    dtype = x.dtype if way is None else way.dtype
+    result = model(x) if way is None else way(x)
     if not check_finite or dtype not in HALVES:
         return result
     for i in _overflowed(x, result):
-        what = f"{f'image[{i}]' if len(x) > 1 else 'the image'} overflows in {_names[dtype]}"
-        if precision != "auto" or as_it_is:
-            others = "precision 'fp32'" if dtype == torch.bfloat16 else "precision 'bf16' or 'fp32'"
-            raise OverflowError(
-                f"{what}: the result has values that are not finite, and the image has none; take {others}"
-            )
-        warnings.warn(f"{what}, so it was computed in fp32", RuntimeWarning, stacklevel=3)
+        what = f"image[{i}]" if len(x) > 1 else "the image"
+        if precision != "auto" or way is None:
+            raise overflow(what, dtype)
+        warnings.warn(f"{what} overflows in {_names[dtype]}, so it was computed in fp32", RuntimeWarning, 4)
         result[i] = model(x[i : i + 1])[0]
     return result
+
+
+def way_of(
+    model: nn.Module,
+    dtype: torch.dtype,
+    device: torch.device,
+    channels: int,
+    precision: str = "auto",
+    multiple: int = 1,
+) -> Way | None:
+    """The Way that images of a dtype on a device go in a precision; None: model(image), as they are.
+
+    channels, multiple, precision: as of `run` and `automatic`.
+    """
+    wanted = dtype
+    if precision != "auto":
+        wanted = DTYPES[precision]
+    elif dtype == torch.float32:
+        wanted = DTYPES[automatic(model, device, channels, multiple).precision]
+    return None if precision == "auto" and wanted == dtype else _converted(model, wanted)
+
+
+def overflow(what: str, dtype: torch.dtype) -> OverflowError:
+    """The error for an image, named by `what`, whose result is not finite."""
+    others = "precision 'fp32'" if dtype == torch.bfloat16 else "precision 'bf16' or 'fp32'"
+    return OverflowError(
+        f"{what} overflows in {_names[dtype]}: the result has values that are not finite, and the image has "
+        f"none; take {others}"
+    )
 
 
 def automatic(model: nn.Module, device: torch.device, channels: int = 3, multiple: int = 1) -> Verdict:
@@ -218,13 +271,13 @@ def _sample(device, channels, multiple):
 
 
 def _converted(model, dtype):
-    """model(x) in a dtype, as a function of x.
+    """The Way of a model in a dtype.
 
     The copy that it takes is kept as long as nothing in the model is replaced.
     """
     floats = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point())
     if all(t.dtype == dtype for t in floats):
-        return lambda x: _as(x.dtype, model(x.to(dtype)))
+        return Way(model, dtype)
     with _lock, torch.inference_mode(False), torch.no_grad():
         snapshot = eligibility.snapshot_of(model)
         kept = snapshot.precisions.get(dtype)

@@ -61,8 +61,8 @@ OF_CPU = {
         0,
     ],
     "conv_transpose3x3": [x, t(C, E, 3, 3), t(E)],
-    "dau_attention_into": [m(N, C, H, W), x, x, *DAU, t(N, 2, H, W), sums(N, C), sums(N, C)],
-    "residual_down_tail_into": [lower, x, x, *DOWN, sums(N, E)],
+    "dau_attention_into": [m(N, C, H, W), x, x, *DAU, t(N, 2, H, W), sums(N, C), sums(N, C), 0, H * W],
+    "residual_down_tail_into": [lower, x, x, *DOWN, sums(N, E), 0],
     "residual_up_tail_rows": [upper, big, small, *UP, 0],
     "residual_up_tail_of_conv": [upper, x, t(C, C, 3, 3), t(C), small, *UP, 0, sums(N, D)],
     "skff_pool": [[x, x]],
@@ -130,6 +130,8 @@ FREE = {
     "conv_transpose3x3": {(0,): ANY_SIZE - {"longer along 1", "shorter along 1"}},
     # The result is some rows of what these are the whole of.
     "conv3x3_into": {(1,): {"longer along 2"}},
+    "dau_attention_into": {(10,): {"longer along 2"}},
+    "residual_down_tail_into": {(0,): {"shorter along 2", "empty along 2"}},
     "residual_up_tail_rows": {(2,): {"longer along 2"}},
     "residual_up_tail_of_conv": {(1,): {"longer along 2"}, (4,): {"longer along 2"}},
 }

@@ -24,7 +24,7 @@ struct ChannelGate {
 
   template <class T>
   static ChannelGate of(const DauWeights& w, const Doubles& sums, const Chunks& chunks,
-                        const Map& r) {
+                        const Map& r, int64_t pixels) {
     ChannelGate g{r.c,
                   w.squeeze.size(0),
                   values<T, double>(w.squeeze),
@@ -40,7 +40,7 @@ struct ChannelGate {
     for (int64_t chunk = 0; chunk < r.n * chunks.per_image; ++chunk)
       for (int64_t c = 0; c < r.c; ++c)
         g.pooled[chunk / chunks.per_image * r.c + c] += sums[chunk * r.c + c];
-    for (double& value : g.pooled) value /= double(r.h * r.w);
+    for (double& value : g.pooled) value /= double(pixels);
     for (int64_t n = 0; n < r.n; ++n) g.excited(n);
     return g;
   }
@@ -106,23 +106,27 @@ struct Gates {
     const Map& r = args.r;
     if (for_backward) argmax.resize(spatial_gate.size());
     args.pooled = pooled.data();
+    args.given = {pooled.data(), r.n, 2, r.h, r.w, 2 * r.h * r.w, r.h * r.w, r.w, 1};
     args.argmax = for_backward ? argmax.data() : nullptr;
     args.chunks = chunks_of(r, kChunkPixels);
     const int64_t chunks = r.n * args.chunks.per_image;
     Doubles sums(chunks * r.c);
     args.sums = sums.data();
     run(MIRNET_KERNEL(dau_stats, T), args, chunks, args.chunks.rows * r.w * r.c);
-    channel = ChannelGate::of<T>(w, sums, args.chunks, r);
+    channel = ChannelGate::of<T>(w, sums, args.chunks, r, r.h * r.w);
     run(MIRNET_KERNEL(dau_gate, T), args, r.n * r.h, r.w * 2 * args.taps * args.taps);
   }
 
-  // From statistics that a convolution left: (N, 2, H, W) of A, and (N, C) of double.
-  Gates(DauArgs& args, const DauWeights& w, const Tensor& given, const Tensor& given_sums)
+  // From statistics that a convolution left: (N, 2, H', W) of A, whose row first_row is r's first,
+  // and (N, C) of double over `pixels` pixels.
+  Gates(DauArgs& args, const DauWeights& w, const Tensor& given, const Tensor& given_sums,
+        int64_t first_row, int64_t pixels)
       : Gates(0, args, w) {
     const Map& r = args.r;
-    args.pooled = static_cast<A*>(given.data_ptr());
+    args.given = map_of(given);
+    args.first_row = first_row;
     const double* first = static_cast<const double*>(given_sums.data_ptr());
-    channel = ChannelGate::of<T>(w, Doubles(first, first + r.n * r.c), Chunks{1, r.h}, r);
+    channel = ChannelGate::of<T>(w, Doubles(first, first + r.n * r.c), Chunks{1, r.h}, r, pixels);
     run(MIRNET_KERNEL(dau_gate, T), args, r.n * r.h, r.w * 2 * args.taps * args.taps);
   }
 
@@ -139,12 +143,15 @@ struct Gates {
 
 }  // namespace
 
-// out may be r: a tile is read before it is written, and the gates are known before the first.
-// pooled and sums are those of conv3x3_into. out_sums: (N, C), for the sums of out over its pixels.
+// out may be r or x: a pixel is read before it is written, and the gates are known before the
+// first. pooled and sums are those of conv3x3_into. r may be rows of a map: pooled then has the
+// rows around them too, of which first_row is r's first, and sums are over `pixels` pixels (0:
+// those of r). out_sums: (N, C), for the sums of out over its pixels.
 void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_weight,
                         Tensor squeeze_weight, OptionalTensor squeeze_bias, Tensor excite_weight,
                         OptionalTensor excite_bias, Tensor fuse_weight, OptionalTensor fuse_bias,
-                        OptionalTensor pooled, OptionalTensor sums, OptionalTensor out_sums) {
+                        OptionalTensor pooled, OptionalTensor sums, OptionalTensor out_sums,
+                        int64_t first_row, int64_t pixels) {
   const DauWeights weights{spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
                            excite_bias,    fuse_weight,    fuse_bias};
   check_dau(kOp, r, weights);
@@ -159,10 +166,12 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
     if (x) args.x = map_of(*x);
     args.out = map_of(out);
     const int64_t C = args.r.c;
-    check_statistics(kOp, r, C, pooled, sums);
-    MIRNET_CHECK(!pooled || pooled->is_contiguous(), kOp, ": pooled must be contiguous");
-    const Gates<T> gates =
-        pooled ? Gates<T>(args, weights, *pooled, *sums) : Gates<T>(args, weights, false);
+    check_statistics(kOp, r, C, pooled, sums, true, first_row);
+    MIRNET_CHECK(pixels == 0 || (pixels > 0 && pooled), kOp,
+                 ": pixels must be those of the sums, and 0 without them; got ", pixels);
+    const Gates<T> gates = pooled ? Gates<T>(args, weights, *pooled, *sums, first_row,
+                                             pixels == 0 ? args.r.h * args.r.w : pixels)
+                                  : Gates<T>(args, weights, false);
 
     const Ordered<T> fuse(fuse_weight);
     const auto spatial = packed(fuse.data(), 2 * C, 1, C, C);
@@ -189,7 +198,8 @@ Tensor dau_attention(Tensor r, OptionalTensor x, Tensor spatial_weight, Tensor s
   check_map(kOp, "r", r);
   Tensor out = empty_like(r, shape_of(r));
   dau_attention_into(out, r, x, spatial_weight, squeeze_weight, squeeze_bias, excite_weight,
-                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt, std::nullopt);
+                     excite_bias, fuse_weight, fuse_bias, std::nullopt, std::nullopt, std::nullopt,
+                     0, 0);
   return out;
 }
 

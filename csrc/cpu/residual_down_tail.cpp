@@ -12,15 +12,22 @@ TapTable taps(int64_t size) { return blur_taps(size, 3, "reflect", 2, 0); }
 
 }  // namespace
 
-// sums: (N, D), for the sums of out over its pixels.
+// out may be rows of the result, the first of them that of row first_row of top, which then has the
+// row above that and the one below the last too. sums: (N, D), for the sums of out over its pixels.
 void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope, Tensor top_weight,
                              OptionalTensor top_bias, Tensor bottom_weight,
-                             OptionalTensor bottom_bias, OptionalTensor sums) {
+                             OptionalTensor bottom_bias, OptionalTensor sums, int64_t first_row) {
   const TailWeights weights{slope, top_weight, top_bias, bottom_weight, bottom_bias};
   check_down_tail(kOp, top, bottom, weights);
-  check(kOp, "out", out, down_tail_shape(top, top_weight.size(0)), top);
-  const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   const int64_t D = top_weight.size(0);
+  Shape shape = down_tail_shape(top, D);
+  check_map(kOp, "out", out);
+  MIRNET_CHECK(first_row >= 0 && first_row % 2 == 0 && first_row / 2 + out.size(2) <= shape[2], kOp,
+               ": the rows from first_row, an even one, on must lie inside top's ", top.size(2),
+               "; got first_row = ", first_row, " and ", out.size(2), " rows of half of them");
+  shape[2] = out.size(2);
+  check(kOp, "out", out, shape, top);
+  const TapTable rows = taps(top.size(2)), cols = taps(top.size(3));
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), D);
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
@@ -29,6 +36,7 @@ void residual_down_tail_into(Tensor out, Tensor top, Tensor bottom, Tensor slope
     args.bottom = map_of(bottom);
     args.out = map_of(out);
     args.rows = rows.view();
+    args.rows.start += first_row / 2;
     args.cols = cols.view();
     const TailOperands<T> operands(weights, false);
     operands.give_to(args);
@@ -45,7 +53,7 @@ Tensor residual_down_tail(Tensor top, Tensor bottom, Tensor slope, Tensor top_we
   check_down_tail(kOp, top, bottom, {slope, top_weight, top_bias, bottom_weight, bottom_bias});
   Tensor out = empty_like(top, down_tail_shape(top, top_weight.size(0)));
   residual_down_tail_into(out, top, bottom, slope, top_weight, top_bias, bottom_weight, bottom_bias,
-                          std::nullopt);
+                          std::nullopt, 0);
   return out;
 }
 

@@ -53,11 +53,18 @@ inline void check_sums(const char* op, const char* name, const Tensor& sums, int
 // A producer's statistics of x: each pixel's maximum and mean over the channels, in float32 for x
 // in bfloat16, and the sum of each image's channels.
 inline void check_statistics(const char* op, const Tensor& x, int64_t channels,
-                             const OptionalTensor& pooled, const OptionalTensor& sums) {
+                             const OptionalTensor& pooled, const OptionalTensor& sums,
+                             bool rows_around = false, int64_t first_row = 0) {
   MIRNET_CHECK(pooled.has_value() == sums.has_value(), op,
                ": pooled and sums go together; only one was given");
+  MIRNET_CHECK(first_row == 0 || pooled, op, ": first_row is one of pooled, which is missing; got ",
+               first_row);
   if (!pooled) return;
-  const Shape shape = {x.size(0), 2, x.size(2), x.size(3)};
+  const int64_t rows = rows_around && pooled->dim() == 4 ? pooled->size(2) : x.size(2);
+  MIRNET_CHECK(first_row >= 0 && first_row + x.size(2) <= rows, op,
+               ": the rows from first_row on must lie inside pooled's ", rows,
+               "; got first_row = ", first_row, " and ", x.size(2), " rows");
+  const Shape shape = {x.size(0), 2, rows, x.size(3)};
   if (x.scalar_type() == ScalarType::BFloat16)
     MIRNET_CHECK(shape_of(*pooled) == shape && pooled->scalar_type() == ScalarType::Float &&
                      pooled->is_cpu(),

@@ -63,7 +63,7 @@ class Bound:
             if out.outside and out not in made and task.kind != "call":
                 self.calls.append(partial(self._allocate, out))
             made.add(out)
-            (binders.get(task.kind) or _BY_TORCH[task.kind])(self, task)
+            (binders.get(task.kind) or by_torch[task.kind])(self, task)
             gone = {window.value for window in task.windows() if window.value.outside} - {kept}
             self.calls += [partial(self.values.pop, value) for value in gone if last[value] == i]
             self._ends.append(len(self.calls))
@@ -195,7 +195,7 @@ def _sum_into(out, parts):
     torch.sum(parts, 0, out=out)
 
 
-_BY_TORCH: dict[str, Binder] = {
+by_torch: dict[str, Binder] = {
     "call": _module_call,
     "channels_last": _copy,
     "add": _add,

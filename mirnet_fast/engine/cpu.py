@@ -46,7 +46,7 @@ def make_block(plan: "Plan") -> memory.Block:
 
 def bind(plan: "Plan", block: memory.Block) -> Bound:
     """A plan's tasks as calls of the C++ kernels."""
-    return Bound(plan, block, _BINDERS)
+    return Bound(plan, block, BINDERS)
 
 
 def is_for_kernels(step: Step, dtype: torch.dtype) -> bool:
@@ -88,7 +88,7 @@ def _residual_down_tail(bound, task):
     operands = [bound.of(task.reads[name]) for name in ("top", "bottom")]
     sums = bound.of(task.writes.get("sums"))
     out = bound.of(task.writes["out"])
-    bound.emit(in_place.residual_down_tail_into, out, *operands, *tail_weights(task), sums)
+    bound.emit(in_place.residual_down_tail_into, out, *operands, *tail_weights(task), sums, task.row)
 
 
 def _residual_up_tail(bound, task):
@@ -118,10 +118,11 @@ def _skff_pool(bound, task):
 
 
 def _dau_attention(bound, task):
-    bound.emit(in_place.dau_attention_into, *dau_arguments(bound, task, task.layers["spatial"].weight))
+    arguments = dau_arguments(bound, task, task.layers["spatial"].weight)
+    bound.emit(in_place.dau_attention_into, *arguments, task.row, task.layers.get("pixels", 0))
 
 
-_BINDERS: dict[str, Binder] = {
+BINDERS: dict[str, Binder] = {
     "conv1x1": _conv,
     "conv3x3": _conv,
     "convolution": _conv,

@@ -80,13 +80,16 @@ def residual_down_tail_into(
     bottom_weight: Tensor,
     bottom_bias: Tensor | None,
     sums: Tensor | None,
+    first_row: int,
 ) -> None:
-    """out = `mirnet_fast.ops.residual_down_tail` of the other arguments.
+    """out = `mirnet_fast.ops.residual_down_tail` of the other arguments, or rows of it.
 
     Args:
-        out: (N, D, ceil(H / 2), ceil(W / 2)); must not overlap the inputs.
-        top, bottom: (N, C, H, W).
+        out: (N, D, h, ceil(W / 2)), ceil(H / 2) rows of the op's result or fewer; must not overlap the
+            inputs.
+        top, bottom: (N, C, H, W), or rows of them: all that those of out need, reflected where they end.
         sums: (N, D), gets the sums over the pixels of out, for `skff_select_into`; or None.
+        first_row: even, row of top that row 0 of out is.
     """
 
 
@@ -115,7 +118,8 @@ def residual_up_tail_of_conv(
         x: (N, C, h', W), channels_last: rows of the small map from first_row / 2 on, h of them and
             the one below, which an odd row of the result also needs, where there is one.
         conv_weight: (C, E, 3, 3), of a transposed convolution with stride 2, padding and output padding 1.
-        bottom: (N, B, H, W), the whole of it.
+        bottom: (N, B, H, W), the whole of it; or rows of it with the ones above and below those that x
+            begins and out ends with, for whose enlargement first_row then counts.
         top_weight: (D, E, 1, 1); bottom_weight: (D, B, 1, 1).
         first_row: even.
         sums: (N, D), gets the sums over the pixels of out, for `skff_select_into`; or None.
@@ -191,14 +195,19 @@ def dau_attention_into(
     pooled: Tensor | None,
     sums: Tensor | None,
     out_sums: Tensor | None,
+    first_row: int,
+    pixels: int,
 ) -> None:
-    """out = `mirnet_fast.ops.dau_attention` of the other arguments.
+    """out = `mirnet_fast.ops.dau_attention` of the other arguments, or rows of it.
 
     Args:
-        out: (N, C, H, W); may be r, as a pixel is read before it is written.
-        r, x: (N, C, H, W); x may be None.
-        pooled: (N, 2, H, W), contiguous, maximum and mean over the channels of r, as `conv3x3_into` leaves
-            them. With `sums`, or both None: then both are taken of r here.
-        sums: (N, C), the sums over the pixels of r.
+        out: (N, C, h, W); may be r or x, as a pixel is read before it is written.
+        r, x: (N, C, h, W); x may be None.
+        pooled: (N, 2, H, W), its rows contiguous, maximum and mean over the channels of r, as `conv3x3_into`
+            leaves them: all rows that those of out need, with the zeros of the padding where it ends. With
+            `sums`, or both None: then both are taken of r here.
+        sums: (N, C), the sums over the pixels of the whole map.
         out_sums: (N, C), gets the sums over the pixels of out, for `skff_select_into`; or None.
+        first_row: row of pooled that row 0 of out is.
+        pixels: H * W of the whole map; 0 for those of r.
     """

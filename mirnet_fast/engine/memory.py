@@ -70,7 +70,7 @@ class Layout:
             begin, end = spans.get(owner, (len(tasks), 0))
             spans[owner] = min(begin, first[value]), max(end, last[value])
         sizes = [-(-nbytes(value) // LINE) * LINE for value in spans]
-        places, end = _places(sizes, [*spans.values()])
+        places, end = packed(sizes, [*spans.values()])
         self.nbytes = -(-end // PAGE) * PAGE
         places = dict(zip(spans, places, strict=True))
         self.offsets = {value: places[owner] for value, owner in self.owners.items()}
@@ -126,7 +126,7 @@ def arranged(scheduler: "Scheduler") -> "tuple[list[Task], Layout]":
         tasks, layout = others, better
 
 
-def _places(sizes, spans):
+def packed(sizes, spans):
     """(offsets, size in all): what lives at the same time lies apart. The largest are placed first.
 
     That is TensorFlow Lite's "greedy by size" (Pisarchyk and Lee, MLSys 2020 workshop, arXiv 2001.03288).
@@ -187,6 +187,15 @@ class Block:
             return part.view(shape)
         n, c, h, w = shape
         return part.view(n, h, w, c).permute(0, 3, 1, 2)
+
+    def bytes(self, offset: int, nbytes: int) -> memoryview:
+        """So many bytes from byte `offset` on."""
+        return memoryview(self._memory)[offset : offset + nbytes]
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        return self._whole.data_ptr()
 
     def begin(self) -> None:
         """Called before a run."""

@@ -78,10 +78,19 @@ def check(r: torch.Tensor, x: torch.Tensor | None, *weights: Any) -> None:
 
 
 def check_into(out: torch.Tensor, r: torch.Tensor, x: torch.Tensor | None, *rest: Any) -> None:
-    op, (*weights, pooled, sums, out_sums) = "dau_attention", rest
+    op, (*weights, pooled, sums, out_sums, first_row, pixels) = "dau_attention", rest
     check(r, x, *weights)
     _checks.like(op, "out", out, r.shape, "r", r)
-    _checks.statistics(op, pooled, sums, r.shape, "r", r)
+    n, channels, height, width = r.shape
+    if pooled is None:
+        _checks.statistics(op, pooled, sums, r.shape, "r", r)
+        if first_row or pixels:
+            raise ValueError(f"{op}: first_row and pixels are of pooled and sums, which are missing")
+    else:
+        _checks.statistics(op, pooled, sums, (n, channels, None, width), "r", r)
+        _checks.rows(op, first_row, height, pooled.shape[2])
+    if pixels < 0:
+        raise ValueError(f"{op}: pixels must be those of the sums; got {pixels}")
     if out_sums is not None:
         _checks.sums(op, "out_sums", out_sums, r.shape[:2], "r", r)
 
@@ -111,4 +120,5 @@ register(
 )
 
 STATISTICS = ["Tensor? pooled=None", "Tensor? sums=None", "Tensor(b!)? out_sums=None"]
+STATISTICS += ["int first_row=0", "int pixels=0"]
 register_in_place("dau_attention_into", ["Tensor(a!) out", *ARGUMENTS, *STATISTICS], check_into)

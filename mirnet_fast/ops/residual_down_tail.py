@@ -58,12 +58,17 @@ def check_into(
     top_weight: torch.Tensor,
     *rest: Any,
 ) -> None:
-    op, (*weights, sums) = "residual_down_tail", rest
+    op, (*weights, sums, first_row) = "residual_down_tail", rest
     check(top, bottom, slope, top_weight, *weights)
-    shape = output_shape(top, bottom, slope, top_weight)
-    _checks.like(op, "out", out, shape, "top", top)
+    n, channels, height, width = output_shape(top, bottom, slope, top_weight)
+    _checks.like(op, "out", out, (n, channels, None, width), "top", top)
+    if first_row % 2 or not 0 <= first_row // 2 <= height - out.shape[2]:
+        raise ValueError(
+            f"{op}: the rows from first_row, an even one, on must lie inside top's {top.shape[2]}; "
+            f"got first_row = {first_row} and {out.shape[2]} rows of half of them"
+        )
     if sums is not None:
-        _checks.sums(op, "sums", sums, shape[:2], "top", top)
+        _checks.sums(op, "sums", sums, (n, channels), "top", top)
 
 
 def output_shape(
@@ -91,5 +96,7 @@ register(
 )
 
 register_in_place(
-    "residual_down_tail_into", ["Tensor(a!) out", *ARGUMENTS, "Tensor(b!)? sums=None"], check_into
+    "residual_down_tail_into",
+    ["Tensor(a!) out", *ARGUMENTS, "Tensor(b!)? sums=None", "int first_row=0"],
+    check_into,
 )

@@ -34,7 +34,7 @@ def test_restore(tmp_path, photo, weights, monkeypatch):
         if told == "lowered":
             automatic(monkeypatch, "bf16")
         option = ["--precision", told] if told in PRECISIONS else []
-        result = run("restore", photo, tmp_path / "out.png", "--weights", weights, *option)
+        result = run("restore", photo, tmp_path / "out.png", "--weights", weights, "--overwrite", *option)
         assert result.exit_code == 0, result.output
         assert ("precision: bf16; it is so here" in result.output) == (told == "lowered")
         made[told] = read(tmp_path / "out.png").astype(int)

@@ -36,6 +36,14 @@ FAULTS = [
         "tests/ops -k one_place",
     ),
     Fault(
+        "row of a strip",
+        "the spatial gate of a strip's rows is that of other rows",
+        "csrc/cpu/simd/dau_attention.cpp",
+        "const int64_t at = args.first_row + h;",
+        "const int64_t at = h;",
+        "tests/ops/test_dau_attention.py -k rows_over",
+    ),
+    Fault(
         "taps of a phase",
         "the matrix unit takes the two taps of a transposed convolution's odd rows the wrong way round",
         "csrc/cpu/simd/matrix/convolution.cpp",

@@ -153,6 +153,32 @@ def test_given_statistics_are_taken(op, name):
             into(out, r, *others, *wrong)
 
 
+@DAU_ATTENTION.on(CPU)
+@needs_kernels
+def test_rows_over_the_residual(op):
+    r, x, *others = op.arguments("larger", torch.float32, "channels_last")
+    x = r.flip(3).contiguous(memory_format=torch.channels_last)
+    into, height = torch.ops.mirnet_fast_cpu.dau_attention_into, r.shape[2]
+    expected, out = ops.dau_attention(r, x, *others), x.clone(memory_format=torch.preserve_format)
+    pooled, sums = torch.stack([r.amax(1), r.mean(1)], 1), r.double().sum((2, 3))
+    pixels = height * r.shape[3]
+    for begin in range(0, height, 4):
+        end, above = min(begin + 4, height), max(begin - others[0].shape[2] // 2, 0)
+        around = pooled[:, :, above : end + others[0].shape[2] // 2]
+        rows = out[:, :, begin:end]
+        into(rows, r[:, :, begin:end], rows, *others, around, sums, None, begin - above, pixels)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    for wrong, match in [
+        ((around, sums, None, around.shape[2], pixels), "the rows from first_row on must lie inside"),
+        ((around, sums, None, -1, pixels), "the rows from first_row on must lie inside"),
+        ((around, sums, None, 0, -1), "pixels must be those of the sums"),
+        ((None, None, None, 0, pixels), "pixels must be those of the sums"),
+        ((None, None, None, 1, 0), "first_row is one of pooled"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"dau_attention: {match}"):
+            into(rows, r[:, :, begin:end], rows, *others, *wrong)
+
+
 @pytest.fixture
 def kernels():
     return importlib.import_module("mirnet_fast.kernels.dau_attention")

@@ -4,7 +4,7 @@ import torch
 from mirnet_fast import ops
 
 from ..cases import first_of
-from .common import gradient_maker
+from .common import gradient_maker, needs_kernels
 from .subject import CPU, TRITON, Op
 
 
@@ -61,6 +61,23 @@ def test_slope_of_neither_size(op):
     args[2] = torch.zeros(7, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"slope must have shape \(1,\) or \(16,\); got \(7,\)"):
         ops.residual_down_tail(*args)
+
+
+@RESIDUAL_DOWN_TAIL.on(CPU)
+@needs_kernels
+def test_rows(op):
+    top, bottom, *others = op.arguments("larger", torch.float32, "channels_last")
+    into, height = torch.ops.mirnet_fast_cpu.residual_down_tail_into, top.shape[2]
+    expected = ops.residual_down_tail(top, bottom, *others)
+    out = torch.full_like(expected, torch.nan)
+    for begin in range(0, out.shape[2], 3):
+        end, above = min(begin + 3, out.shape[2]), max(2 * begin - 2, 0)
+        maps = (each[:, :, above : min(2 * end, height)] for each in (top, bottom))
+        into(out[:, :, begin:end], *maps, *others, None, 2 * begin - above)
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+    for first_row in (1, -2, 2):
+        with pytest.raises(RuntimeError, match="residual_down_tail: the rows from first_row, an even one"):
+            into(out, top, bottom, *others, None, first_row)
 
 
 @RESIDUAL_DOWN_TAIL.on(TRITON)

@@ -47,14 +47,14 @@ void dau_stats(const DauArgs& args, int64_t begin, int64_t end) {
 inline float exponential(float x) { return __builtin_expf(x); }
 inline double exponential(double x) { return __builtin_exp(x); }
 
-// f(channel, dy, dx, first, last): the taps that reach row h, and the columns w for which w + dx
-// lies inside.
+// f(channel, dy, dx, first, last): the taps that reach row h of `height`, and the columns w for
+// which w + dx lies inside.
 template <class F>
-inline void reach(const DauArgs& args, int64_t h, F f) {
+inline void reach(const DauArgs& args, int64_t height, int64_t h, F f) {
   const int64_t half = args.taps / 2;
   for (int64_t ch = 0; ch < 2; ++ch)
     for (int64_t dy = -half; dy <= half; ++dy) {
-      if (h + dy < 0 || h + dy >= args.r.h) continue;
+      if (h + dy < 0 || h + dy >= height) continue;
       for (int64_t dx = -half; dx <= half; ++dx) {
         const int64_t first = dx < 0 ? -dx : 0, last = dx > 0 ? args.r.w - dx : args.r.w;
         if (first < last) f(ch, dy, dx, first, last);
@@ -62,7 +62,7 @@ inline void reach(const DauArgs& args, int64_t h, F f) {
     }
 }
 
-// spatial_gate = sigmoid(conv(pooled)); rows [begin, end) of N * H.
+// spatial_gate = sigmoid(conv(given)); rows [begin, end) of N * H.
 template <class T>
 void dau_gate(const DauArgs& args, int64_t begin, int64_t end) {
   using A = Acc<T>;
@@ -70,12 +70,13 @@ void dau_gate(const DauArgs& args, int64_t begin, int64_t end) {
   const A* weight = static_cast<const A*>(args.spatial_weight);
   for (int64_t row = begin; row < end; ++row) {
     const int64_t n = row / args.r.h, h = row % args.r.h;
-    const A* pooled = static_cast<const A*>(args.pooled) + n * 2 * plane;
     A* gate = static_cast<A*>(args.spatial_gate) + n * plane + h * width;
     zero(gate, width);
-    reach(args, h, [&](int64_t ch, int64_t dy, int64_t dx, int64_t first, int64_t last) {
+    const Map& given = args.given;
+    const int64_t at = args.first_row + h;
+    reach(args, given.h, at, [&](int64_t ch, int64_t dy, int64_t dx, int64_t first, int64_t last) {
       const A tap = weight[(ch * args.taps + dy + half) * args.taps + dx + half];
-      const A* source = pooled + ch * plane + (h + dy) * width + dx;
+      const A* source = address<const A>(given, n, at + dy, dx) + ch * given.sc;
 #pragma omp simd
       for (int64_t w = first; w < last; ++w) gate[w] += tap * source[w];
     });
@@ -203,21 +204,22 @@ void dau_gate_backward(const DauArgs& args, int64_t begin, int64_t end) {
     A* pooled_grad = static_cast<A*>(args.pooled_grad) + rows.n * 2 * plane;
     for (int64_t h = rows.begin; h < rows.end; ++h) {
       for (int64_t ch = 0; ch < 2; ++ch) zero(pooled_grad + ch * plane + h * width, width);
-      reach(args, h, [&](int64_t ch, int64_t dy, int64_t dx, int64_t first, int64_t last) {
-        // Pixel (h, w) read the pooled value at (h + dy, w + dx); and was read, through the
-        // mirrored tap, by the pixel there.
-        const A mirrored = weight[(ch * args.taps + half - dy) * args.taps + half - dx];
-        const A* reader = grad + (h + dy) * width + dx;
-        A* out = pooled_grad + ch * plane + h * width;
+      reach(args, args.r.h, h,
+            [&](int64_t ch, int64_t dy, int64_t dx, int64_t first, int64_t last) {
+              // Pixel (h, w) read the pooled value at (h + dy, w + dx); and was read, through the
+              // mirrored tap, by the pixel there.
+              const A mirrored = weight[(ch * args.taps + half - dy) * args.taps + half - dx];
+              const A* reader = grad + (h + dy) * width + dx;
+              A* out = pooled_grad + ch * plane + h * width;
 #pragma omp simd
-        for (int64_t w = first; w < last; ++w) out[w] += mirrored * reader[w];
-        const A* own = grad + h * width;
-        const A* value = pooled + ch * plane + (h + dy) * width + dx;
-        A sum = 0;
+              for (int64_t w = first; w < last; ++w) out[w] += mirrored * reader[w];
+              const A* own = grad + h * width;
+              const A* value = pooled + ch * plane + (h + dy) * width + dx;
+              A sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t w = first; w < last; ++w) sum += own[w] * value[w];
-        taps[(ch * args.taps + dy + half) * args.taps + dx + half] += double(sum);
-      });
+              for (int64_t w = first; w < last; ++w) sum += own[w] * value[w];
+              taps[(ch * args.taps + dy + half) * args.taps + dx + half] += double(sum);
+            });
     }
   }
 }

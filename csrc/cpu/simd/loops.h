@@ -79,6 +79,8 @@ struct DauArgs {
   int64_t taps;                // of the spatial gate, one axis
   const void* spatial_weight;  // (2, taps, taps)
   void* pooled;                // (N, 2, H, W): max, mean
+  Map given;                   // what the gate reads: pooled, or rows of the map around r's
+  int64_t first_row;           // of `given`, that row 0 of r is
   int32_t* argmax;             // (N, H, W), or null
   void* spatial_gate;          // (N, H, W)
   void* spatial_grad;          // (N, H, W), of the gate, then of its logits
