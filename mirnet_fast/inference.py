@@ -99,7 +99,11 @@ def restore(
 
 
 def restore_by_ensemble(
-    model: nn.Module, image: torch.Tensor, multiple: int | None = None, precision: str = "auto"
+    model: nn.Module,
+    image: torch.Tensor,
+    multiple: int | None = None,
+    precision: str = "auto",
+    memory: int | str | None = None,
 ) -> torch.Tensor:
     """The mean of what `restore` makes of the image in its eight orientations, each turned back.
 
@@ -111,7 +115,8 @@ def restore_by_ensemble(
     for turns in range(4):
         for mirrored in (False, True):
             seen = image.rot90(turns, (2, 3))
-            restored = restore(model, seen.flip(3) if mirrored else seen, multiple, precision=precision)
+            seen = seen.flip(3) if mirrored else seen
+            restored = restore(model, seen, multiple, precision=precision, memory=memory)
             total = total + (restored.flip(3) if mirrored else restored).rot90(-turns, (2, 3))
     return total / 8  # pyrefly: ignore[bad-return]
 

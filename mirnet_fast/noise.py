@@ -60,7 +60,7 @@ def estimate(image: torch.Tensor, restored: torch.Tensor) -> torch.Tensor:
 
 
 def sampled(rows: Callable[[int, int], torch.Tensor], height: int, width: int) -> torch.Tensor:
-    """Windows of an image that is not in memory: (N, C, h, w), up to 4 x 4 of 192 x 192 pixels, evenly spread.
+    """Windows of an image that is not in memory: (N, C, h, w), up to 4 x 4 of 192 x 192 pixels, in a grid.
 
     Args:
         rows: rows(begin, end) is (1, C, end - begin, width) of the image.

@@ -2,7 +2,9 @@
 
 import numbers
 import os
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,10 +13,15 @@ from torch import nn
 
 from . import forms, inference, noise, pretrained
 from . import precision as precisions
+from .engine import budget
 
 BATCH_PIXELS = 2**20  # of images of like sizes that are restored together
 
-Image = TypeVar("Image")
+# As torch says it of a CPU.
+_OUT_OF_MEMORY = re.compile(r"not enough memory|can't allocate memory|out of memory", re.IGNORECASE)
+
+Progress = Callable[[float, float], object]
+Result = TypeVar("Result")
 
 
 class Restored(NamedTuple):
@@ -43,6 +50,8 @@ class Restorer:
         precision: as of `mirnet_fast.restore`.
         strength: as of `mirnet_fast.restore`; if not given "auto" for the task "denoise", else 1.
         self_ensemble: whether to take the mean over eight orientations, which takes eight times as long.
+        memory: what an image, or a batch, may take on a CPU beyond itself and the weights, as of
+            `mirnet_fast.restore`.
 
     Raises:
         TypeError: an argument is of another type.
@@ -58,6 +67,7 @@ class Restorer:
         precision: str = "auto",
         strength: float | str | None = None,
         self_ensemble: bool = False,
+        memory: int | str | None = None,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,6 +79,7 @@ class Restorer:
             strength = "auto" if network in denoisers else 1.0
         if strength != "auto" and not (isinstance(strength, numbers.Real) and 0 <= strength <= 1):
             raise ValueError(f"Restorer: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
+        self.memory = None if memory is None else budget.parsed(memory)
         self.precision, self.strength, self.self_ensemble = precision, strength, self_ensemble
         parameters = (p for p in self.network.parameters() if p.is_floating_point())
         self._dtype = next(parameters, torch.empty(0)).dtype
@@ -108,24 +119,120 @@ class Restorer:
                 results[i] = opened[i].closed(part)
         return results if several else results[0]
 
-    def restored(self, rgb: torch.Tensor) -> Restored:
+    def restored(self, rgb: torch.Tensor, progress: Progress | None = None) -> Restored:
         """`mirnet_fast.restore` of (N, 3, H, W) floats, and what was told of them.
+
+        Where memory runs out nevertheless it is tried again in smaller strips, with a RuntimeWarning.
+
+        Args:
+            progress: as of `mirnet_fast.restore`.
 
         Raises: as `mirnet_fast.restore`.
         """
         rgb = rgb.to(self.device, self._dtype)
-        if self.self_ensemble:
-            restored = inference.restore_by_ensemble(self.network, rgb, precision=self.precision)
-        else:
-            restored = inference.restore(self.network, rgb, precision=self.precision)
-        sigma, weight = None, self.strength
-        if weight == "auto":
-            sigma = noise.estimate(rgb, restored)
-            weight = noise.strength(sigma)
-        weights = torch.as_tensor(weight, dtype=restored.dtype, device=rgb.device).expand(len(rgb))
+
+        def run(memory: int | None) -> torch.Tensor:
+            how: dict[str, Any] = {"precision": self.precision, "memory": memory}
+            if self.self_ensemble:
+                return inference.restore_by_ensemble(self.network, rgb, **how)
+            return inference.restore(self.network, rgb, progress=progress, **how)
+
+        restored = self._within_memory((len(rgb), *rgb.shape[2:]), run)
+        sigma, weights = self._weights(rgb, restored)
         if (weights != 1).any():
-            restored = rgb.lerp(restored, weights[:, None, None, None])
+            restored = rgb.lerp(restored, weights[:, None, None, None].to(restored))
         return Restored(restored, sigma, weights)
+
+    def restored_by_rows(
+        self,
+        size: tuple[int, int],
+        rows: Callable[[int, int], torch.Tensor],
+        put: Callable[[int, torch.Tensor], object],
+        progress: Progress | None = None,
+        forecast: Callable[[inference.Forecast], object] = lambda forecast: None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The same for an image that need not be in memory: on a CPU, without self_ensemble.
+
+        Its noise is that of `noise.sampled`.
+
+        Args:
+            size: (H, W).
+            rows: rows(begin, end) is (1, 3, end - begin, W), rows of the image, as often as wanted.
+            put, progress: as of `mirnet_fast.inference.Restoration.run`.
+            forecast: called with what it will take.
+
+        Returns:
+            `noise` and `strength` of a Restored.
+
+        Raises: as Restoration.
+        """
+        windows = noise.sampled(rows, *size).to(self._dtype)
+        restored = windows
+        if self.strength == "auto":
+            restored = inference.restore(self.network, windows, precision=self.precision, memory=self.memory)
+        sigma, weights = self._weights(noise.together(windows), noise.together(restored))
+        precision = self.precision
+
+        def run(memory: int | None) -> None:
+            restoration = inference.Restoration(
+                self.network,
+                (3, *size),
+                dtype=self._dtype,
+                strength=weights.item(),
+                precision=precision,
+                memory=memory,
+            )
+            forecast(restoration.forecast)
+            restoration.run(lambda begin, end: rows(begin, end).to(self._dtype), put, progress)
+
+        try:
+            self._within_memory((1, *size), run)
+        except OverflowError as error:
+            if precision != "auto" or self._dtype != torch.float32:
+                raise
+            warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, stacklevel=2)
+            precision = "fp32"
+            self._within_memory((1, *size), run)
+        return sigma, weights
+
+    def _weights(self, rgb, restored):
+        """(noise or None, strength) of each image."""
+        if self.strength != "auto":
+            return None, torch.full((len(rgb),), float(self.strength), dtype=torch.float64)
+        sigma = noise.estimate(rgb, restored)
+        return sigma, noise.strength(sigma)
+
+    def _within_memory(self, size: Sequence[int], run: Callable[[int | None], Result]) -> Result:
+        """run(memory), and with less of it where it runs out; `size` is (N, H, W)."""
+        memory, failed = self.memory, None
+        while True:
+            try:
+                result = run(memory)
+            except RuntimeError as error:  # torch's
+                if self.device.type != "cpu" or not _OUT_OF_MEMORY.search(str(error)):
+                    raise
+                failed = failed or error
+                memory = self._half(size, memory)
+                if memory is None:
+                    raise failed from None
+            except MemoryError:  # no strips would do with so little
+                if failed is None:
+                    raise
+                raise failed from None
+            else:
+                if failed and memory:
+                    what = f"out of memory; done in strips within {memory / 2**20:.0f} MB"
+                    warnings.warn(what, RuntimeWarning, stacklevel=3)
+                return result
+
+    def _half(self, size, memory):
+        """Half of what images of a size take within `memory`; None where that is not known."""
+        options = {"dtype": self._dtype, "precision": self.precision, "memory": memory}
+        try:
+            forecast = inference.Restoration(self.network, (3, *size[1:]), **options).forecast
+        except (ValueError, MemoryError, OSError):
+            return None
+        return size[0] * forecast.memory // 2 or None
 
 
 def _network(network):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..collection import Record, Summary
+    from ..collection import Item, Record, Summary
+    from ..inference import Forecast
 
 NAMED = 20  # failed files in the summary, at most
 
@@ -44,7 +45,7 @@ class Report:
             redirect_stderr=False,
         )
         self._task = self._bar.add_task("", total=total, speed=0.0)
-        self._pixels = 0
+        self._pixels = self._told = 0
 
     def __enter__(self) -> "Report":
         self._bar.start()
@@ -59,7 +60,9 @@ class Report:
 
         self._pixels += record.pixels if record.status == RESTORED else 0
         elapsed = self._bar.tasks[self._task].elapsed or 0
-        self._bar.update(self._task, advance=1, speed=self._pixels / 1e6 / elapsed if elapsed else 0)
+        self._told += 1
+        speed = self._pixels / 1e6 / elapsed if elapsed else 0
+        self._bar.update(self._task, completed=self._told, speed=speed)
         for note in record.notes:
             self.warn(f"{record.input}: {note}")
         if record.status == FAILED:
@@ -68,6 +71,12 @@ class Report:
             self._json(record.as_json())
         elif record.status == RESTORED:
             self._say(_line(record))
+
+    def watch(self, item: "Item", part: float, forecast: "Forecast | None") -> None:
+        """How far the network is with a large file."""
+        self._bar.update(self._task, completed=self._told + part)
+        if forecast is not None and forecast.strips > 1:
+            self._say(f"{item.input}: {forecast}", err=True)
 
     def warn(self, text: str) -> None:
         self._say(f"warning: {text}", err=True)

@@ -57,6 +57,10 @@ class Strength(click.ParamType):
     "--self-ensemble", is_flag=True, help="The mean over eight orientations, in eight times the time."
 )
 @click.option(
+    "--memory",
+    help="What an image may take, such as 4G; what is free if not given. Large ones are done in strips.",
+)
+@click.option(
     "--suffix",
     metavar="_NAME",
     help="Write beside each IN, with this added to the name, such as _restored; there is no OUT then.",
@@ -88,6 +92,7 @@ def restore(
     strength: float | str | None,
     precision: str,
     self_ensemble: bool,
+    memory: str | None,
     suffix: str | None,
     format: str | None,
     skip_existing: bool,
@@ -137,9 +142,17 @@ def restore(
             raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
         network = network_of(chosen, options).to(device)
         chosen_precision(precision, network, device)
-    restorer = Restorer(
-        network, device=device, precision=precision, strength=strength, self_ensemble=self_ensemble
-    )
+    try:
+        restorer = Restorer(
+            network,
+            device=device,
+            precision=precision,
+            strength=strength,
+            self_ensemble=self_ensemble,
+            memory=memory,
+        )
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
     try:
         listing = collection.listed(inputs, output, suffix or "", format)
     except collection.ListingError as error:
@@ -156,7 +169,9 @@ def restore(
                 records.append(record)
 
         try:
-            summary = collection.restore_files(listing.items, restorer, how, tell, settled=listing.settled)
+            summary = collection.restore_files(
+                listing.items, restorer, how, tell, listing.settled, report.watch
+            )
         except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
             os._exit(INTERRUPTED)
     report.end(summary)

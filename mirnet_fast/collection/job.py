@@ -13,11 +13,17 @@ from pathlib import Path
 from ..backends import BackendError
 from ..images import ImageError, Limits, Page, Pages, Photo, PhotoWriter, check_format
 from ..images.limits import USUAL
+from ..inference import Forecast
 from ..restorer import Restorer
 from . import places
 from .listing import Item
 from .notes import noted
 from .records import FAILED, RESTORED, SKIPPED, Record
+
+BY_ROWS = 2**24  # pixels from which on a page is never in memory as floats
+
+# Called with a file, what part of it is done, and, when it begins, what it will take or None.
+Watch = Callable[[Item, float, Forecast | None], object]
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,8 @@ class Job:
                 self._photo = first.photo()
         return self
 
-    def run(self, restorer: Restorer) -> "Job":
-        """Have the network restore what was read."""
+    def run(self, restorer: Restorer, watch: Watch | None = None) -> "Job":
+        """Have the network restore what was read; `watch` as of `restore_files`."""
         with self._stage():
             pages, first, given = self._pages, self._first, self._photo
             self._first = self._photo = None
@@ -104,17 +110,42 @@ class Job:
                 if page.damage:
                     where = f"page {number + 1} is " if len(pages) > 1 else ""
                     self._notes.append(f"{where}damaged ({page.damage}); restored as far as it goes")
-                photo = given or page.photo()
-                restored = restorer.restored(photo.rgb)
-                self._put = partial(writer.put, 0, restored.image, photo.alpha, number)
-                if given is None:
-                    self._put_now()
-                strengths.append(restored.strength.item())
-                if restored.noise is not None:
-                    noise.append(255 * restored.noise.item())
+                told = self._run_page(restorer, writer, page, given, number, watch)
+                strengths.append(told[1].item())
+                if told[0] is not None:
+                    noise.append(255 * told[0].item())
             pages.close()
             self.record = replace(self.record, strength=_mean(strengths), noise=_mean(noise))
         return self
+
+    def _run_page(self, restorer, writer, page, given, number, watch):
+        """(noise or None, strength) of a page, whose pixels go to the writer now or are put later."""
+
+        def progress(done, total):
+            if watch is not None:
+                watch(self.item, (number + done / total) / writer.pages, None)
+
+        if (
+            page.height * page.width >= BY_ROWS
+            and restorer.device.type == "cpu"
+            and not restorer.self_ensemble
+        ):
+
+            def put(top, rows):
+                writer.put(top, rows, page.alpha(top, top + rows.shape[2]), number)
+
+            def forecast(forecast):
+                if watch is not None:
+                    watch(self.item, number / writer.pages, forecast)
+
+            size = page.height, page.width
+            return restorer.restored_by_rows(size, page.rows, put, progress, forecast)
+        photo = given or page.photo()
+        restored = restorer.restored(photo.rgb, progress)
+        self._put = partial(writer.put, 0, restored.image, photo.alpha, number)
+        if given is None:
+            self._put_now()
+        return restored.noise, restored.strength
 
     def write(self) -> "Job":
         """Write the result, whole or not at all."""

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from .._files import remove_halves
 from ..restorer import Restorer
 from . import places
-from .job import How, Job
+from .job import How, Job, Watch
 from .listing import Item
 from .records import Record, Summary
 
@@ -28,6 +28,7 @@ def restore_files(
     how: How = How(),  # noqa: B008
     tell: Callable[[Record], object] = lambda record: None,
     settled: Iterable[Record] = (),
+    watch: Watch | None = None,
 ) -> Summary:
     """Restore files one after the other; a bad one is told, and the others are restored all the same.
 
@@ -41,6 +42,8 @@ def restore_files(
         items: as `listed` gives them.
         tell: called in the calling thread with what became of each file, in order.
         settled: of other files, told first.
+        watch: called in the calling thread while the network is at a large file: watch(item, part, forecast)
+            with the part of it that is done, and, when a page of it begins, what that will take.
     """
     begin, summary = time.perf_counter(), Summary()
     items = list(items)
@@ -83,7 +86,7 @@ def restore_files(
             current = reading[0].result()
             reading.popleft()
             read_ahead()
-            writing.append(writers.submit(current.run(restorer).write))
+            writing.append(writers.submit(current.run(restorer, watch).write))
             current = None
             while writing and (len(writing) > BEHIND or writing[0].done()):
                 finish_first()

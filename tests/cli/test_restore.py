@@ -91,7 +91,7 @@ def test_restore_looks_at_each_name_a_few_times(tmp_path, identity, monkeypatch)
         (tmp_path / name).touch()
     stat = os.stat
     monkeypatch.setattr(os, "stat", lambda *args, **kwargs: seen.append(args) or stat(*args, **kwargs))
-    monkeypatch.setattr(Job, "run", lambda self, restorer: self)
+    monkeypatch.setattr(Job, "run", lambda self, *rest: self)
     monkeypatch.setattr(Job, "write", lambda self: Path(self.item.output).touch() or self)
     monkeypatch.setattr(
         "mirnet_fast.collection.job.Pages", lambda *args: [Page(np.zeros((1, 1, 3), "u1"), Origin())]
