@@ -46,7 +46,7 @@ def test_by_rows(model, item, monkeypatch, memory):
     assert [told[1] for told in watched] == sorted(told[1] for told in watched) and watched[-1][
         1
     ] == pytest.approx(1)
-    assert record.noise == pytest.approx(whole.noise) and record.strength == pytest.approx(whole.strength)
+    assert record.noise == pytest.approx(whole.noise, rel=0.05) and record.strength == whole.strength == 1
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 300), (1000, 20), (900, 1300), (15, 40)])
