@@ -78,11 +78,11 @@ sanitize: sanitized
 # Random calls, networks and changes; what fails is told by its seed (tests/fuzz.py).
 CALLS ?= 20000
 fuzz: build
-	for isa in base avx2 avx512; do MIRNET_FAST_CPU_ISA=$$isa $(BIN)/python -m tests.fuzz ops --calls $(CALLS) || exit; done
+	for isa in base avx2 avx512 avx512_bf16; do MIRNET_FAST_CPU_ISA=$$isa $(BIN)/python -m tests.fuzz ops --calls $(CALLS) || exit; done
 	$(BIN)/python -m tests.fuzz networks changes --calls $$(($(CALLS) / 40))
 
 fuzz-sanitized: sanitized
-	for isa in base avx2 avx512; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTHON) -m tests.fuzz ops \
+	for isa in base avx2 avx512 avx512_bf16; do $(UNDER_SANITIZERS) MIRNET_FAST_CPU_ISA=$$isa $(SANITIZED_PYTHON) -m tests.fuzz ops \
 	    --calls $(CALLS) || exit; done
 
 # A table of time, ratios, GB/s and GFLOP/s comes last. QUICK=1: a look in one to two minutes, rows in a file.

@@ -11,8 +11,9 @@ ISA_FLAGS = {
     "avx2": "-mavx2 -mfma -mf16c",
     "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c",
 }
-# Of the loops for the matrix unit, in a namespace of their own, beside those of AVX-512.
-MATRIX_FLAGS = f"{ISA_FLAGS['avx512']} -mamx-tile -mamx-bf16"
+# Of the loops on units for products of bfloat16, each in a namespace of its own, beside those of AVX-512.
+_DOTS = f"{ISA_FLAGS['avx512']} -mavx512bf16"
+MATRIX_FLAGS = {"avx512_bf16": _DOTS, "amx": f"{_DOTS} -mamx-tile -mamx-bf16"}
 CUDA_FLAGS = (
     "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra -Xfatbin -compress-all "
     f"-DUSE_CUDA {STABLE_ABI}"

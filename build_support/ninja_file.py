@@ -101,14 +101,16 @@ def write_ninja(plan: Plan, folder: str) -> dict[str, str]:
     torch_headers = f"-isystem {shlex.quote(torch + '/include')}"
     torch_libraries = f"-L{shlex.quote(torch + '/lib')}"
     glue = f"{GLUE_FLAGS} {torch_headers}"
-    glue += " -DMIRNET_WITH_AMX" if plan.matrix else ""
+    glue += "".join(f" -DMIRNET_WITH_{unit.upper()}" for unit in plan.matrix)
     objects = [file.compile(source, glue) for source in sources("csrc/cpu/*.cpp")]
     for isa in plan.isas:
         flags = f"{LOOP_FLAGS} -DMIRNET_ISA={isa} {ISA_FLAGS[isa]}"
         objects += [file.compile(source, flags, f".{isa}") for source in sources("csrc/cpu/simd/*.cpp")]
-    if plan.matrix:
-        flags = f"{LOOP_FLAGS} -DMIRNET_ISA=amx {MATRIX_FLAGS}"
-        objects += [file.compile(source, flags) for source in sources("csrc/cpu/simd/matrix/*.cpp")]
+    for unit in plan.matrix:
+        flags = f"{LOOP_FLAGS} -DMIRNET_ISA={unit} {MATRIX_FLAGS[unit]}"
+        objects += [
+            file.compile(source, flags, f".{unit}") for source in sources("csrc/cpu/simd/matrix/*.cpp")
+        ]
     libraries = f"{torch_libraries} -Wl,--as-needed -ltorch_cpu -lc10"
     outputs[LIBRARY] = file.link_library("libmirnet_fast_cpu", objects, libraries)
 

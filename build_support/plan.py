@@ -130,9 +130,11 @@ class Plan:
         return []
 
     @property
-    def matrix(self) -> bool:
-        """Whether the compiler knows AMX."""
-        return self.compiler[1] == "x86_64" and knows_flags(self.compiler[0], MATRIX_FLAGS)
+    def matrix(self) -> list[str]:
+        """The units for products of bfloat16 that the compiler knows."""
+        if self.compiler[1] != "x86_64":
+            return []
+        return [name for name, flags in MATRIX_FLAGS.items() if knows_flags(self.compiler[0], flags)]
 
     @property
     def isas(self) -> list[str]:
@@ -147,7 +149,7 @@ class Plan:
                 "built_with_torch": self.torch[0],
                 "compiler": compiler_version(self.compiler[0]),
                 "cxx_flags": LOOP_FLAGS,
-                "isa_compiled": [*self.isas, *(["amx"] if self.matrix else [])],
+                "isa_compiled": [*self.isas, *self.matrix],
                 "nvcc": self.nvcc.version if with_cuda else "",
                 "cuda_architectures": self.architectures if with_cuda else [],
             }

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 ISA_VARIABLE = "MIRNET_FAST_CPU_ISA"
-ISAS = ("base", "avx2", "avx512", "amx")
+ISAS = ("base", "avx2", "avx512", "avx512_bf16", "amx")
 PACKED_VARIABLE = "MIRNET_FAST_PACKED_MB"
 PACKED_LIMIT = 2**30  # megabytes; the kernels take fewer
 

@@ -263,7 +263,7 @@ except mirnet_fast.BackendError as error:
 WRONG = {
     "MIRNET_FAST_BACKEND": ("gpu", ": backend must be one of triton, cuda, cpu, reference; got 'gpu'"),
     "MIRNET_FAST_WINOGRAD": ("2", " must be one of 1, on, true, yes, 0, off, false, no; got '2'"),
-    "MIRNET_FAST_CPU_ISA": ("sse9", " must be one of base, avx2, avx512, amx; got 'sse9'"),
+    "MIRNET_FAST_CPU_ISA": ("sse9", " must be one of base, avx2, avx512, avx512_bf16, amx; got 'sse9'"),
     "MIRNET_FAST_PACKED_MB": ("much", " must be a number of megabytes, 0 or more; got 'much'"),
 }
 

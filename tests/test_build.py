@@ -169,9 +169,11 @@ def test_loops_are_compiled_for_every_instruction_set_of_the_machine(tmp_path, m
         assert ("-mavx2" in loop, "-mavx512f" in loop) == (isa == "avx2", isa == "avx512")
         assert "-ffast-math" not in loop
     assert "-mavx2" not in flags["csrc/cpu/isa.cpp.o"]
-    # Where the compiler knows it.
-    assert ("-mamx-bf16" in flags.get("csrc/cpu/simd/matrix/op.cpp.o", "")) == plan.matrix
-    assert ("-DMIRNET_WITH_AMX" in flags["csrc/cpu/isa.cpp.o"]) == plan.matrix
+    # Where the compiler knows them.
+    for unit, own in (("avx512_bf16", "-mavx512bf16"), ("amx", "-mamx-bf16")):
+        known = unit in plan.matrix
+        assert (own in flags.get(f"csrc/cpu/simd/matrix/op.cpp.{unit}.o", "")) == known
+        assert (f"-DMIRNET_WITH_{unit.upper()}" in flags["csrc/cpu/isa.cpp.o"]) == known
     assert machine == "x86_64" or not plan.matrix
 
 

@@ -59,7 +59,7 @@ def imported(folder):
             "mirnet_fast",
             (
                 *("always", "train", "lpips", "raw", "remote", "triton", "export", "hub"),
-                *("report", "serve", "spandrel"),
+                *("report", "serve", "spandrel", "ray"),
             ),
         ),
         ("kernels", ("always", "triton")),

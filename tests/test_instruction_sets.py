@@ -28,7 +28,7 @@ def test_numerics(part):
         pytest.skip(f"no C++ kernels: {INFO['reason']}")
     if isa not in INFO["isa_compiled"]:
         pytest.skip(f"{isa} is not compiled on this machine")
-    if SETS.index(isa) > SETS.index(INFO["isa_detected"]):
+    if _native.ISAS.index(isa) > _native.ISAS.index(INFO["isa_detected"]):
         pytest.skip(f"this processor has {INFO['isa_detected']} at most, not {isa}")
     # Two layouts of each case: the lanes past the last channel, and the transposing loads.
     tests = "(test_contract or (test_float64 and dense and (channels_last or nchw)))"

@@ -1,5 +1,6 @@
 """The denoiser that comes with the package: what is said about it is true."""
 
+import contextlib
 import csv
 import shutil
 
@@ -8,9 +9,12 @@ import pytest
 import skimage.data
 import torch
 
-from mirnet_fast import MIRNet, demonstration, evaluation, load_pretrained, pretrained, reference
+from mirnet_fast import MIRNet, demonstration, evaluation, load_pretrained, pretrained, reference, restore
 from mirnet_fast.pretrained import weights_of
 from mirnet_fast.training import read_recipe
+
+from .cases import first_of
+from .emulated_units import UNITS, emulated, missing
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +82,27 @@ def test_reference_gives_the_same(network, recipe):
     assert (ours - exact).norm() <= 3e-6 * (exact - noisy).norm()
     ratio = (ours - clean).square().mean() / (exact - clean).square().mean()
     assert abs(10 * ratio.log10()) < 0.001  # dB
+
+
+@pytest.mark.parametrize("unit", first_of([None, *UNITS]))
+def test_bfloat16_cannot_be_seen(network, unit):
+    """Nor in whatever unit the products are made."""
+    if unit is not None and missing():
+        pytest.skip(missing())
+    clean = skimage.data.astronaut()[64:128, 180:260].astype(np.float32) / 255  # part of a face
+    noisy = demonstration.add_noise(clean, 25, seed=3)
+
+    def results(precision):
+        images = (torch.from_numpy(image).permute(2, 0, 1)[None] for image in (clean, noisy))
+        restored = [restore(network, image, precision=precision) for image in images]
+        return [np.asarray(image[0].permute(1, 2, 0)) for image in restored]
+
+    of_clean, of_noisy = results("fp32")
+    with emulated(unit) if unit else contextlib.nullcontext():
+        low_of_clean, low_of_noisy = results("bf16")
+    assert not np.array_equal(low_of_noisy, of_noisy)
+    assert abs(evaluation.psnr(low_of_noisy, clean) - evaluation.psnr(of_noisy, clean)) < 0.02
+    assert np.abs(low_of_clean - of_clean).max() <= 2 / 255
 
 
 def test_unknown_name():

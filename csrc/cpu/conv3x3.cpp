@@ -33,7 +33,7 @@ void convolve(Tensor out, Tensor x, Tensor weight, OptionalTensor bias, Optional
   if (residual) args.residual = map_of(*residual);
   args.first_row = first_row;
   if (pooled) args.pooled = map_of(*pooled);
-  if (const MatrixKernels* kernels = matrix_for(x)) {
+  if (const MatrixKernels* kernels = matrix_for(x); kernels != nullptr && kernels->tiles) {
     MatrixConvArgs maps{};
     maps.in = args.in;
     maps.out = args.out;

@@ -17,7 +17,7 @@ Tensor conv_transpose3x3(Tensor x, Tensor weight, OptionalTensor bias) {
   args.in = map_of(x);
   args.out = first_phase(out, C);
   if (const MatrixKernels* kernels = matrix_for(x)) {
-    matrix_transposed(*kernels, args.in, args.out, weight, bias, std::nullopt, false);
+    matrix_transposed(*kernels, args.in, args.out, weight, bias);
     return out;
   }
   // The weights are trained: there would be no second time.

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "../common/dau_arguments.h"
+#include "matrix_unit.h"
 #include "panels.h"
 #include "run.h"
 #include "sums.h"
@@ -141,6 +142,46 @@ struct Gates {
   }
 };
 
+// Both halves of the fuse weight as dau_apply reads them: the one of the channel branch for every
+// image, times its gates.
+template <class T>
+struct FusePanels {
+  using A = Acc<T>;
+  Block<A> spatial, channel;
+  int64_t channel_stride;  // of values as they are packed
+
+  FusePanels(const MatrixKernels* kernels, const Tensor& weight, const Doubles& gates, int64_t N) {
+    const int64_t C = weight.size(0);
+    const Vector<A> gate(gates.begin(), gates.end());
+    if constexpr (std::is_same_v<T, bf16>)
+      if (kernels != nullptr) {
+        const Tensor ordered = torch::stable::contiguous(weight);
+        const auto* values = static_cast<const bf16*>(ordered.data_ptr());
+        const MatrixWeight first{values, C, C, 2 * C}, second{values + C, C, C, 2 * C};
+        const int64_t count = panel_floats(*kernels, first);
+        make(N, count);
+        panels_to(spatial.get(), *kernels, first);
+        for (int64_t n = 0; n < N; ++n)
+          panels_to(channel.get() + n * count, *kernels, second, gate.data() + n * C);
+        channel_stride = 2 * count;
+        return;
+      }
+    const Ordered<T> values(weight);
+    make(N, packed_count<A>(C, C));
+    pack_to(spatial.get(), values.data(), 2 * C, 1, C, C);
+    for (int64_t n = 0; n < N; ++n)
+      pack_to(channel.get() + n * channel_stride, values.data() + C, 2 * C, 1, C, C,
+              gate.data() + n * C);
+  }
+
+ private:
+  void make(int64_t images, int64_t count) {
+    spatial = Block<A>(count);
+    channel = Block<A>(images * count);
+    channel_stride = count;
+  }
+};
+
 }  // namespace
 
 // out may be r or x: a pixel is read before it is written, and the gates are known before the
@@ -173,21 +214,17 @@ void dau_attention_into(Tensor out, Tensor r, OptionalTensor x, Tensor spatial_w
                                              pixels == 0 ? args.r.h * args.r.w : pixels)
                                   : Gates<T>(args, weights, false);
 
-    const Ordered<T> fuse(fuse_weight);
-    const auto spatial = packed(fuse.data(), 2 * C, 1, C, C);
-    const Vector<A> gate(gates.channel.gate.begin(), gates.channel.gate.end());
-    args.packed_channel_stride = packed_count<A>(C, C);
-    const Block<A> channel(args.r.n * args.packed_channel_stride);
-    for (int64_t n = 0; n < args.r.n; ++n)
-      pack_to(channel.get() + n * args.packed_channel_stride, fuse.data() + C, 2 * C, 1, C, C,
-              gate.data() + n * C);
-    args.packed_spatial = spatial.get();
-    args.packed_channel = channel.get();
+    const MatrixKernels* kernels = matrix_for(r, x ? *x : r, out);
+    const FusePanels<T> panels(kernels, fuse_weight, gates.channel.gate, args.r.n);
+    args.packed_spatial = panels.spatial.get();
+    args.packed_channel = panels.channel.get();
+    args.packed_channel_stride = panels.channel_stride;
     const Vector<A> bias = fuse_bias ? values<T>(*fuse_bias) : Vector<A>();
     args.bias = fuse_bias ? bias.data() : nullptr;
     GroupedSums grouped(out_sums, args.r.n, args.r.h, C);
     args.out_sums = grouped.parts();
-    run(MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h, args.r.w * C);
+    run(kernels ? kernels->dau_apply : MIRNET_KERNEL(dau_apply, T), args, args.r.n * args.r.h,
+        args.r.w * C);
     grouped.finish();
   });
 }

@@ -23,6 +23,17 @@ bool has_f16c() {
   unsigned eax, ebx, ecx, edx;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
+
+// Whether it has AVX512-BF16, and the build the kernels for that.
+bool has_dots() {
+#if defined(MIRNET_WITH_AVX512_BF16)
+  constexpr unsigned kBfloat16 = 1u << 5;
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & kBfloat16);
+#else
+  return false;
+#endif
+}
 #endif
 
 Isa detect() {
@@ -33,7 +44,8 @@ Isa detect() {
   if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
       !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
     return Isa::avx2;
-  return has_matrix_unit() ? Isa::amx : Isa::avx512;
+  if (!has_dots()) return Isa::avx512;
+  return has_tiles() ? Isa::amx : Isa::avx512_bf16;
 #else
   return Isa::base;
 #endif
@@ -41,10 +53,13 @@ Isa detect() {
 
 Isa cap_from_environment() {
   const char* value = std::getenv("MIRNET_FAST_CPU_ISA");
-  if (value == nullptr || *value == '\0') return Isa::avx512;
-  for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512, Isa::amx})
+  if (value == nullptr || *value == '\0') return Isa::avx512_bf16;
+  std::string names;
+  for (Isa isa : {Isa::base, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
     if (std::string(value) == name(isa)) return isa;
-  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be one of base, avx2, avx512, amx; got '" +
+    names += std::string(names.empty() ? "" : ", ") + name(isa);
+  }
+  throw std::invalid_argument("MIRNET_FAST_CPU_ISA must be one of " + names + "; got '" +
                               std::string(value) + "'");
 }
 
@@ -64,6 +79,8 @@ const char* name(Isa isa) {
   switch (isa) {
     case Isa::amx:
       return "amx";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:

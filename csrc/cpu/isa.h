@@ -4,14 +4,14 @@
 namespace mirnet_fast::cpu {
 
 // Ordered: each one includes what stands before it.
-enum class Isa { base, avx2, avx512, amx };
+enum class Isa { base, avx2, avx512, avx512_bf16, amx };
 
 // The best one that this processor and operating system run.
 Isa detected();
 
-// detected(), or less if the environment variable MIRNET_FAST_CPU_ISA (base, avx2, avx512 or amx),
-// read once, asks for less; without it no more than avx512, as the matrix unit's kernels were never
-// measured. Throws std::invalid_argument if the variable has another value.
+// detected(), or less if the environment variable MIRNET_FAST_CPU_ISA, read once, names less;
+// without it no more than avx512_bf16, as the kernels on AMX were never measured. Throws
+// std::invalid_argument if the variable has another value.
 Isa active();
 
 const char* name(Isa isa);

@@ -61,12 +61,17 @@ struct Allocator {
 template <class T>
 using Vector = std::vector<T, Allocator<T>>;
 
-// Of numbers, uninitialised.
+// Of numbers, uninitialised, from the beginning of a cache line on.
 template <class T>
 class Block {
  public:
   Block() = default;
-  explicit Block(int64_t count) : memory_(Allocator<T>().allocate(size_t(count) + 1)) {}
+  explicit Block(int64_t count) {
+    constexpr size_t kLine = 64;
+    const size_t bytes = (size_t(count) * sizeof(T) / kLine + 1) * kLine;
+    memory_.reset(static_cast<T*>(std::aligned_alloc(kLine, bytes)));
+    if (memory_ == nullptr) throw OutOfMemory(int64_t(bytes));
+  }
   T* get() const { return memory_.get(); }
 
  private:

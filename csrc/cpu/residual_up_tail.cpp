@@ -1,6 +1,5 @@
 // residual_up_tail on the CPU: bilinear tables and packed weights for simd/residual_up_tail.cpp.
 #include "convolution.h"
-#include "matrix_unit.h"
 #include "tail_sums.h"
 #include "tap_tables.h"
 
@@ -19,10 +18,11 @@ struct Forward {
   Block<A> projected;
   UpArgs args{};
 
-  Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row)
+  Forward(const Tensor& out, const Tensor& bottom, const TailWeights& w, int64_t first_row,
+          const MatrixKernels* kernels)
       : rows(bilinear_taps(bottom.size(2))),
         cols(bilinear_taps(bottom.size(3))),
-        operands(w, false) {
+        operands(w, false, kernels) {
     args.bottom = map_of(bottom);
     args.out = map_of(out);
     args.rows = rows.view();
@@ -36,7 +36,8 @@ struct Forward {
     args.projected_rows = std::min(last_row / 2 + 1, small.h) - args.projected_first;
     projected = Block<A>(small.n * args.projected_rows * small.w * args.out.c);
     args.projected = projected.get();
-    run(MIRNET_KERNEL(up_project, T), args, small.n * args.projected_rows, small.w * small.c);
+    run(kernels ? kernels->up_project : MIRNET_KERNEL(up_project, T), args,
+        small.n * args.projected_rows, small.w * small.c);
   }
 };
 
@@ -67,9 +68,11 @@ void residual_up_tail_rows(Tensor out, Tensor top, Tensor bottom, Tensor slope, 
   check(kOp, "top", top, {bottom.size(0), C, out.size(2), out.size(3)}, bottom);
   by_dtype(kOp, top, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Forward<T> forward(out, bottom, weights, first_row);
+    const MatrixKernels* kernels = matrix_for(top, bottom, out);
+    Forward<T> forward(out, bottom, weights, first_row, kernels);
     forward.args.top = map_of(top);
-    run(MIRNET_KERNEL(up_tail, T), forward.args, out.size(0) * out.size(2), out.size(3) * C);
+    run(kernels ? kernels->up_tail : MIRNET_KERNEL(up_tail, T), forward.args,
+        out.size(0) * out.size(2), out.size(3) * C);
   });
 }
 
@@ -96,19 +99,15 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   if (conv_bias) check(kOp, "conv_bias", *conv_bias, {C}, x);
   if (sums) check_sums(kOp, "sums", *sums, out.size(0), out.size(1));
 
-  if (const MatrixKernels* kernels = matrix_for(x)) {
-    const Tensor top = empty(x, {x.size(0), C, out.size(2), out.size(3)}, true);
-    matrix_transposed(*kernels, map_of(x), first_phase(top, C), conv_weight, conv_bias, slope,
-                      true);
-    Forward<bf16> forward(out, bottom, weights, first_row);
-    forward.args.slope = nullptr;
-    forward.args.top = map_of(top);
-    run(MIRNET_KERNEL(up_tail, bf16), forward.args, out.size(0) * out.size(2), out.size(3) * C);
+  if (const MatrixKernels* kernels = matrix_for(x, bottom, out)) {
+    Forward<bf16> forward(out, bottom, weights, first_row, kernels);
     GroupedSums grouped(sums, out.size(0), out.size(2), out.size(1));
-    MatrixConvArgs made{};
-    made.out = map_of(out);
-    made.sums = grouped.parts();
-    if (sums) run(kernels->statistics, made, out.size(0) * out.size(2), out.size(3) * C);
+    MatrixUpArgs args{};
+    args.tail = forward.args;
+    args.tail.sums = grouped.parts();
+    args.x = map_of(x);
+    args.channels = C;
+    matrix_up_tail(*kernels, args, conv_weight, conv_bias, slope);
     return grouped.finish();
   }
   ConvArgs maps{};
@@ -116,7 +115,7 @@ void residual_up_tail_of_conv(Tensor out, Tensor x, Tensor conv_weight, Optional
   maps.out = first_phase(out, C);
   by_stored(x, [&](auto tag) {
     using T = typename decltype(tag)::type;
-    Forward<T> forward(out, bottom, weights, first_row);
+    Forward<T> forward(out, bottom, weights, first_row, nullptr);
     forward.args.slope = nullptr;
     const Convolution<T> conv(maps, MIRNET_KERNEL(conv_transpose3x3_pack, T), conv_weight, false,
                               conv_bias, slope, true);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/tail_arguments.h"
+#include "matrix_unit.h"
 #include "panels.h"
 #include "sums.h"
 #include "tensors.h"
@@ -31,17 +32,18 @@ Vector<Acc<T>> summed_bias(const OptionalTensor& a, const OptionalTensor& b, int
   return result;
 }
 
-// A tail's weights as the loops read them: for the forward, or turned for the backward.
+// A tail's weights as the loops read them: for the forward, by these kernels if there are any, or
+// turned for the backward.
 template <class T>
 struct TailOperands {
   using A = Acc<T>;
   Vector<A> slopes, bias;  // the latter of a forward alone
   Block<A> top, bottom;
 
-  TailOperands(const TailWeights& w, bool backward)
+  TailOperands(const TailWeights& w, bool backward, const MatrixKernels* kernels = nullptr)
       : slopes(channel_slopes<T>(w.slope, w.top.size(1))),
-        top(panels(w.top, backward)),
-        bottom(panels(w.bottom, backward)) {
+        top(panels(w.top, backward, kernels)),
+        bottom(panels(w.bottom, backward, kernels)) {
     if (!backward) bias = summed_bias<T>(w.top_bias, w.bottom_bias, w.top.size(0));
   }
 
@@ -54,8 +56,16 @@ struct TailOperands {
   }
 
  private:
-  static Block<A> panels(const Tensor& weight, bool backward) {
+  static Block<A> panels(const Tensor& weight, bool backward, const MatrixKernels* kernels) {
     const int64_t D = weight.size(0), C = weight.size(1);
+    if constexpr (std::is_same_v<T, bf16>)
+      if (kernels != nullptr) {
+        const Tensor ordered = torch::stable::contiguous(weight);
+        const MatrixWeight own{static_cast<const bf16*>(ordered.data_ptr()), D, C, C};
+        Block<A> result(panel_floats(*kernels, own));
+        panels_to(result.get(), *kernels, own);
+        return result;
+      }
     const Ordered<T> values(weight);
     return backward ? packed(values.data(), 1, C, C, D) : packed(values.data(), C, 1, D, C);
   }

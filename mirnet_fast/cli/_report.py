@@ -32,6 +32,7 @@ class Report:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.place, self.as_json = total, place, as_json
+        self._out = sys.stdout  # also where Ray's is hushed
         console = Console(stderr=True)
         self._bar = Progress(
             BarColumn(),
@@ -104,14 +105,15 @@ class Report:
                 self._say(f"  and {len(summary.failed) - NAMED} more; --json names them all")
 
     def _json(self, row: dict[str, Any]) -> None:
-        click.echo(json.dumps(row))
+        click.echo(json.dumps(row), self._out)
 
     def _say(self, text: str, err: bool = False) -> None:
         text = printable(text)
-        if self._bar.live.is_started and (sys.stderr if err else sys.stdout).isatty():
+        stream = sys.stderr if err else self._out
+        if self._bar.live.is_started and stream.isatty():
             self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            click.echo(text, err=err)
+            click.echo(text, stream)
 
 
 def _line(record: "Record") -> str:

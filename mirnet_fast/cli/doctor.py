@@ -146,15 +146,18 @@ def _forward(model, size):
 def _in_bfloat16():
     import torch
 
-    from .. import backends
+    from .. import _native, backends
     from ..ops.convolution import has_amx, uses_amx
 
     stored = "float32 and stored in bfloat16"
     ours = backends.winograd() and backends.pick("conv3x3", "cpu", torch.bfloat16) == "cpu"
+    products = _native.isa_active() in ("avx512_bf16", "amx")
     if ours and uses_amx():
-        return "bfloat16 by AMX, so far tested on an emulated unit; the ops below are computed in float32"
+        return "bfloat16 by AMX, as the products in the ops below; so far tested on an emulated unit"
     if ours and not has_amx():
-        return f"{stored}, which here is faster; so are the ops below"
+        others = "1x1 and transposed ones, as the products in the ops below, in bfloat16 by AVX512-BF16"
+        return f"{stored}, which here is faster; {others if products else 'so are the ops below'}"
     if backends.cpu_computes(torch.bfloat16):
-        return "bfloat16; the ops below are stored in it, and computed in float32"
+        how = "their products in it too" if products else "computed in float32"
+        return f"bfloat16; the ops below are stored in it, and {how}"
     return f"{stored}, in which this CPU does not compute; so are the ops below"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ._common import (
     Command,
@@ -79,6 +80,23 @@ class Strength(click.ParamType):
     "--json", "as_json", is_flag=True, help="A line of JSON for each file, and one for all of them."
 )
 @click.option(
+    "--ray",
+    "address",
+    metavar="auto|ADDRESS",
+    help="On a Ray cluster; auto: the one that this machine is part of, or all of this machine.",
+)
+@click.option("--workers", type=click.IntRange(1), help="With --ray: how many, at most.  [default: as fit]")
+@click.option(
+    "--worker-cpus",
+    type=click.FloatRange(0, min_open=True),
+    help="With --ray: of each worker.  [default: 1 beside a GPU, else up to 4]",
+)
+@click.option(
+    "--worker-gpus",
+    type=click.FloatRange(0),
+    help="With --ray: of each worker; 0.5: two share one.  [default: 1 where there are some]",
+)
+@click.option(
     "--gallery",
     type=PagePath(),
     help="Also write a page of HTML that shows all of them before and after.",
@@ -100,6 +118,10 @@ def restore(
     limit_pixels: int | None,
     limit_bytes: int | None,
     as_json: bool,
+    address: str | None,
+    workers: int | None,
+    worker_cpus: float | None,
+    worker_gpus: float | None,
     gallery: Path | None,
     device: "torch.device",
     **options: Any,
@@ -129,6 +151,11 @@ def restore(
         raise click.UsageError("Missing OUT, or --suffix for results beside their inputs")
     if suffix is not None and (not suffix or os.path.basename(suffix) != suffix):
         raise click.UsageError(f"--suffix must be part of a file's name, such as _restored; got {suffix!r}")
+    if address is None and (workers, worker_cpus, worker_gpus) != (None, None, None):
+        raise click.UsageError("--workers, --worker-cpus and --worker-gpus need --ray")
+    given = click.get_current_context().get_parameter_source("device") is not ParameterSource.DEFAULT
+    if worker_gpus is None and given:
+        worker_gpus = 0 if device.type == "cpu" else 1
     inputs, output = (paths, None) if suffix is not None else (paths[:-1], paths[-1])
     limits = {"pixels": limit_pixels, "bytes": limit_bytes}
     how = collection.How(not skip_existing, salvage, _limits(**limits))
@@ -140,17 +167,17 @@ def restore(
             strength = "auto" if task == "denoise" else 1.0
         elif strength == "auto" and task not in (None, "denoise"):
             raise click.UsageError(f"--strength auto goes by the noise and is for denoise; got --task {task}")
-        network = network_of(chosen, options).to(device)
-        chosen_precision(precision, network, device)
+        network = network_of(chosen, options)
+        if address is None:
+            chosen_precision(precision, network.to(device), device)
+    settings: dict[str, Any] = {
+        "precision": precision,
+        "strength": strength,
+        "self_ensemble": self_ensemble,
+        "memory": memory,
+    }
     try:
-        restorer = Restorer(
-            network,
-            device=device,
-            precision=precision,
-            strength=strength,
-            self_ensemble=self_ensemble,
-            memory=memory,
-        )
+        restorer = Restorer(network, device=device, **settings) if address is None else None
     except ValueError as error:
         raise click.UsageError(f"--{error}") from error
     try:
@@ -169,9 +196,22 @@ def restore(
                 records.append(record)
 
         try:
-            summary = collection.restore_files(
-                listing.items, restorer, how, tell, listing.settled, report.watch
-            )
+            if restorer is not None:
+                summary = collection.restore_files(
+                    listing.items, restorer, how, tell, listing.settled, report.watch
+                )
+            else:
+                each = collection.Workers(workers, worker_cpus, worker_gpus)
+                summary = _on_ray(
+                    listing.items,
+                    network,
+                    how,
+                    tell,
+                    listing.settled,
+                    address=address,
+                    workers=each,
+                    **settings,
+                )
         except KeyboardInterrupt:  # the second: what is being written has a name that the next run removes
             os._exit(INTERRUPTED)
     report.end(summary)
@@ -181,6 +221,19 @@ def restore(
     shown = not compared or gallery is None or write_page(gallery, compared, "Restored", MAX_MB, err=as_json)
     failed = summary.failed or summary.stopped or not shown
     sys.exit(FAILED if failed else DONE if total else NOTHING)
+
+
+def _on_ray(*arguments: Any, **options: Any) -> Any:
+    from .. import collection
+
+    try:
+        # Ray tells on stdout, for many lines each, of workers that end; so do the records.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            return collection.restore_on_ray(*arguments, **options)
+    except (ImportError, collection.ClusterError) as error:
+        raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        raise click.UsageError(f"--{error}") from error
 
 
 def _limits(**given: int | None) -> Any:

@@ -1,5 +1,6 @@
 """Many image files restored: which, where to, and what became of each."""
 
+from .cluster import ClusterError, Workers, restore_on_ray
 from .job import How, restore_file
 from .listing import Item, Listing, ListingError, listed
 from .pipeline import restore_files
@@ -9,13 +10,16 @@ __all__ = [
     "FAILED",
     "RESTORED",
     "SKIPPED",
+    "ClusterError",
     "How",
     "Item",
     "Listing",
     "ListingError",
     "Record",
     "Summary",
+    "Workers",
     "listed",
     "restore_file",
     "restore_files",
+    "restore_on_ray",
 ]

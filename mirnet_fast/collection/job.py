@@ -187,6 +187,21 @@ class Job:
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
+    def _named(self, text):
+        """With URLs in place of where their copies are."""
+        for copy, url in self._copies.items():
+            text = text.replace(str(copy), url)
+        return text
+
+    def _reason(self, error):
+        message = str(error)
+        if isinstance(error, OSError) and error.strerror:
+            message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        elif not isinstance(error, ImageError):
+            message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
+        message = self._named(message)
+        return message if self.item.input in message else f"{self.item.input}: {message}"
+
     def _put_now(self):
         put, self._put = self._put, None
         if put is not None:
@@ -212,13 +227,11 @@ class Job:
             raise
         except Exception as error:  # a file may be bad in any way, and the others are to be restored
             self.no_space = self._begun and _lacks_space(error)
-            reason = _reason(self.item.input, error)
-            for copy, url in self._copies.items():
-                reason = reason.replace(str(copy), url)
-            self._finish(FAILED, reason=reason)
+            self._finish(FAILED, reason=self._reason(error))
         finally:
             seconds = self.record.seconds + time.perf_counter() - begin
-            self.record = replace(self.record, seconds=seconds, notes=tuple(self._notes))
+            notes = tuple(map(self._named, self._notes))
+            self.record = replace(self.record, seconds=seconds, notes=notes)
 
     def _finish(self, status, reason=None):
         self.record = replace(self.record, status=status, reason=reason)
@@ -230,9 +243,14 @@ def restore_file(item: Item, restorer: Restorer, how: How = How()) -> Record:
 
     What goes wrong is in the record, but what stops everything: KeyboardInterrupt, BackendError.
     """
+    return finished(item, restorer, how).record
+
+
+def finished(item: Item, restorer: Restorer, how: How = How()) -> Job:
+    """The job of `restore_file` when it is done."""
     job = Job(item, how)
     try:
-        return job.read().run(restorer).write().record
+        return job.read().run(restorer).write()
     finally:
         job.drop()
 
@@ -255,12 +273,3 @@ def _lacks_space(error):
 
 def _mean(values):
     return sum(values) / len(values) if values else None
-
-
-def _reason(path, error):
-    message = str(error)
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif not isinstance(error, ImageError):
-        message = message.partition("\n")[0] or type(error).__name__  # torch goes on for pages
-    return message if path in message else f"{path}: {message}"

@@ -102,24 +102,34 @@ def _listed(inputs, output, suffix, format):
 def _found(inputs, output, listing) -> Iterator[tuple[str, str]]:
     """(path, its path below the folder in which it was found; without one its name)."""
     for given in inputs:
-        paths = [given]
-        if glob.has_magic(given) and not places.is_there(given):
-            url = places.is_url(given)
-            paths = places.matching(given) if url else sorted(glob.glob(given, recursive=True))
-            if not paths:
-                reason = f"{given}: there is no such file, and nothing matches it as a pattern"
-                listing.settled.append(Record(given, None, FAILED, reason))
-        for path in paths:
-            if not places.is_folder(path):
-                yield path, os.path.basename(path)
-                continue
-            count = 0
-            inside_of = _below_url if places.is_url(path) else _below
-            for inside in inside_of(path, output, listing):
-                count += 1
-                yield inside, os.path.relpath(inside, path)
-            if not count:
-                listing.notes.append(f"{path}: no images in it")
+        try:
+            yield from _found_by(given, output, listing)
+        except Exception as error:  # of any kind, by the store: nobody is let in, it cannot be reached
+            if not places.is_url(given) or isinstance(error, places.PlaceError):
+                raise
+            reason = f"{given} cannot be listed: {str(error) or type(error).__name__}"
+            listing.settled.append(Record(given, None, FAILED, reason))
+
+
+def _found_by(given, output, listing):
+    paths = [given]
+    if glob.has_magic(given) and not places.is_there(given):
+        url = places.is_url(given)
+        paths = places.matching(given) if url else sorted(glob.glob(given, recursive=True))
+        if not paths:
+            reason = f"{given}: there is no such file, and nothing matches it as a pattern"
+            listing.settled.append(Record(given, None, FAILED, reason))
+    for path in paths:
+        if not places.is_folder(path):
+            yield path, os.path.basename(path)
+            continue
+        count = 0
+        inside_of = _below_url if places.is_url(path) else _below
+        for inside in inside_of(path, output, listing):
+            count += 1
+            yield inside, os.path.relpath(inside, path)
+        if not count:
+            listing.notes.append(f"{path}: no images in it")
 
 
 def _below(folder, output, listing) -> Iterator[str]:
@@ -155,14 +165,14 @@ def _below(folder, output, listing) -> Iterator[str]:
 
 def _below_url(folder, output, listing) -> Iterator[str]:
     """The same of a folder elsewhere."""
-    base = places.opened(folder)
-    base = base[0].unstrip_protocol(base[1])
+    base = str(_identity(folder))
+    out = f"{_identity(output)}/" if output is not None and places.is_url(output) else None
+    if out is not None and f"{base}/".startswith(out):
+        out = None
     for url in places.below(folder):
         name = os.path.relpath(url, base)
-        in_output = (
-            output is not None and url.startswith(output.rstrip("/") + "/") and base != output.rstrip("/")
-        )
-        if os.path.splitext(name)[1].lower() in READABLE and not hidden(name) and not in_output:
+        suited = os.path.splitext(name)[1].lower() in READABLE and not hidden(name)
+        if suited and not (out is not None and url.startswith(out)):
             yield url
 
 
@@ -207,7 +217,7 @@ def _identity(path):
     """What all names of one file have in common; None where there is none."""
     if path is not None and places.is_url(path):
         files, inside = places.opened(path)
-        return files.unstrip_protocol(inside)
+        return files.unstrip_protocol(inside.rstrip("/"))
     try:
         status = os.stat(path)
     except (OSError, ValueError, TypeError):

@@ -1,6 +1,5 @@
 """Many files: while the network is at one, the next is read and the one before is written."""
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -47,8 +46,8 @@ def restore_files(
     """
     begin, summary = time.perf_counter(), Summary()
     items = list(items)
-    for folder in {os.path.dirname(item.output) for item in items if not places.is_url(item.output)}:
-        remove_halves(folder or os.curdir)
+    for folder in places.folders(item.output for item in items):
+        remove_halves(folder)
     for record in settled:
         summary.add(record)
         tell(record)

@@ -1,10 +1,11 @@
 """Files here and elsewhere (s3://, gs:// and what else fsspec knows): asked for, fetched and put."""
 
+import errno
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def is_file(path: str) -> bool:
     if not is_url(path):
         return os.path.isfile(path)
     files, inside = opened(path)
+    files.invalidate_cache(inside.rpartition("/")[0])  # of what was listed: others write there, too
     return files.isfile(inside)
 
 
@@ -47,6 +49,11 @@ def is_there(path: str) -> bool:
         return os.path.lexists(path)
     files, inside = opened(path)
     return files.exists(inside)
+
+
+def folders(paths: Iterable[str]) -> set[str]:
+    """In which the files lie that are here."""
+    return {os.path.dirname(path) or os.curdir for path in paths if not is_url(path)}
 
 
 def below(url: str) -> Iterator[str]:
@@ -68,7 +75,10 @@ def size(url: str) -> int:
         OSError: it is not there, or cannot be asked for.
     """
     files, inside = opened(url)
-    return files.size(inside) or 0
+    try:
+        return files.size(inside) or 0
+    except FileNotFoundError as error:  # with another path, and no more
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), url) from error
 
 
 def fetch(url: str) -> Path:

@@ -1,11 +1,14 @@
 """Files elsewhere, by fsspec."""
 
+import tempfile
+import warnings
+
 import cv2
 import fsspec
 import numpy as np
 import pytest
 
-from mirnet_fast.collection import How, ListingError, listed, restore_files
+from mirnet_fast.collection import How, ListingError, job, listed, restore_file, restore_files
 from mirnet_fast.images import Limits
 
 from ..image_files import random_pixels
@@ -68,7 +71,10 @@ def test_there_and_back(elsewhere, restorer, tmp_path):
         "memory:///missing.png",
     ]
     assert (
-        "is not an image" in reasons[0] and "damaged" in reasons[1] and not any("tmp" in r for r in reasons)
+        "is not an image" in reasons[0]
+        and reasons[0].count("bad.png") == 1
+        and "damaged" in reasons[1]
+        and not any("tmp" in r for r in reasons)
     )
     assert restore_files(items, restorer).skipped == 2
     few = restore_files(items, restorer, How(overwrite=True, limits=Limits(bytes=10)))
@@ -88,3 +94,49 @@ def test_what_cannot_be_put_is_not_there(elsewhere, restorer, monkeypatch):
     monkeypatch.setattr(type(elsewhere), "put_file", half)
     summary = restore_files(listed(["memory:///in"], "memory:///out").items, restorer)
     assert "connection lost" in summary.failed[0].reason and elsewhere.find("/out") == []
+
+
+def test_the_folder_of_results_is_no_input_however_it_is_written(elsewhere):
+    for name in ("a.png", "b/.c/d.png", "out/a.png", "outer/e.png"):
+        elsewhere.pipe(f"/in/{name}", b"")
+    for inside in ("memory://in/out", "memory:///in/out/"):
+        found = [item.input for item in listed(["memory://in/"], inside).items]
+        assert found == ["memory:///in/a.png", "memory:///in/outer/e.png"]
+    assert pairs(listed(["memory://in/out"], "memory://in")) == [
+        ("memory:///in/out/a.png", "memory://in/a.png")
+    ]
+    assert len(listed(["memory://in"], "memory://in/").settled) == 3
+
+
+def test_reasons_name_urls(elsewhere, restorer, monkeypatch):
+    elsewhere.pipe("/in/a.png", png())
+    (item,) = listed(["memory://in/missing.png"], "memory://out/").items
+    assert restore_file(item, restorer).reason == "memory://in/missing.png: No such file or directory"
+
+    def noted(path, *rest):
+        warnings.warn(f"{path} is odd", stacklevel=2)
+        return pages(path, *rest)
+
+    pages = job.Pages
+    monkeypatch.setattr(job, "Pages", noted)
+    (item,) = listed(["memory://in/a.png"], "memory://out/").items
+    assert restore_file(item, restorer).notes == ("memory://in/a.png is odd",)
+
+
+def test_a_store_that_refuses(elsewhere, monkeypatch):
+    elsewhere.pipe("/in/a.png", b"")
+
+    def refused(self, path, **options):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(elsewhere), "find", refused)
+    listing = listed(["memory://in", "memory://in/a.png"], "out/")
+    assert [record.reason for record in listing.settled] == ["memory://in cannot be listed: Access Denied"]
+    assert pairs(listing) == [("memory://in/a.png", "out/a.png")]
+
+
+def test_nothing_temporary_is_left(elsewhere, restorer, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    elsewhere.pipe({"/in/a.png": png(), "/in/bad.png": b"bad"})
+    summary = restore_files(listed(["memory://in"], "memory://out").items, restorer)
+    assert (summary.restored, len(summary.failed)) == (1, 1) and [*tmp_path.iterdir()] == []

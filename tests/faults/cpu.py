@@ -46,10 +46,26 @@ FAULTS = [
     Fault(
         "taps of a phase",
         "the matrix unit takes the two taps of a transposed convolution's odd rows the wrong way round",
-        "csrc/cpu/simd/matrix/convolution.cpp",
+        "csrc/cpu/simd/matrix/unit.h",
         "using OddAlong = Along<0, 2, 0>;",
         "using OddAlong = Along<0, 0, 2>;",
         "tests/test_matrix_unit.py -k 'test_contract and transposed'",
+    ),
+    Fault(
+        "attention over its input",
+        "a group of outputs overwrites the inputs of the next one",
+        "csrc/cpu/simd/matrix/dau_attention.cpp",
+        "const bool copy = args.out.data == args.r.data;",
+        "const bool copy = false;",
+        "tests/ops/every_op/test_products.py -k over_its_input",
+    ),
+    Fault(
+        "order of a tile's outputs",
+        "the weights for products of bfloat16 are packed with the outputs of a tile in reverse",
+        "csrc/cpu/simd/matrix/convolution.cpp",
+        "for (int64_t o = 0; o < kTileSide; ++o, to += 2)",
+        "for (int64_t o = kTileSide - 1; o >= 0; --o, to += 2)",
+        "tests/test_matrix_unit.py -k 'test_contract and conv1x1'",
     ),
     Fault(
         "special values",

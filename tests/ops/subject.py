@@ -79,6 +79,7 @@ class Op:
     # Results, the output being 0:
     meets_padding: tuple = ()  # where the reference multiplies special values by zeros beyond the border
     rounded_twice: tuple = ()  # that pass through memory in their dtype
+    products: bool = False  # whether maps in bfloat16 are multiplied as such, where the processor can
 
     def on(self, *chosen):
         """Of a test that takes `op`: this one, on each of these backends."""

@@ -39,6 +39,7 @@ DAU_ATTENTION = Op(
         "three taps": case(1, 48, 5, 47, taps=3),
         "one tap": case(1, 8, 4, 4, taps=1),
         "wide": case(1, 130, 3, 48, squeezed=16, bias=True),
+        "64 channels": case(1, 64, 2, 50, squeezed=8),
         "pixels": case(1, 8, 512, 512, bias=True),
     },
     deep=lambda channels: case(1, channels, 2, 3, squeezed=4),
@@ -47,6 +48,7 @@ DAU_ATTENTION = Op(
     sums="out_sums",
     widest=True,
     meets_padding=(3,),  # the gradient of spatial_weight
+    products=True,
     rounded_twice=(1,),  # r's gradient: the pooled terms are added in a second pass
 )
 

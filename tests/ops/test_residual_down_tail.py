@@ -39,6 +39,7 @@ RESIDUAL_DOWN_TAIL = Op(
     deep=lambda channels: case(1, channels, 4, 6, channels),
     into=True,
     sums="sums",
+    products=True,
 )
 
 

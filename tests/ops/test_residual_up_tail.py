@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from mirnet_fast import ops
 
 from ..cases import first_of
+from ..emulated_units import has_unit
 from .common import Values, check_same, check_sums, gradient_maker, needs_kernels, with_threads
 from .convolution import close
 from .subject import CPU, TRITON, Op
@@ -38,6 +39,7 @@ RESIDUAL_UP_TAIL = Op(
     # The small map is projected before it is enlarged: Inf - Inf may become Inf, or the other way.
     orders_infinities=False,
     meets_padding=(2,),  # the gradient of bottom
+    products=True,
 )
 
 
@@ -147,7 +149,11 @@ class TestOfConv:
     def test_contract_in_bfloat16(self, shape):
         a = ConvArguments(CONV_SHAPES[shape], slopes="each", dtype=torch.bfloat16)
         sums = a.sums()
-        close(a.run_into(a.empty(), a.x, sums=sums), a.expected())
+        out = a.run_into(a.empty(), a.x, sums=sums)
+        if has_unit():  # what the transposed convolution hands to the tail is rounded once more
+            close(out, a.expected(), 4e-3)
+            return check_sums(sums, out)
+        close(out, a.expected())
         # Of the output before it is rounded.
         exact = a.expected().sum((2, 3))
         assert (sums - exact).norm() <= 1e-5 * a.expected().abs().sum((2, 3)).norm()

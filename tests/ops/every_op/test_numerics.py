@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mirnet_fast
 
 from ...cases import each, first_of, pairwise
+from ...emulated_units import has_unit
 from ...tolerance import distance
 from ..common import (
     FLOATS,
@@ -86,7 +87,7 @@ def test_bfloat16_is_float32_rounded_once(op, any_case, layouts):
     low = run(op.fast, args, lambda _: output_grad)
     single = run(op.fast, on_tensors(torch.Tensor.float, args), lambda _: output_grad.float())
     for i, (rounded, value) in enumerate(zip(low, single, strict=True)):
-        if i in op.rounded_twice:
+        if i in op.rounded_twice or (i == 0 and op.products and has_unit()):
             continue
         nearest = (value.bfloat16() - value).abs()
         # The order of float32 sums may differ between the dtypes.

@@ -1,138 +1,125 @@
-// The matrix unit: eight tiles of 16 rows of 64 bytes, and the product of two of them. By AMX, or
-// one value after the other where MIRNET_EMULATED_TILES is defined, for tests on any machine.
+// The unit that multiplies, tiles or dots, and what the loops have around it: the pixels of a block
+// and their way back to bfloat16.
 #pragma once
 
-#include "../vec.h"
+#include "../tile_reduce.h"
 
-#if !defined(MIRNET_EMULATED_TILES)
-#include <immintrin.h>
+#if defined(__AMX_TILE__) || defined(MIRNET_EMULATED_TILES)
+#include "tiles.h"
+#else
+#include "dots.h"
 #endif
 
 namespace mirnet_fast::cpu::MIRNET_ISA {
 
-constexpr int64_t kTileSide = 16;    // rows of a tile, and float32 values of a row
-constexpr int64_t kTileInputs = 32;  // bfloat16 values of a row
-
-#if defined(MIRNET_EMULATED_TILES)
-
-struct TileRegister {
-  uint8_t bytes[16][64];
+// Taps along one axis: the first one's distance from the output, and of each its place in the
+// filter.
+template <int First, int... Tap>
+struct Along {
+  static constexpr int kFirst = First, kCount = sizeof...(Tap);
+  static constexpr int kTap[] = {Tap...};
 };
-inline thread_local TileRegister tile_registers[8];
+using ThreeAlong = Along<-1, 0, 1, 2>;
+using CentreAlong = Along<0, 0>;
+using EvenAlong = Along<0, 1>;
+using OddAlong = Along<0, 2, 0>;
 
-inline void configure_tiles() {}
-inline void before_tiles() {}
-inline void release_tiles() {}
-
-template <int R>
-inline void zero_tile() {
-  __builtin_memset(&tile_registers[R], 0, sizeof(TileRegister));
+// f(Rows, Cols, taps of a whole filter along one axis).
+template <class F>
+inline void with_taps(MatrixTaps taps, F f) {
+  switch (taps) {
+    case MatrixTaps::three:
+      return f(ThreeAlong{}, ThreeAlong{}, 3);
+    case MatrixTaps::one:
+      return f(CentreAlong{}, CentreAlong{}, 1);
+    case MatrixTaps::even_even:
+      return f(EvenAlong{}, EvenAlong{}, 3);
+    case MatrixTaps::even_odd:
+      return f(EvenAlong{}, OddAlong{}, 3);
+    case MatrixTaps::odd_even:
+      return f(OddAlong{}, EvenAlong{}, 3);
+    case MatrixTaps::odd_odd:
+      return f(OddAlong{}, OddAlong{}, 3);
+  }
 }
 
-// Row i from data + i * step bytes.
-template <int R>
-inline void load_tile_register(const void* data, int64_t step) {
-  for (int64_t i = 0; i < 16; ++i)
-    __builtin_memcpy(tile_registers[R].bytes[i], static_cast<const char*>(data) + i * step, 64);
+// f(w, count) for the blocks of a row, as equal as can be.
+template <class F>
+inline void blocks(int64_t width, F f) {
+  const int64_t count = (width + kBlock - 1) / kBlock;
+  if (count == 0) return;
+  const int64_t each = whole((width + count - 1) / count, kPixelStep);
+  for (int64_t w = 0; w < width; w += each) f(w, least(each, width - w));
 }
 
-template <int R>
-inline void store_tile_register(float* data, int64_t step) {
-  for (int64_t i = 0; i < 16; ++i)
-    __builtin_memcpy(reinterpret_cast<char*>(data) + i * step, tile_registers[R].bytes[i], 64);
+// f(column, outputs) for the groups of a convolution's outputs.
+template <class F>
+inline void groups(int64_t outputs, F f) {
+  for (int64_t column = 0; column < outputs; column += kMatrixOutputs)
+    f(column, least(kMatrixOutputs, outputs - column));
 }
 
-// sum[m][n] += a[m][k] * b[k / 2][2 n + k % 2]: as Intel's manual has TDPBF16PS, first the sums of
-// even and of odd k, each product with one rounding; denormals are zero.
-template <int Sum, int A, int B>
-inline void multiply_tiles() {
-  const auto flushed = [](float x) {
-    const float size = x < 0 ? -x : x;
-    return size < 1.17549435e-38f ? x * 0.0f : x;
-  };
-  const auto value = [&](const uint8_t* bytes) {
-    bf16 half;
-    __builtin_memcpy(&half, bytes, 2);
-    return flushed(to_acc(half));
-  };
-  for (int m = 0; m < 16; ++m)
-    for (int n = 0; n < 16; ++n) {
-      float even = 0, odd = 0, total;
-      for (int k = 0; k < 16; ++k) {
-        const uint8_t* a = tile_registers[A].bytes[m] + 4 * k;
-        const uint8_t* b = tile_registers[B].bytes[k] + 4 * n;
-        even = flushed(__builtin_fmaf(value(a), value(b), even));
-        odd = flushed(__builtin_fmaf(value(a + 2), value(b + 2), odd));
+// Values of the buffer that pixels_of may need.
+inline int64_t buffer_values(int64_t channels, int64_t down = 1, int64_t across = 1) {
+  return down * (kBlock + across - 1) * whole(channels, kMatrixInputs);
+}
+
+// The pixels of `in` from (top, left) on that a block with so many taps reads: where they lie if
+// that is possible, else copied to `buffer` with zeros around the map and behind the channels.
+inline Pixels pixels_of(const Map& in, int64_t n, int64_t top, int64_t left, int64_t count,
+                        int64_t down, int64_t columns, bf16* buffer, bool copy = false) {
+  const int64_t across = whole(count, kPixelStep) + columns - 1;
+  const bool inside = top >= 0 && left >= 0 && top + down <= in.h && left + across <= in.w;
+  if (inside && in.c % kMatrixInputs == 0 && !copy)
+    return {address<bf16>(in, n, top, left), in.sh, in.sw};
+  const int64_t ld = whole(in.c, kMatrixInputs);
+  for (int64_t i = 0; i < down; ++i)
+    for (int64_t j = 0; j < across; ++j) {
+      bf16* to = buffer + (i * across + j) * ld;
+      const int64_t y = top + i, x = left + j;
+      int64_t c = 0;
+      if (y >= 0 && x >= 0 && y < in.h && x < in.w) {
+        __builtin_memcpy(to, address<bf16>(in, n, y, x), in.c * sizeof(bf16));
+        c = in.c;
       }
-      uint8_t* at = tile_registers[Sum].bytes[m] + 4 * n;
-      __builtin_memcpy(&total, at, 4);
-      total = flushed(flushed(total) + flushed(even + odd));
-      __builtin_memcpy(at, &total, 4);
+      zero(to + c, ld - c);
     }
+  return {buffer, across * ld, ld};
 }
 
+// `store` of vectors, by the instruction for it.
+inline __attribute__((always_inline)) void put(bf16* p, Vec<float> v, AllLanes) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i_u*>(p), (__m256i)_mm512_cvtneps_pbh(v));
 #else
-
-// The compiler does not know what memory the instructions read: what was written to it before is
-// there.
-inline __attribute__((always_inline)) void before_tiles() { __asm__ volatile("" ::: "memory"); }
-
-// All eight tiles full: what a block lacks is zeros, or left out when it is stored.
-inline void configure_tiles() {
-  struct alignas(64) {
-    uint8_t palette = 1, start = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } settings;
-  for (int i = 0; i < 8; ++i) settings.row_bytes[i] = 64, settings.rows[i] = 16;
-  __asm__ volatile("" ::"r"(&settings) : "memory");
-  _tile_loadconfig(&settings);
-}
-inline void release_tiles() { _tile_release(); }
-
-// The intrinsics are macros that take numbers, not constants.
-#define MIRNET_TILE_CASES(f)  \
-  if constexpr (R == 0) f(0); \
-  if constexpr (R == 1) f(1); \
-  if constexpr (R == 2) f(2); \
-  if constexpr (R == 3) f(3); \
-  if constexpr (R == 4) f(4); \
-  if constexpr (R == 5) f(5); \
-  if constexpr (R == 6) f(6); \
-  if constexpr (R == 7) f(7);
-
-template <int R>
-inline __attribute__((always_inline)) void zero_tile() {
-#define MIRNET_TILE_STEP(r) _tile_zero(r)
-  MIRNET_TILE_CASES(MIRNET_TILE_STEP)
-#undef MIRNET_TILE_STEP
-}
-
-template <int R>
-inline __attribute__((always_inline)) void load_tile_register(const void* data, int64_t step) {
-#define MIRNET_TILE_STEP(r) _tile_loadd(r, data, step)
-  MIRNET_TILE_CASES(MIRNET_TILE_STEP)
-#undef MIRNET_TILE_STEP
-}
-
-template <int R>
-inline __attribute__((always_inline)) void store_tile_register(float* data, int64_t step) {
-#define MIRNET_TILE_STEP(r) _tile_stored(r, data, step)
-  MIRNET_TILE_CASES(MIRNET_TILE_STEP)
-#undef MIRNET_TILE_STEP
-}
-
-// Of a block of 2 x 2 tiles: sums 0 to 3, pixels 4 and 5, weights 6 and 7.
-template <int Sum, int A, int B>
-inline __attribute__((always_inline)) void multiply_tiles() {
-  static_assert(A == 4 + Sum / 2 && B == 6 + Sum % 2);
-  if constexpr (Sum == 0) _tile_dpbf16ps(0, 4, 6);
-  if constexpr (Sum == 1) _tile_dpbf16ps(1, 4, 7);
-  if constexpr (Sum == 2) _tile_dpbf16ps(2, 5, 6);
-  if constexpr (Sum == 3) _tile_dpbf16ps(3, 5, 7);
-}
-#undef MIRNET_TILE_CASES
-
+  store(p, v, AllLanes{});
 #endif
+}
+inline void put(bf16* p, Vec<float> v, FirstLanes part) { store(p, v, part); }
+
+// A group's share of the pixels that are needed later: all at once, the products would wait.
+inline __attribute__((always_inline)) void prefetch_share(const Map& map, int64_t n, int64_t h,
+                                                          int64_t w, int64_t count, int64_t column,
+                                                          int64_t outputs) {
+  const int64_t first = count * column / outputs;
+  const int64_t last = count * least(column + kMatrixOutputs, outputs) / outputs;
+  prefetch_tile<bf16>(map, n, h, w + first, last - first);
+}
+
+// out[i][c] = f(i, c, span) for `count` pixels and the channels of a group, and with their sum to
+// `total` unless that is null.
+template <class F>
+inline __attribute__((always_inline)) void put_block(bf16* out, int64_t step, int64_t count,
+                                                     int64_t channels, double* total, F f) {
+  lanes<float>(channels, [&](int64_t c, auto span) {
+    Vec<float> all{};
+    for (int64_t i = 0; i < count; ++i) {
+      bf16* const to = out + i * step + c;
+      put(to, f(i, c, span), span);
+      if (total != nullptr) all += load(to, span);
+    }
+    if (total != nullptr) add_to<float>(total + c, all, span);
+  });
+}
 
 }  // namespace mirnet_fast::cpu::MIRNET_ISA
