@@ -29,8 +29,13 @@ def as_pixels(rgb):
     return np.ascontiguousarray(np.round(255 * evaluation.as_file(rgb)).astype(np.uint8))
 
 
+def name_of(photo, condition):
+    """The name of the file that `write` makes."""
+    return re.sub(r"\W+", "-", f"{photo} {condition}".lower()) + ".webp"
+
+
 def write(folder, condition, photo, results):
-    """A JPEG file, named after the photo and the condition.
+    """A WebP file, named after the photo and the condition.
 
     Args:
         folder: it is made if it is not there.
@@ -53,8 +58,7 @@ def write(folder, condition, photo, results):
         picture.paste(_enlarged_middle(part), (x, LABEL + SIDE + GAP))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W+", "-", f"{photo} {condition}".lower())
-    picture.save(folder / f"{name}.jpg", quality=95, subsampling="4:4:4")
+    picture.save(folder / name_of(photo, condition), quality=82, method=6)
 
 
 def _enlarged_middle(part):

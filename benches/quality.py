@@ -32,6 +32,7 @@ CACHE = ROOT / "build" / "quality"
 NETWORK = "network"
 BLOCK = 16  # side of what is called flat
 FLAT = 2.0  # grey levels of standard deviation below which it is
+TIMES = 8  # as large as it is, a clean photo's change is shown
 SIDE = 1000  # of the photo that is timed: one megapixel
 
 OF_TOOLS = "Of the plain tools each has the setting, of a few, that suits the photo best."
@@ -39,6 +40,8 @@ OF_BM3D = (
     "BM3D (Mäkinen, Azzari and Foi, IEEE TIP 2020; package bm3d) is told the strength of the noise, "
     "the network is not."
 )
+# Of a task, for below its tables.
+NOTES = {"denoise": [OF_BM3D, OF_TOOLS], "enhance": [OF_TOOLS], "sharpen": [OF_TOOLS]}
 
 
 @dataclass
@@ -182,8 +185,8 @@ def flatness(clean, restored):
     return int(flat.sum()), float(shift), float((after.std((2, 3)) - before.std((2, 3))).max())
 
 
-def judge_clean(photos, restore, report):
-    """What the network does to photos that need nothing."""
+def judge_clean(photos, restore, report, draw=None):
+    """What the network does to photos that need nothing; `draw` as of `judge`."""
     lines, psnr, change, shift, added = [], {}, {}, {}, {}
     chart = "flat colours"
     for name, clean in tqdm((photos | {chart: flat_colours()}).items(), "clean", unit="photo", disable=None):
@@ -192,6 +195,10 @@ def judge_clean(photos, restore, report):
         if name != chart:  # whose edges no photo has
             measures["psnr"] = psnr[name] = evaluation.psnr(after, before)
             measures["change"] = change[name] = 255 * np.abs(after - before).mean()
+            if draw:
+                difference = 0.5 + TIMES * (after - before)
+                results = {f"{NETWORK}, {psnr[name]:.1f} dB": after, f"difference x {TIMES}": difference}
+                draw("clean", name, {"clean": before, **results})
         blocks, moved, grown = flatness(before, after)
         if blocks:
             measures["shift"], measures["added"] = shift[name], added[name] = moved, grown
@@ -267,16 +274,17 @@ def report_on(task, weights, photos, only, cache=CACHE, pictures_folder=None):
     def restore(rgb):
         return restored(network, task, rgb)
 
-    def draw(condition, photo, results):
+    def write(condition, photo, results):
         pictures.write(pictures_folder, condition, photo, results)
 
+    draw = write if pictures_folder else None
     for name in only:
         if name == "clean":
-            judge_clean(photos, restore, report)
+            judge_clean(photos, restore, report, draw)
         elif name == "speed":
             judge_speed(weights, task, report)
         else:
-            judge(all_sections[name], photos, restore, cache, report, draw if pictures_folder else None)
+            judge(all_sections[name], photos, restore, cache, report, draw)
     return report
 
 
@@ -324,10 +332,18 @@ def main(arguments=None):
         if given.out:
             given.out.parent.mkdir(parents=True, exist_ok=True)
         report = report_on(given.task, weights, photos, only, CACHE, given.pictures)
-        notes = [OF_BM3D, OF_TOOLS] if given.task == "denoise" else [OF_TOOLS]
         pixels = sum(photo.shape[0] * photo.shape[1] for photo in photos.values())
         what = f"{len(photos)} photos of {given.photos}, {pixels / 1e6:.1f} megapixels"
-        lines = [f"## {given.task}: {weights.stem}", "", what, *report.text, "", *notes, "", *report.asked]
+        lines = [
+            f"## {given.task}: {weights.stem}",
+            "",
+            what,
+            *report.text,
+            "",
+            *NOTES[given.task],
+            "",
+            *report.asked,
+        ]
         print("\n".join(lines))
         if given.out:
             _write(given.out, report, lines)

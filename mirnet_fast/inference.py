@@ -56,7 +56,7 @@ def restore(
         multiple: what H and W have to be multiples of; see `size_multiple` if not given.
         strength: how much of the model's change is made, image + strength (model(image) - image): from 0,
             the image, to 1, the model's result bit for bit. "auto" takes `noise.strength` of
-            `noise.estimate`, each image's own.
+            `noise.estimate`, each image's own, by what the model would change.
         precision: what is computed in, "fp32", "fp16" (on GPUs) or "bf16", by a copy of the model that
             follows its weights, if it has others; the result is of the image's dtype. "auto" takes fp32 or,
             where `mirnet_fast.precision.automatic` finds that faster and near enough, a lower one; model
@@ -87,13 +87,15 @@ def restore(
     """
     _check(model, image)
     precisions.check(precision, image.device)
-    weight = _weight(image, strength)
+    weight = None if strength == "auto" else _weight(strength)
     multiple = checked_multiple(size_multiple(model) if multiple is None else multiple)
     too_large = _too_large(model, image, multiple, precision, memory)
     if too_large is None:
-        return in_one_piece(model, image, multiple, weight, precision, check_finite)
-    options = multiple, precision, check_finite, too_large, progress
-    return _in_strips(model, image, weight, *options)
+        result = in_one_piece(model, image, multiple, weight, precision, check_finite)
+    else:
+        options = multiple, precision, check_finite, too_large, progress
+        result = _in_strips(model, image, weight, *options)
+    return _by_its_noise(image, result) if strength == "auto" else result
 
 
 def restore_by_ensemble(
@@ -146,13 +148,23 @@ def _check(model, image):
             raise ValueError(f"{expected}; got values up to {largest:g} (divide by 255?)")
 
 
-def _weight(image: torch.Tensor, strength: float | str) -> torch.Tensor | None:
-    """What `restore` mixes with, a number or (N, 1, 1, 1); None for 1: 0 times infinity shall not be made."""
+def _weight(strength: float | str) -> torch.Tensor | None:
+    """What `restore` mixes with; None for 1: 0 times infinity shall not be made."""
     if isinstance(strength, str):
-        if strength != "auto":
-            raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
-        return noise.strength(noise.estimate(image))[:, None, None, None]
+        raise ValueError(f"restore: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
     return checked_strength(strength)
+
+
+def _by_its_noise(image: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """As much of the change as the noise of each image calls for."""
+    if result.shape != image.shape:
+        raise ValueError(
+            f"restore: strength 'auto' mixes the image with the model's result, which must be of its shape; "
+            f"of {tuple(image.shape)} it made {tuple(result.shape)}"
+        )
+    image = image.detach().to(result)
+    weight = noise.strength(noise.estimate(image, result))[:, None, None, None].to(result)
+    return image.lerp(result, weight)
 
 
 def _too_large(model, image, multiple, precision, memory):
@@ -177,19 +189,18 @@ def _too_large(model, image, multiple, precision, memory):
 def _in_strips(model, image, weight, multiple, precision, check_finite, allowed, progress):
     """`restore` of one image after the other, each in strips if it must be."""
     n, channels, height, width = image.shape
-    weights = [1.0] * n if weight is None else weight.expand(n, 1, 1, 1).flatten().tolist()
+    strength = 1.0 if weight is None else weight.item()
     allowed = max(allowed - image.numel() * image.itemsize, 1)  # the result is about as large
     jobs, results = {}, []
 
     def run(number, precision):
-        key = weights[number], precision
-        if key not in jobs:
-            jobs[key] = Restoration(
+        if precision not in jobs:
+            jobs[precision] = Restoration(
                 model,
                 (channels, height, width),
                 dtype=image.dtype,
                 multiple=multiple,
-                strength=weights[number],
+                strength=strength,
                 precision=precision,
                 check_finite=check_finite,
                 memory=allowed,
@@ -209,7 +220,7 @@ def _in_strips(model, image, weight, multiple, precision, check_finite, allowed,
         def rows(begin, end):
             return image[number : number + 1, :, begin:end].detach()
 
-        jobs[key].run(rows, put, None if progress is None else of_all)
+        jobs[precision].run(rows, put, None if progress is None else of_all)
 
     for number in range(n):
         try:

@@ -19,8 +19,8 @@ def in_one_piece(
     """`inference.restore` of images that fit in memory, with its arguments and errors.
 
     Args:
-        weight: what the image is mixed with the result by, one number or (N, 1, 1, 1); None for 1: 0 times
-            infinity shall not be made.
+        weight: what the image is mixed with the result by, one number; None for 1: 0 times infinity shall not
+            be made.
     """
     height, width = image.shape[2:]
     padded = pad_by_reflection(image, multiple)
@@ -52,7 +52,7 @@ def in_one_piece(
         return result.clone()
     if result.shape != image.shape:
         raise ValueError(
-            f"restore: strength {_text(weight)} mixes the image with the model's result, which must be of "
+            f"restore: strength {weight.item():g} mixes the image with the model's result, which must be of "
             f"its shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
         )
     return image.detach().to(result).lerp(result, weight.to(result))
@@ -154,7 +154,3 @@ def misfit(model, image, precision):
     if image.device != weight.device:
         return f"image must be on {weight.device}, as the model is; got {image.device}"
     return None
-
-
-def _text(weight):
-    return f"{weight.item():g}" if weight.numel() == 1 else "'auto'"

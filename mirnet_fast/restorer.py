@@ -130,7 +130,6 @@ class Restorer:
         Raises: as `mirnet_fast.restore`.
         """
         rgb = rgb.to(self.device, self._dtype)
-        sigma, weights = self._weights(rgb)
 
         def run(memory: int | None) -> torch.Tensor:
             how: dict[str, Any] = {"precision": self.precision, "memory": memory}
@@ -139,6 +138,7 @@ class Restorer:
             return inference.restore(self.network, rgb, progress=progress, **how)
 
         restored = self._within_memory((len(rgb), *rgb.shape[2:]), run)
+        sigma, weights = self._weights(rgb, restored)
         if (weights != 1).any():
             restored = rgb.lerp(restored, weights[:, None, None, None].to(restored))
         return Restored(restored, sigma, weights)
@@ -153,6 +153,8 @@ class Restorer:
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """The same for an image that need not be in memory: on a CPU, without self_ensemble.
 
+        Its noise is that of `noise.sampled`.
+
         Args:
             size: (H, W).
             rows: rows(begin, end) is (1, 3, end - begin, W), rows of the image, as often as wanted.
@@ -164,7 +166,11 @@ class Restorer:
 
         Raises: as Restoration.
         """
-        sigma, weights = self._weights(noise.sampled(rows, *size))
+        windows = noise.sampled(rows, *size).to(self._dtype)
+        restored = windows
+        if self.strength == "auto":
+            restored = inference.restore(self.network, windows, precision=self.precision, memory=self.memory)
+        sigma, weights = self._weights(noise.together(windows), noise.together(restored))
         precision = self.precision
 
         def run(memory: int | None) -> None:
@@ -189,11 +195,11 @@ class Restorer:
             self._within_memory((1, *size), run)
         return sigma, weights
 
-    def _weights(self, rgb):
+    def _weights(self, rgb, restored):
         """(noise or None, strength) of each image."""
         if self.strength != "auto":
             return None, torch.full((len(rgb),), float(self.strength), dtype=torch.float64)
-        sigma = noise.estimate(rgb)
+        sigma = noise.estimate(rgb, restored)
         return sigma, noise.strength(sigma)
 
     def _within_memory(self, size: Sequence[int], run: Callable[[int | None], Result]) -> Result:

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from PIL import Image
 
 from mirnet_fast.images import ImageError
 from mirnet_fast.training import degradations
@@ -21,7 +22,7 @@ EXAMPLES = [
     {"kind": "correlated", "sigma": (20, 20), "blur": (1, 1), "channels": "luma"},
     {"kind": "jpeg", "quality": (10, 100), "subsampling": ["4:2:0", "4:4:4"]},
     {"kind": "low_light", "gamma": (2, 2), "gain": (0.5, 0.5)},
-    {"kind": "resample", "factor": 4},
+    {"kind": "resample", "factor": 4, "filter": ["area", "bicubic"]},
     {"kind": "zoom", "factor": (1, 4)},
     {"kind": "sharpen", "amount": (0, 2), "radius": (0.1, 3)},
     {"kind": "raw", "iso": (50, 25600), "exposure": (0.1, 1)},
@@ -95,6 +96,18 @@ def test_any_photo_survives(fields):
                 assert out.min() >= 0 and out.max() <= 1
             assert np.array_equal(out, made.apply(given, generator(1, number), noise))
         assert np.array_equal(given, before)
+
+
+def test_bicubic_is_as_pillow_has_it():
+    photo = astronaut()[:93, :120]
+    pixels = Image.fromarray(np.round(255 * photo).astype(np.uint8))
+    small = pixels.resize((60, 46), Image.Resampling.BICUBIC).resize((120, 93), Image.Resampling.BICUBIC)
+    bicubic, area = (
+        step({"kind": "resample", "factor": 2, "filter": [name]}).apply(photo, generator(0, 0))
+        for name in ("bicubic", "area")
+    )
+    assert psnr(bicubic, np.asarray(small) / 255) > 52  # it rounds to 8 bits
+    assert psnr(bicubic, photo) < 40 and psnr(area, bicubic) < 48
 
 
 def test_noise_is_clipped_at_a_chance():

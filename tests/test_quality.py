@@ -260,11 +260,13 @@ def test_the_network_runs_as_the_command_runs_it(quality):
 
 
 def test_pictures(quality, photos, weights, told, monkeypatch, tmp_path):
-    arguments = ["--weights", weights, "--photos", photos, "--only", "gaussian", "--pictures", tmp_path / "p"]
-    run(quality, monkeypatch, tmp_path, *arguments)
+    arguments = ["--weights", weights, "--photos", photos, "--only", "gaussian,clean", "--pictures"]
+    run(quality, monkeypatch, tmp_path, *arguments, tmp_path / "p")
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
-        "cat-sigma-25.jpg",
-        "fur-sigma-25.jpg",
+        "cat-clean.webp",
+        "cat-sigma-25.webp",
+        "fur-clean.webp",
+        "fur-sigma-25.webp",
     ]
 
 
@@ -272,7 +274,7 @@ def test_a_picture_shows_each_result_and_its_middle_enlarged(pictures, tmp_path)
     black, white = np.zeros((400, 500, 3)), np.ones((400, 500, 3))
     white[200:, :] = 0.5
     pictures.write(tmp_path / "new", "ISO 3200", "x", {"before": black, "clean": white})
-    pixels = np.asarray(Image.open(tmp_path / "new" / "x-iso-3200.jpg")) / 255
+    pixels = np.asarray(Image.open(tmp_path / "new" / pictures.name_of("x", "ISO 3200"))) / 255
     side, label, gap = pictures.SIDE, pictures.LABEL, pictures.GAP
     assert pixels.shape == (label + 2 * side + gap, 2 * side + gap, 3)
     assert pixels[label + 2 : label + side - 2, 2 : side - 2].max() < 0.05

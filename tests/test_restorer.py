@@ -133,16 +133,20 @@ def test_a_list_is_restored_in_batches_of_like_sizes(model, restore, monkeypatch
 
 
 def test_strength(model):
-    noisy, clean = pixels(np.float32, 64, 64, 3), np.full((64, 64, 3), 0.5, np.float32)
+    noisy = pixels(np.float32, 64, 64, 3)
     full, half = Restorer(model, device="cpu")(noisy), Restorer(model, device="cpu", strength=0.5)(noisy)
     assert np.allclose(half, (noisy + full) / 2, atol=1e-6)
+    rgb, change = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (noisy, full - noisy))
     auto = Restorer(model, device="cpu", strength="auto")
-    noisy_alone, clean_alone = auto([noisy, clean])
-    assert np.allclose(noisy_alone, full, atol=1e-6) and np.array_equal(clean_alone, clean)
-    told = auto.restored(torch.from_numpy(noisy).permute(2, 0, 1)[None])
-    assert told.strength.tolist() == [1] and told.noise.item() == pytest.approx(
-        noise.estimate(torch.from_numpy(noisy).permute(2, 0, 1)[None]).item()
-    )
+    for share, partly in ((1, False), (1.5 / 255 / change.square().mean().sqrt().item(), True)):
+        network = lambda x, share=share: x + share * change  # noqa: E731
+        auto.network.forward = network
+        told, expected = auto.restored(rgb), noise.estimate(rgb, network(rgb))
+        torch.testing.assert_close(told.noise, expected)
+        torch.testing.assert_close(told.strength, noise.strength(expected))
+        torch.testing.assert_close(told.image, rgb + told.strength * share * change)
+        assert (0 < told.strength.item() < 1) == partly
+    del auto.network.forward
     assert np.array_equal(Restorer(model, device="cpu", strength=0)(noisy), noisy)
 
 

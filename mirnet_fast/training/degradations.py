@@ -12,7 +12,9 @@ from typing import Annotated, Literal
 
 import cv2
 import numpy as np
+import torch
 from pydantic import BeforeValidator, Field, model_validator
+from torch import nn
 
 from .fields import MANY, Few, NotNegative, Part, Positive, Qualities, Range, Rising, Share, Whole
 
@@ -140,13 +142,24 @@ class LowLight(Harm):
 
 
 class Resample(Part):
-    """Down-sampling by a factor (area) and back up (bicubic), as inputs of same-size super-resolution."""
+    """Down-sampling by a factor and back up, as inputs of same-size super-resolution.
+
+    Of the filters one is drawn: "area" is down by areas and up by OpenCV's bicubic; "bicubic" is both ways
+    what Pillow and MATLAB call so, wider on the way down.
+    """
 
     kind: Literal["resample"]
     factor: int = Field(ge=2, le=MANY)
+    filter: list[Literal["area", "bicubic"]] = Field(["area"], min_length=1)
 
     def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
-        return _down_and_up(rgb, self.factor, cv2.INTER_AREA, cv2.INTER_CUBIC)
+        if _one(self.filter, rng) == "area":
+            return _down_and_up(rgb, self.factor, cv2.INTER_AREA, cv2.INTER_CUBIC)
+        whole = torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)[None]))
+        size = whole.shape[2:]
+        for sides in ([max(1, side // self.factor) for side in size], size):
+            whole = nn.functional.interpolate(whole, sides, mode="bicubic", antialias=True).clamp(0, 1)
+        return np.ascontiguousarray(whole[0].permute(1, 2, 0).numpy())
 
 
 class Zoom(Part):

@@ -46,16 +46,19 @@ def test_by_rows(model, item, monkeypatch, memory):
     assert [told[1] for told in watched] == sorted(told[1] for told in watched) and watched[-1][
         1
     ] == pytest.approx(1)
-    assert record.noise == pytest.approx(whole.noise) and record.strength == pytest.approx(whole.strength)
+    assert record.noise == pytest.approx(whole.noise, rel=0.05) and record.strength == whole.strength == 1
 
 
 @pytest.mark.parametrize("size", [(16, 16), (17, 300), (1000, 20), (900, 1300), (15, 40)])
-def test_noise_is_told_by_parts_of_an_image(size):
-    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    parts = noise.sampled(lambda begin, end: image[:, :, begin:end], *size)
-    assert max(parts.shape[2:]) <= max(768, *size) and torch.equal(
-        noise.estimate(parts), noise.estimate(image)
-    )
+def test_noise_is_told_by_windows_of_an_image(size):
+    generator = torch.Generator().manual_seed(0)
+    image = 0.5 + 0.03 * torch.randn(1, 3, *size, generator=generator)
+    windows = noise.sampled(lambda begin, end: image[:, :, begin:end], *size)
+    assert len(windows) <= 16 and max(windows.shape[2:]) <= 192
+    together, whole = noise.together(windows), torch.full_like(image, 0.5)
+    assert together.numel() == windows.numel() and torch.equal(together[..., : windows.shape[3]], windows[:1])
+    found = noise.estimate(together, torch.full_like(together, 0.5))
+    torch.testing.assert_close(found, noise.estimate(image, whole), rtol=0.03, atol=0)
 
 
 def test_out_of_memory_is_retried_in_strips_and_said(model, item, monkeypatch):
