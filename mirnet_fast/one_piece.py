@@ -1,6 +1,7 @@
 """An image of any size through a network in one piece."""
 
 from collections.abc import Sized
+from typing import Any
 
 import torch
 from torch import nn
@@ -96,7 +97,7 @@ def size_multiple(model: nn.Module) -> int:
     return 2 ** (max(block.height for block in blocks) - 1)
 
 
-def blocks_and_others(model):
+def blocks_and_others(model: nn.Module) -> tuple[list[Any], list[tuple[str, nn.Module]]]:
     """([MSRB], [(name, module that lies in none of them)]), ours and other people's."""
     blocks, others, seen, waiting = [], [], set(), [("", model)]
     while waiting:
@@ -135,7 +136,7 @@ def reflected(size: int, padded_size: int) -> torch.Tensor:
     return torch.where(index < size, index, period - index)
 
 
-def misfit(model, image, precision):
+def misfit(model: nn.Module, image: torch.Tensor, precision: str) -> str | None:
     """What of the image is not as the model's first layer takes it, in a sentence, or None.
 
     Asked only of a model that failed: what wraps one may well turn an image into what it takes.

@@ -126,24 +126,24 @@ def arranged(scheduler: "Scheduler") -> "tuple[list[Task], Layout]":
         tasks, layout = others, better
 
 
-def packed(sizes, spans):
+def packed(sizes: Sequence[int], spans: Sequence[tuple[int, int]]) -> tuple[list[int], int]:
     """(offsets, size in all): what lives at the same time lies apart. The largest are placed first.
 
     That is TensorFlow Lite's "greedy by size" (Pisarchyk and Lee, MLSys 2020 workshop, arXiv 2001.03288).
     """
-    sizes, spans = numpy.asarray(sizes, dtype=numpy.int64), numpy.asarray(spans).reshape(-1, 2)
-    offsets, order = numpy.zeros(len(sizes), dtype=numpy.int64), numpy.argsort(-sizes, kind="stable")
+    lengths, lives = numpy.asarray(sizes, dtype=numpy.int64), numpy.asarray(spans).reshape(-1, 2)
+    offsets, order = numpy.zeros(len(lengths), dtype=numpy.int64), numpy.argsort(-lengths, kind="stable")
     for count, i in enumerate(order):
         others = order[:count]
-        others = others[(spans[others, 0] <= spans[i, 1]) & (spans[others, 1] >= spans[i, 0])]
+        others = others[(lives[others, 0] <= lives[i, 1]) & (lives[others, 1] >= lives[i, 0])]
         others = others[numpy.argsort(offsets[others], kind="stable")]
         end = 0
-        for begin, size in zip(offsets[others].tolist(), sizes[others].tolist(), strict=True):
-            if begin - end >= sizes[i]:
+        for begin, size in zip(offsets[others].tolist(), lengths[others].tolist(), strict=True):
+            if begin - end >= lengths[i]:
                 break
             end = max(end, begin + size)
         offsets[i] = end
-    return offsets.tolist(), int((offsets + sizes).max(initial=0))
+    return offsets.tolist(), int((offsets + lengths).max(initial=0))
 
 
 class Block:

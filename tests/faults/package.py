@@ -71,8 +71,8 @@ FAULTS = [
         "lifetime",
         "a value's place is given away one call too early",
         "mirnet_fast/engine/memory.py",
-        "(spans[others, 1] >= spans[i, 0])",
-        "(spans[others, 1] > spans[i, 0])",
+        "(lives[others, 1] >= lives[i, 0])",
+        "(lives[others, 1] > lives[i, 0])",
         "tests/engine",
     ),
     Fault(
@@ -135,8 +135,8 @@ FAULTS = [
         "colours",
         "pictures are written with red and blue exchanged",
         "mirnet_fast/images/write.py",
-        "values.permute(1, 2, 0).numpy()",
-        "values.flip(0).permute(1, 2, 0).numpy()",
+        "planes[min(channel, len(planes) - 1)]",
+        "planes[max(len(planes) - 1 - channel, 0)]",
         "tests/cli tests/test_images.py",
     ),
     Fault(
