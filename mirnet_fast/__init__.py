@@ -50,6 +50,8 @@ else:
     def __getattr__(name):
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in ("ops", "reference"):  # of which those are made that all the rest is imported for
+            return importlib.import_module(f".{name}", __name__)
         public = importlib.import_module("._public", __name__)
         globals().update({name: getattr(public, name) for name in __all__})
         return globals()[name]

@@ -50,6 +50,25 @@ def test_package_is_whole_in_the_command_too(tmp_path):
     assert printed.split() == ["True", "True", "True", "False"]
 
 
+def test_every_room_can_be_the_first_that_the_command_imports(tmp_path):
+    rooms = {path.stem for path in Path(mirnet_fast.__file__).parent.iterdir() if path.suffix in ("", ".py")}
+    # The room `spandrel` needs the package of that name.
+    rooms = sorted(room for room in rooms if not room.startswith((".", "_")) and room != "spandrel")
+    printed = in_command(
+        tmp_path,
+        "import importlib, os, traceback, torch",
+        f"for room in {rooms}:",
+        "    if os.fork() == 0:",
+        "        try:",
+        "            importlib.import_module(f'mirnet_fast.{room}')",
+        "        except ImportError:",
+        "            print(room, traceback.format_exc(), flush=True)",
+        "        os._exit(0)",
+        "    os.wait()",
+    )
+    assert {"modules", "engine", "training"} <= {*rooms} and printed == ""
+
+
 def test_package_exports_all_that_it_names():
     assert all(getattr(mirnet_fast, name) is not None for name in mirnet_fast.__all__)
     assert callable(mirnet_fast.accelerate) and set(mirnet_fast.__all__) <= set(dir(mirnet_fast))
