@@ -1,7 +1,7 @@
 """Running a network on images of any size."""
 
 import math
-import warnings
+from functools import partial
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from .restoration import (
     available,
     checked_multiple,
     checked_strength,
+    fp32_where_it_overflows,
     one_piece,
     way_of,
 )
@@ -223,11 +224,5 @@ def _in_strips(model, image, weight, multiple, precision, check_finite, allowed,
         jobs[precision].run(rows, put, None if progress is None else of_all)
 
     for number in range(n):
-        try:
-            run(number, precision)
-        except OverflowError as error:
-            if precision != "auto" or image.dtype != torch.float32:
-                raise
-            warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, 3)
-            run(number, "fp32")
+        fp32_where_it_overflows(partial(run, number), precision, image.dtype)
     return results[0]

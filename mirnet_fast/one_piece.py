@@ -1,6 +1,7 @@
 """An image of any size through a network in one piece."""
 
-from collections.abc import Sized
+import contextlib
+from collections.abc import Generator, Sized
 from typing import Any
 
 import torch
@@ -25,10 +26,8 @@ def in_one_piece(
     """
     height, width = image.shape[2:]
     padded = pad_by_reflection(image, multiple)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
     try:
-        with torch.inference_mode():
+        with in_eval_mode(model), torch.inference_mode():
             padded_result = precisions.run(model, padded, precision, multiple, check_finite)
     except OverflowError:
         raise
@@ -37,9 +36,6 @@ def in_one_piece(
         if reason is None:
             raise
         raise ValueError(f"restore: {reason}") from error
-    finally:
-        for module in training:
-            module.training = True
     if not isinstance(padded_result, torch.Tensor):
         raise TypeError(f"restore: the model must return a tensor; got {type(padded_result).__name__}")
     if padded_result.dim() != 4 or padded_result.shape[2:] != padded.shape[2:]:
@@ -57,6 +53,18 @@ def in_one_piece(
             f"its shape; of {tuple(image.shape)} it made {tuple(result.shape)}"
         )
     return image.detach().to(result).lerp(result, weight.to(result))
+
+
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Generator[None]:
+    """Inside, all modules are in eval mode; each gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def pad_by_reflection(image: torch.Tensor, multiple: int) -> torch.Tensor:

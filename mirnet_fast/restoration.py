@@ -4,10 +4,11 @@ import math
 import numbers
 import os
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,10 +18,11 @@ from . import precision as precisions
 from .engine import budget, eligibility, store, strip_run
 from .engine.strips import CORE, NotEnough, Strips, seconds_of
 from .measure import product_rate
-from .one_piece import in_one_piece, reflected, size_multiple
+from .one_piece import in_eval_mode, in_one_piece, reflected, size_multiple
 
 Progress = Callable[[float, float], object]
 Rows = Callable[[int, int], torch.Tensor]
+Result = TypeVar("Result")
 
 LEFT = 0.9  # of the memory that is free, what is taken where nobody says how much
 
@@ -304,13 +306,19 @@ class Whole:
 
 def way_of(model: nn.Module, *options: Any) -> precisions.Way | None:
     """`precision.way_of` of a model in whatever mode, which it keeps."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with in_eval_mode(model):
         return precisions.way_of(model, *options)
-    finally:
-        for module in training:
-            module.training = True
+
+
+def fp32_where_it_overflows(run: Callable[[str], Result], precision: str, dtype: torch.dtype) -> Result:
+    """run(precision); where that overflows under "auto", with a warning, run("fp32")."""
+    try:
+        return run(precision)
+    except OverflowError as error:
+        if precision != "auto" or dtype != torch.float32:
+            raise
+        warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, stacklevel=4)
+        return run("fp32")
 
 
 def available() -> int | None:

@@ -5,6 +5,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,6 +15,7 @@ from torch import nn
 from . import forms, inference, noise, pretrained
 from . import precision as precisions
 from .engine import budget
+from .restoration import fp32_where_it_overflows
 
 BATCH_PIXELS = 2**20  # of images of like sizes that are restored together
 
@@ -171,9 +173,8 @@ class Restorer:
         if self.strength == "auto":
             restored = inference.restore(self.network, windows, precision=self.precision, memory=self.memory)
         sigma, weights = self._weights(noise.together(windows), noise.together(restored))
-        precision = self.precision
 
-        def run(memory: int | None) -> None:
+        def run(precision: str, memory: int | None) -> None:
             restoration = inference.Restoration(
                 self.network,
                 (3, *size),
@@ -185,14 +186,10 @@ class Restorer:
             forecast(restoration.forecast)
             restoration.run(lambda begin, end: rows(begin, end).to(self._dtype), put, progress)
 
-        try:
-            self._within_memory((1, *size), run)
-        except OverflowError as error:
-            if precision != "auto" or self._dtype != torch.float32:
-                raise
-            warnings.warn(f"{error}; it was computed in fp32", RuntimeWarning, stacklevel=2)
-            precision = "fp32"
-            self._within_memory((1, *size), run)
+        def within_memory(precision: str) -> None:
+            self._within_memory((1, *size), partial(run, precision))
+
+        fp32_where_it_overflows(within_memory, self.precision, self._dtype)
         return sigma, weights
 
     def _weights(self, rgb, restored):

@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 SPARE = 2**28  # bytes that stay free
 
@@ -47,12 +46,7 @@ class Store:
     def __enter__(self) -> "Store":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for threads in (self._readers, self._writers):
             threads.shutdown(wait=True, cancel_futures=True)
         self._file.close()
