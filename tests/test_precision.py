@@ -157,12 +157,8 @@ def test_a_copy_counts_no_versions():
     # By which a GPU's plans tell that filters were changed.
     model = network()
     restore(model, photo(), precision="bf16")
-    (kept,) = (
-        c
-        for s in engine.eligibility.snapshots()
-        for c in s.precisions.values()
-        if c.network.conv_in.in_channels == 9
-    )
+    (kept,) = engine.eligibility.snapshot_of(model).precisions.values()
+    assert kept.network.conv_in.in_channels == 9
     versions = [t._version for t in kept.network.state_dict(keep_vars=True).values()]
     add(model)
     kept.refresh(model)
