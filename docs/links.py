@@ -19,6 +19,7 @@ PAGES = {
     "SECURITY.md": "security.md",
     "benches/results/README.md": "results.md",
     "mirnet_fast/pretrained/denoise.md": "denoise.md",
+    "mirnet_fast/pretrained/sharpen.md": "sharpen.md",
 }
 _PLACES = {page: place for place, page in PAGES.items()}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")

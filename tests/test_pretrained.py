@@ -1,4 +1,4 @@
-"""The denoiser that comes with the package: what is said about it is true."""
+"""The networks that come with the package: what is said about them is true."""
 
 import contextlib
 import csv
@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+from PIL import Image, ImageFilter
 
 from mirnet_fast import MIRNet, demonstration, evaluation, load_pretrained, pretrained, reference, restore
+from mirnet_fast.checkpoints import read_state_dict
 from mirnet_fast.pretrained import weights_of
 from mirnet_fast.training import read_recipe
 from mirnet_fast.training.degradations import Jpeg
@@ -40,12 +42,20 @@ def test_never_saw_the_photo_of_the_demo(recipe):
     assert recipe.train.folder.parts[-2:] == ("photos", "train") and recipe.train.photos is None
 
 
-def test_log_is_of_the_whole_run(recipe):
-    with weights_of().with_suffix(".csv").open(newline="") as file:
+@pytest.mark.parametrize("task", pretrained.tasks())
+def test_log_is_of_the_whole_run(task):
+    weights = weights_of(task)
+    with weights.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert int(rows[-1]["step"]) == recipe.steps
+    assert int(rows[-1]["step"]) == read_recipe(weights.with_suffix(".yaml")).steps
     best = max(float(row["psnr"]) for row in rows if row["psnr"])
-    assert f"{best:.2f} dB" in weights_of().with_suffix(".md").read_text()
+    assert f"{best:.2f} dB" in weights.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize("task", pretrained.tasks())
+def test_weights_are_what_half_precision_holds(task):
+    assert {value.dtype for value in read_state_dict(weights_of(task)).values()} == {torch.float16}
+    assert {value.dtype for value in load_pretrained(task).state_dict().values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("in_file", [True, False])
@@ -88,6 +98,17 @@ def test_other_noise(network, kind, least):
             noisy = quality.apply(noisy, np.random.default_rng(0))
         restored = demonstration.methods()["mirnet_fast"](noisy, strength)
         assert evaluation.psnr(restored, target) > expected
+
+
+def test_sharpens_better_than_an_unsharp_mask():
+    pixels = Image.fromarray(skimage.data.astronaut()[64:192, 160:288])
+    half = pixels.resize((64, 64), Image.Resampling.BICUBIC)
+    blurred = half.resize(pixels.size, Image.Resampling.BICUBIC)
+    masked = [blurred.filter(ImageFilter.UnsharpMask(1, percent, 0)) for percent in (50, 100, 200)]
+    rgb = torch.from_numpy(np.array(blurred)).permute(2, 0, 1)[None].float() / 255
+    sharpened = restore(load_pretrained("sharpen"), rgb)[0].permute(1, 2, 0).numpy()
+    clean, *masked = (np.asarray(image) / 255 for image in (pixels, *masked))
+    assert evaluation.psnr(sharpened, clean) > max(evaluation.psnr(image, clean) for image in masked) + 1
 
 
 def test_reference_gives_the_same(network, recipe):
