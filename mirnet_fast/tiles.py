@@ -113,7 +113,7 @@ def difference(
 ) -> Difference | None:
     """How far `in_tiles` is from `in_one_piece`, told by the middle of the images, in tiles half as large.
 
-    That middle has as many pixels as a tile, so that it takes no more memory, and as long as about three tiles.
+    That middle has as many pixels as a tile, so that it takes no more memory, and as long as some three tiles.
     """
     crop = _middle(pad_by_reflection(image.detach(), multiple), side, multiple)
     options: tuple[Any, ...] = multiple, None, precision, True
