@@ -24,7 +24,9 @@ from .restoration import Progress, fp32_where_it_overflows, way_of
 
 LEAST = 32  # pixels a side of a tile
 OVERLAP = 32  # of neighbours, at least, where a quarter of a tile is more
-PATCH = 16  # a side: smaller ones have more edges that are not the image's, larger ones are from fewer places
+# Of a side at least, and how many a side of a tile, if not: smaller ones have more edges that are not the
+# image's, larger ones are from fewer places.
+PATCH, PATCHES = 16, 16
 
 
 class Difference(NamedTuple):
@@ -113,7 +115,7 @@ def difference(
 ) -> Difference | None:
     """How far `in_tiles` is from `in_one_piece`, told by the middle of the images, in tiles half as large.
 
-    That middle has as many pixels as a tile, so that it takes no more memory, and as long as some three tiles.
+    That middle has as many pixels as a tile, so that it takes no more memory; as long as three tiles, about.
     """
     crop = _middle(pad_by_reflection(image.detach(), multiple), side, multiple)
     options: tuple[Any, ...] = multiple, None, precision, True
@@ -216,7 +218,7 @@ def _cuts(size, side, overlap, multiple):
 def _patches(image, side, multiple):
     """An image of at most side * side pixels, of patches from all over the image."""
     height, width = image.shape[2:]
-    patch = -(-PATCH // multiple) * multiple
+    patch = -(-max(PATCH, side // PATCHES) // multiple) * multiple
     high, wide = min(patch, height), min(patch, width)
     most = side * side // (high * wide)
     rows = max(min(int(height * side / math.sqrt(height * width)) // high, most), 1)
