@@ -39,7 +39,7 @@ void conv3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) {
   with_columns(args.tile_columns, [&](auto cols) {
     const Scratch<T, ThreeTaps, decltype(cols)> scratch(args);
     for (int64_t block = begin; block < end; ++block)
-      convolve_block<T, ThreeTaps, decltype(cols)>(args, block, scratch);
+      convolve_block<To::kJoined, T, ThreeTaps, decltype(cols)>(args, block, scratch);
   });
 }
 

@@ -116,7 +116,7 @@ void conv_transpose3x3_blocks(const ConvArgs& args, int64_t begin, int64_t end) 
   const Scratch<T, TwoTaps, TwoTaps> scratch(args);
   for (int64_t block = begin; block < end; ++block)
     phases<T>(args, [&](auto rows, auto cols, const ConvArgs& phase) {
-      convolve_block<T, decltype(rows), decltype(cols)>(phase, block, scratch);
+      convolve_block<To::kMap, T, decltype(rows), decltype(cols)>(phase, block, scratch);
     });
 }
 
@@ -136,7 +136,7 @@ void conv_transpose3x3_tail(const ConvTailArgs& args, int64_t begin, int64_t end
     phases<T>(conv, [&](auto rows, auto cols, const ConvArgs& phase) {
       using Rows = decltype(rows);
       using Cols = decltype(cols);
-      convolve_block<T, Rows, Cols>(phase, block, scratch, top);
+      convolve_block<To::kTop, T, Rows, Cols>(phase, block, scratch, top);
       for (int64_t t = 0; t < count; t += kTogether) {
         const int64_t now = least(kTogether, count - t);
         gemm<float>(top + t * kAll * ld, ld, 1, now * kAll, args.tail.packed_top, C, D, sum, ldo,

@@ -41,7 +41,7 @@ struct Scratch {
         next_residual(args.block_tiles * Rows::kOut) {}
 };
 
-template <class T, class Rows, class Cols, class S>
+template <To Ends, class T, class Rows, class Cols, class S>
 inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch,
                            float* top = nullptr) {
   const int64_t columns = columns_of(args), tiles = tiles_of(args);
@@ -73,7 +73,7 @@ inline void convolve_block(const ConvArgs& args, int64_t block, const S& scratch
   for (int64_t column = 0; column < columns; column += panel_of(columns)) {
     const int64_t width = panel_of(columns - column);
     panel_products<Rows, Cols>(work, column, width);
-    for (int64_t t = 0; t < count; ++t) tile_out<Rows, Cols>(work, t, column, width);
+    for (int64_t t = 0; t < count; ++t) tile_out<Ends, Rows, Cols>(work, t, column, width);
   }
   if (args.pooled.data != nullptr) write_pooled<Rows, Cols>(work);
 }

@@ -8,6 +8,11 @@ namespace mirnet_fast::cpu::MIRNET_ISA {
 
 namespace {
 
+// Where outputs go. All that follows the products is unrolled for each shape of a tile, so what a
+// convolution never has is left out: `residual` and `pooled` go with kJoined only, `slope` not with
+// kMap.
+enum class To { kJoined, kMap, kTop };
+
 // f(i, j) for the pixels of a tile that lie inside the map, unrolled: f's arrays stay registers.
 template <class Rows, class Cols, class F>
 inline __attribute__((always_inline)) void pixels(const Tile& tile, F f) {
@@ -91,7 +96,7 @@ __attribute__((noinline)) void plain_outputs(const Work<T>& work, const Tile& ti
 }
 
 // Outputs of a tile's channels from `column` on, `width` of them in the products.
-template <class Rows, class Cols, class T>
+template <To Ends, class Rows, class Cols, class T>
 inline void tile_out(const Work<T>& work, int64_t t, int64_t column, int64_t width) {
   constexpr int kAll = kPixels<Rows, Cols>, kOut = Cols::kOut;
   const ConvArgs& args = work.args;
@@ -108,12 +113,12 @@ inline void tile_out(const Work<T>& work, int64_t t, int64_t column, int64_t wid
       for (int i = 0; i < Rows::kOut; ++i)
         for (int j = 0; j < kOut; ++j) y[i][j] += bias;
     }
-    if (args.slope != nullptr) {
+    if (Ends != To::kMap && args.slope != nullptr) {
       const V slope = load(args.slope + column + c, AllLanes{});
       for (int i = 0; i < Rows::kOut; ++i)
         for (int j = 0; j < kOut; ++j) y[i][j] = prelu(y[i][j], slope);
     }
-    if (args.residual.data != nullptr) {
+    if (Ends == To::kJoined && args.residual.data != nullptr) {
       const T* residual = address<T>(args.residual, work.n, tile.h, tile.w) + column + c;
       const T* rows[Rows::kOut];
       for (int i = 0; i < Rows::kOut; ++i)
@@ -129,13 +134,13 @@ inline void tile_out(const Work<T>& work, int64_t t, int64_t column, int64_t wid
         store(rows[i] + j * sw, y[i][j], span);
       });
     };
-    if (work.top == nullptr) {
-      put(address<T>(args.out, work.n, tile.h, tile.w), args.out.sh, args.out.sw);
-    } else {
+    if constexpr (Ends == To::kTop) {
       const int64_t sw = pad<float>(args.out.c);
       put(work.top + t * kAll * sw, kOut * sw, sw);
+    } else {
+      put(address<T>(args.out, work.n, tile.h, tile.w), args.out.sh, args.out.sw);
     }
-    if (args.pooled.data == nullptr) return;
+    if (Ends != To::kJoined || args.pooled.data == nullptr) return;
     V total{};
     pixels<Rows, Cols>(tile,
                        [&](int i, int j) __attribute__((always_inline)) { total += y[i][j]; });

@@ -128,7 +128,7 @@ struct Work {
   float *in, *products;
   T* window;
   float* pooled;  // (tiles, pixels, 2, lanes): maximum and sum so far of every so many channels
-  float* top;     // a tile's pixels, one tile after the other; null: to the map
+  float* top;     // for To::kTop: a tile's pixels, one tile after the other
   double* sums;   // (groups of kSumTiles tiles, C')
   const T **next_in, **next_out, **next_residual;
 };
