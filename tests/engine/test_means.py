@@ -126,8 +126,12 @@ def test_on_a_gpu(monkeypatch, whole_block, convolutions):
     """Means are recorded launch by launch, into whatever memory; a graph is given others in each run."""
     monkeypatch.setattr(cuda.backends, "convolution", lambda *convolution: convolutions)
     torch.manual_seed(0)
-    shape = {"height": 2, "width": 1, "stride": 2, "bias": False}
-    block = (mirnet_fast.MSRB(16, **shape) if whole_block else mirnet_fast.DAU(16)).eval()
+    shape = {"height": 2, "width": 1, "stride": 2, "bias": True}
+    block = (mirnet_fast.MSRB(16, **shape) if whole_block else mirnet_fast.DAU(16, bias=True)).eval()
+    with torch.no_grad():
+        for name, parameter in block.named_parameters():
+            if name.endswith("CA.conv_du.0.bias"):
+                parameter.fill_(1)  # so that a ReLU lets through what depends on the means
     images = [torch.rand(1, 16, 8, 4, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     with as_if_on_a_gpu() as gpu, mirnet_fast.use_backend("triton"):
         pairs = [recorded(block, x) for x in images]
