@@ -20,12 +20,12 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 PYTEST := $(WITH_NVCC) $(BIN)/python -m pytest $(PARALLEL)
 COVERAGE := --cov=mirnet_fast --cov-branch --cov-report=term
 
-.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos docs site format build clean
+.PHONY: demo test test-all lint sanitized sanitize faults fuzz fuzz-sanitized bench gpu photos ship docs site format build clean
 
 demo: build
-	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise_small.safetensors --out demo/compare
-	$(BIN)/mirnet-fast demo --out demo/denoise
 	$(BIN)/mirnet-fast demo --iso 3200 --out demo/camera
+	$(BIN)/mirnet-fast demo --out demo/denoise
+	$(BIN)/mirnet-fast compare --weights mirnet_fast/pretrained/denoise.safetensors --out demo/compare
 
 # The cases that take minutes; tests/__init__.py says which they are. All of them: test-all.
 # COVERED=1: with the coverage, which takes a tenth longer.
@@ -99,6 +99,14 @@ gpu:
 # The photos that recipes name, and those for testing, from Debian's packages, into photos/.
 photos: build
 	$(BIN)/python benches/photos.py
+
+# The network that was trained in the folder RUN comes with the package from now on: make ship RUN=FOLDER
+TASK ?= denoise
+ship: photos
+	$(BIN)/pip install -q bm3d
+	$(BIN)/python benches/ship.py $(RUN) --task $(TASK)
+	$(BIN)/mirnet-fast demo --out build/demo
+	$(BIN)/python docs/photo.py build/demo
 
 # The pictures in docs/ that are drawn from what the code does and from benches/results, then the site.
 docs: build $(VENV)/docs-installed

@@ -1,8 +1,8 @@
 """Make a network that was trained one that comes with the package: python benches/ship.py RUN --task denoise
 
-RUN is the folder of its training by mirnet_fast/pretrained/TASK.yaml. Its weights and log are copied beside
-that. What benches/quality.py measures goes into the card there, in the words of benches/cards/TASK.md, and
-some of its pictures into docs/pictures, where docs/pictures.md shows them.
+RUN is the folder of its training by mirnet_fast/pretrained/TASK.yaml. Its weights, in half precision, and its
+log are put beside that. What benches/quality.py measures goes into the card there, in the words of
+benches/cards/TASK.md, and some of its pictures into docs/pictures, where docs/pictures.md shows them.
 
 Needs what benches/quality.py needs, and what that only takes if it is there: bm3d.
 """
@@ -20,11 +20,12 @@ import pictures
 import plain_tools
 import quality
 import torch
-from conditions import BEFORE, BM3D
+from conditions import BEFORE
+from safetensors.torch import save_file
 
 from mirnet_fast import pretrained
 from mirnet_fast._files import replaced
-from mirnet_fast.checkpoints import CheckpointError
+from mirnet_fast.checkpoints import CheckpointError, read_state_dict
 from mirnet_fast.training import RecipeError, read_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,6 +33,8 @@ CARDS = Path(__file__).with_name("cards")
 WEIGHTS, LOG = "best.safetensors", "log.csv"
 LOGGED = 50  # steps from one loss that is kept to the next
 CAMERA = "another camera, ISO 12800, JPEG 92"
+DARK = "another camera, a tenth of the light"
+HALF = "half the size and back, bicubic"
 
 
 def worst(condition, rows, over=None):
@@ -59,12 +62,20 @@ SHOWN = {
         "text": ("sigma 25", "shop_sign"),
         "night": (CAMERA, "bridge_at_night"),
         "phone": (CAMERA, "street"),
-        "worst_sigma_25": ("sigma 25", functools.partial(worst, over=BM3D)),
         "worst_camera": (CAMERA, functools.partial(worst, over=BEFORE)),
-        "worst_clean": ("clean", worst),
     },
-    "enhance": {},
-    "sharpen": {},
+    "enhance": {
+        "face": (DARK, "grace_hopper"),
+        "text": (DARK, "shop_sign"),
+        "phone": (DARK, "street"),
+        "worst": (DARK, functools.partial(worst, over="gamma")),
+    },
+    "sharpen": {
+        "face": (HALF, "grace_hopper"),
+        "bricks": (HALF, "home"),
+        "text": (HALF, "shop_sign"),
+        "worst": (HALF, functools.partial(worst, over="unsharp mask")),
+    },
 }
 
 
@@ -126,8 +137,9 @@ def ship(run, task, held_out, package, shown, only):
     if int(rows[-1]["step"]) < recipe.steps:
         print(f"ship: {run} is at step {rows[-1]['step']} of {recipe.steps}, so only try with it", flush=True)
     weights = package / f"{task}.safetensors"
-    with replaced(weights) as new:
-        shutil.copyfile(run / WEIGHTS, new)
+    state = read_state_dict(run / WEIGHTS)
+    with replaced(weights) as new:  # in half the bytes; what that changes lies far below a grey level
+        save_file({name: value.half().contiguous() for name, value in state.items()}, new)
     with replaced(weights.with_suffix(".csv")) as new, new.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -154,7 +166,8 @@ def main(arguments=None):
     parser.add_argument("--photos", type=Path, default=ROOT / quality.PHOTOS, metavar="FOLDER")
     parser.add_argument("--threads", type=int, help="of torch; its own choice if not given")
     given = parser.parse_args(arguments)
-    if missing := plain_tools.bm3d(0).missing():
+    missing = plain_tools.bm3d(0).missing()
+    if missing and given.task == "denoise":
         parser.error(f"pip install {missing}, whose licence is for non-commercial use, to compare with it")
     if given.threads is not None:
         torch.set_num_threads(given.threads)

@@ -18,7 +18,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "benches/results/README.md": "results.md",
-    "mirnet_fast/pretrained/denoise_small.md": "denoise_small.md",
+    "mirnet_fast/pretrained/denoise.md": "denoise.md",
 }
 _PLACES = {page: place for place, page in PAGES.items()}
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]+)(#[^)\s]*)?\)")

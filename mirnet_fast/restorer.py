@@ -80,8 +80,7 @@ class Restorer:
         precisions.check(precision, self.device)
         self.network = _network(network).to(self.device).eval()
         if strength is None:
-            denoisers = "denoise", pretrained.TASKS["denoise"]
-            strength = "auto" if network in denoisers else 1.0
+            strength = "auto" if network == "denoise" else 1.0
         if strength != "auto" and not (isinstance(strength, numbers.Real) and 0 <= strength <= 1):
             raise ValueError(f"Restorer: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
         self.memory = None if memory is None else budget.parsed(memory)
@@ -255,7 +254,7 @@ def _network(network):
             "Restorer: network must be a task, a checkpoint's path or a torch.nn.Module; "
             f"got {type(network).__name__}"
         )
-    if network in {**pretrained.tasks(), **pretrained.shipped()}:
+    if network in pretrained.tasks():
         return pretrained.load_pretrained(str(network))
     if not Path(network).is_file():
         raise ValueError(

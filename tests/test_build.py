@@ -93,7 +93,7 @@ def test_what_is_no_code_goes_along(tmp_path):
     assert result.returncode == 0, result.stderr
     missing = [
         path
-        for path in ("py.typed", "pretrained/denoise_small.safetensors", "pretrained/denoise_small.md")
+        for path in ("py.typed", "pretrained/denoise.safetensors", "pretrained/denoise.md")
         if not (tmp_path / "mirnet_fast" / path).is_file()
     ]
     assert missing == []

@@ -127,13 +127,13 @@ def test_last_pt_of_another_training(tmp_path):
 def test_a_network_that_comes_along(tmp_path):
     # Its two streams allow a patch of 18, the published three would not.
     (tmp_path / "r.yaml").write_text(
-        YAML.replace("network: {n_feat: 8, n_RRG: 1, n_MSRB: 1}", "weights: denoise_small").replace(
+        YAML.replace("network: {n_feat: 8, n_RRG: 1, n_MSRB: 1}", "weights: denoise").replace(
             "patch: 16", "patch: 18"
         )
     )
     trainer = Trainer(read_recipe(tmp_path / "r.yaml"), tmp_path / "out")
-    assert (trainer.recipe.weights, trainer.recipe.network.n_feat) == ("denoise_small", 32)
-    expected = read_state_dict(weights_of("denoise_small"))
+    assert (trainer.recipe.weights, trainer.recipe.network.n_feat) == ("denoise", 32)
+    expected = read_state_dict(weights_of("denoise"))
     assert torch.equal(trainer.network.state_dict()["conv_in.weight"], expected["conv_in.weight"])
 
 
@@ -147,7 +147,7 @@ def test_a_network_that_comes_along(tmp_path):
         ),
         (
             {"weights": "denoise_smal"},
-            "weights: there is no file denoise_smal, and what comes .* denoise_small",
+            "weights: there is no file denoise_smal, and what comes .* denoise",
         ),
         ({"weights": "."}, "weights: there is no file"),
         ({"weights": __file__}, r"weights: .*test_fine_tuning\.py is not a checkpoint"),

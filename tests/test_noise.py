@@ -77,9 +77,17 @@ def test_clean_photos_get_next_to_nothing(seen, name, spoil):
 
 
 @pytest.mark.parametrize("name", PHOTOS)
-@pytest.mark.parametrize("sigma", [5, 25])
-def test_noise_gets_the_full_strength(seen, name, sigma):
-    assert strength(seen(white(middle(name), sigma))).item() == 1
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(lambda p, sigma=sigma: white(p, sigma) for sigma in (5, 25)),
+        lambda p: jpeg(white(p, 10), 85),
+        lambda p: camera(p, 0.012, 0.02),
+    ],
+    ids=["5", "25", "10, JPEG 85", "camera"],
+)
+def test_noise_gets_the_full_strength(seen, name, spoil):
+    assert strength(seen(spoil(middle(name)))).item() == 1
 
 
 @pytest.mark.parametrize("sigma", [2, 10, 25])

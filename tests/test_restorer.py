@@ -165,7 +165,7 @@ def test_by_task_and_by_file(model, tmp_path):
             Restorer(path, device="cpu")(image), Restorer(model, device="cpu")(image), atol=1e-6
         )
     shipped = Restorer(device="cpu")
-    assert shipped.strength == "auto" and Restorer("denoise_small", device="cpu").strength == "auto"
+    assert shipped.strength == "auto" and Restorer("denoise", device="cpu").strength == "auto"
     as_restored = mirnet_fast.restore(
         mirnet_fast.load_pretrained(), torch.from_numpy(image).permute(2, 0, 1)[None], strength="auto"
     )

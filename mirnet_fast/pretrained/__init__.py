@@ -6,51 +6,40 @@ from typing import Any
 from ..checkpoints import load_checkpoint, network_arguments
 from ..modules import MIRNet
 
-# task: the network for it, here or still to come
-TASKS = {"denoise": "denoise_small", "enhance": "enhance", "sharpen": "sharpen"}
+# The network for each is called as it is, and here or still to come.
+TASKS = ("denoise", "enhance", "sharpen")
 DEFAULT = "denoise"
-
-
-def shipped() -> dict[str, Path]:
-    """{name: file with the weights} of the networks that come with the package."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
 
 
 def tasks() -> dict[str, Path]:
     """{task: file with the weights of the network for it}, of the tasks whose network is here."""
-    files = shipped()
-    return {task: files[name] for task, name in TASKS.items() if name in files}
+    files = {task: Path(__file__).with_name(f"{task}.safetensors") for task in TASKS}
+    return {task: path for task, path in files.items() if path.is_file()}
 
 
-def weights_of(name: str = DEFAULT) -> Path:
-    """The file with the weights of a network that comes with the package.
-
-    Args:
-        name: a task of `tasks()`, or the network's own name.
+def weights_of(task: str = DEFAULT) -> Path:
+    """The file with the weights of the network for one of `tasks()`.
 
     Raises:
         ValueError: there is no such network.
     """
-    found = {**shipped(), **tasks()}
-    if name not in found:
-        raise ValueError(
-            f"task must be one of {', '.join(tasks())}, or name must be one of {', '.join(shipped())}; "
-            f"got {name!r}"
-        )
-    return found[name]
+    found = tasks()
+    if task not in found:
+        raise ValueError(f"task must be one of {', '.join(found)}; got {task!r}")
+    return found[task]
 
 
-def load_pretrained(name: str = DEFAULT) -> MIRNet:
+def load_pretrained(task: str = DEFAULT) -> MIRNet:
     """A MIRNet in eval mode, float32, on the CPU, that comes with the package.
 
     Args:
-        name: a task, so far "denoise" (noisy photos), or a network's own name, "denoise_small" (see
-            denoise_small.md beside this file).
+        task: what it is for, of `mirnet_fast.pretrained.tasks()`; beside this file each has a card, such as
+            denoise.md.
 
     Raises:
         ValueError: there is no such network.
     """
-    return network_in(weights_of(name))
+    return network_in(weights_of(task))
 
 
 def network_in(path: str | Path, **arguments: Any) -> MIRNet:

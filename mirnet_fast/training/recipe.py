@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from ..images import matching_photos
-from ..pretrained import shipped
+from ..pretrained import tasks
 from .degradations import Degradations
 from .fields import Count, Decay, Few, NotNegative, Odd, Part, Positive, Share, Whole
 from .layouts import FiveK, Lol, RealSr, Sidd
@@ -107,7 +107,7 @@ class Recipe(Part):
 
     network: Network = Network()
     ablation: Ablation = Ablation()
-    weights: Literal[tuple(shipped())] | Path | None = None  # pyrefly: ignore[invalid-literal]
+    weights: Literal[tuple(tasks())] | Path | None = None  # pyrefly: ignore[invalid-literal]
     """To begin with: a network that comes with the package, or a file as load_checkpoint takes it.
 
     An argument of the network that is not given is theirs.

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from ..checkpoints import CheckpointError, load_checkpoint, network_arguments
-from ..pretrained import shipped, weights_of
+from ..pretrained import tasks, weights_of
 from .recipe import Recipe, RecipeError, problems
 
 
@@ -28,7 +28,7 @@ def completed(recipe: Recipe, before: Recipe | None = None) -> tuple[Recipe, str
         return _with_network(recipe, {**before.network.model_dump(), **given}), None
     if not file.is_file():
         raise RecipeError(
-            f"weights: there is no file {file}, and what comes with the package is {', '.join(shipped())}"
+            f"weights: there is no file {file}, and what comes with the package is {', '.join(tasks())}"
         )
     try:
         try:  # what is given may be needed, as not every file tells the number of columns

@@ -271,7 +271,7 @@ def test_restore_without_weights(tmp_path):
     cv2.imwrite(str(tmp_path / "noisy.png"), np.round(255 * noisy[:, :, ::-1]).astype(np.uint8))
     result = run("restore", tmp_path / "noisy.png", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
-    assert "weights: denoise_small, which comes with mirnet-fast" in result.output
+    assert "weights: denoise, which comes with mirnet-fast" in result.output
     restored = read(tmp_path / "out.png")[:, :, ::-1].astype(np.float32) / 255
     assert evaluation.psnr(restored, clean) > evaluation.psnr(noisy, clean) + 6
     assert ", noise of 2" in result.output and "strength 1.00, " in result.output
@@ -320,16 +320,16 @@ def test_restore_refuses_other_strengths(tmp_path, identity, strength):
 def test_restore_by_task(tmp_path, weights, monkeypatch):
     cv2.imwrite(str(tmp_path / "in.png"), random_pixels(np.uint8, 20, 24, 3))
     arguments = ["restore", tmp_path / "in.png", tmp_path / "out.png"]
-    shipped = {"denoise": pretrained.weights_of()}
-    monkeypatch.setattr(pretrained, "tasks", lambda: shipped)
-    for task in ("enhance", "denoise_small", ""):
+    tasks = {"denoise": pretrained.weights_of()}
+    monkeypatch.setattr(pretrained, "tasks", lambda: tasks)
+    for task in ("enhance", "denoise_large", ""):
         result = run(*arguments, "--task", task)
         assert result.exit_code == 2
         assert f"--task must be one of those that come along, denoise; got {task!r}" in result.output
     both = run(*arguments, "--task", "denoise", "--weights", weights)
     assert both.exit_code == 2 and "--task and --weights both choose the network" in both.output
 
-    shipped["enhance"] = weights
+    tasks["enhance"] = weights
     automatic = run(*arguments, "--task", "enhance", "--strength", "auto")
     assert automatic.exit_code == 2 and "--strength auto goes by the noise" in automatic.output
     assert not (tmp_path / "out.png").exists()

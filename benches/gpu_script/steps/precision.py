@@ -36,7 +36,7 @@ def precision():
 
     cases = []
     for name, dtype, backend in itertools.product(
-        mirnet_fast.pretrained.shipped(),
+        mirnet_fast.pretrained.tasks(),
         (torch.float16, torch.bfloat16) if ON_GPU else (torch.bfloat16,),
         (None, "triton", "cuda") if ON_GPU else (None,),
     ):
