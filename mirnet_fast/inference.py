@@ -21,14 +21,17 @@ from .restoration import (
     one_piece,
     way_of,
 )
+from .tiles import Difference, difference, in_tiles, needs_tiles, side_of
 
 __all__ = [
+    "Difference",
     "Forecast",
     "Restoration",
     "pad_by_reflection",
     "restore",
     "restore_by_ensemble",
     "size_multiple",
+    "tile_difference",
 ]
 
 # A noisy photo reaches beyond 1, but not this far; one of 0 to 255 does, unless it is black.
@@ -45,6 +48,7 @@ def restore(
     check_finite: bool = True,
     memory: int | str | None = None,
     progress: Progress | None = None,
+    tile: int | None = None,
 ) -> torch.Tensor:
     """Run `model` on an image of any size: padded by reflection, cropped back.
 
@@ -68,8 +72,11 @@ def restore(
         memory: what this call may take beyond image and weights, in bytes or as "4G" or "600M"; what is free
             now if not given. An image that needs more is worked through in strips, with the same result to
             rounding; see `Restoration`.
-        progress: progress(done, total) is called after each strip, with the work that is done and all of it,
-            in the same unit; not for images in one piece.
+        progress: progress(done, total) is called after each strip or tile, with the work that is done and all
+            of it, in the same unit; not for images in one piece.
+        tile: run an image of more than `tile` * `tile` pixels in tiles of at most so many pixels a side that
+            overlap, which takes the memory of one of them; the side is rounded down to a multiple. The
+            result is not that of one piece, but near: see `tile_difference`. Not with `memory`.
 
     Returns:
         (N, C', H, W), a normal tensor without gradient.
@@ -83,13 +90,18 @@ def restore(
             returns another size, or fails and the image has other channels, dtype or device than it takes;
             `strength` is another word than "auto", not from 0 to 1, or not 1 and the model returns other
             channels than it gets; or it is "auto" and the image has values that are not finite;
-            `precision` is none of those, or "fp16" on a CPU.
+            `precision` is none of those, or "fp16" on a CPU; `tile` is too small, or given with `memory`, or
+            the image needs tiles and the network is not one of this package that runs as a plan.
         OverflowError: an image overflows, and `precision` is not "auto", or is and there is no float32.
     """
     _check(model, image)
     precisions.check(precision, image.device)
     weight = None if strength == "auto" else _weight(strength)
     multiple = checked_multiple(size_multiple(model) if multiple is None else multiple)
+    side = None if tile is None else side_of(tile, multiple, memory)
+    if side is not None and needs_tiles(image, side, multiple):
+        result = in_tiles(model, image, side, multiple, weight, precision, check_finite, progress)
+        return _by_its_noise(image, result) if strength == "auto" else result
     too_large = _too_large(model, image, multiple, precision, memory)
     if too_large is None:
         result = in_one_piece(model, image, multiple, weight, precision, check_finite)
@@ -105,6 +117,7 @@ def restore_by_ensemble(
     multiple: int | None = None,
     precision: str = "auto",
     memory: int | str | None = None,
+    tile: int | None = None,
 ) -> torch.Tensor:
     """The mean of what `restore` makes of the image in its eight orientations, each turned back.
 
@@ -117,9 +130,36 @@ def restore_by_ensemble(
         for mirrored in (False, True):
             seen = image.rot90(turns, (2, 3))
             seen = seen.flip(3) if mirrored else seen
-            restored = restore(model, seen, multiple, precision=precision, memory=memory)
+            restored = restore(model, seen, multiple, precision=precision, memory=memory, tile=tile)
             total = total + (restored.flip(3) if mirrored else restored).rot90(-turns, (2, 3))
     return total / 8  # pyrefly: ignore[bad-return]
+
+
+def tile_difference(
+    model: nn.Module,
+    image: torch.Tensor,
+    tile: int,
+    multiple: int | None = None,
+    precision: str = "auto",
+) -> Difference | None:
+    """How far `restore(tile=)` is from `restore` without, at strength 1, measured on a sample.
+
+    The sample is the middle of the image, of at most `tile` * `tile` pixels, in one piece and in tiles half
+    as large, with means of its own. That takes about as long as three tiles, and no more memory. It tells the
+    order of magnitude: of 15 results its mean was a quarter to four times the true one.
+
+    Args: as of `restore`.
+
+    Returns:
+        Difference; None where the image is restored in one piece, or the result is not finite.
+
+    Raises: as `restore`.
+    """
+    _check(model, image)
+    precisions.check(precision, image.device)
+    multiple = checked_multiple(size_multiple(model) if multiple is None else multiple)
+    side = side_of(tile, multiple)
+    return difference(model, image, side, multiple, precision) if needs_tiles(image, side, multiple) else None
 
 
 def _check(model, image):

@@ -45,8 +45,15 @@ def in_one_piece(
         )
     result = padded_result[..., :height, :width]
     # Copies are made outside of inference_mode, so that the caller may use them in autograd and in place.
-    if weight is None:
-        return result.clone()
+    return result.clone() if weight is None else mixed(image, result, weight)
+
+
+def mixed(image: torch.Tensor, result: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """As much of the change from image to result as `weight`, one number.
+
+    Raises:
+        ValueError: they differ in shape.
+    """
     if result.shape != image.shape:
         raise ValueError(
             f"restore: strength {weight.item():g} mixes the image with the model's result, which must be of "

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import nn
 
-from . import forms, inference, noise, pretrained
+from . import forms, inference, noise, pretrained, tiles
 from . import precision as precisions
 from .engine import budget
 from .restoration import fp32_where_it_overflows
@@ -54,10 +54,12 @@ class Restorer:
         self_ensemble: whether to take the mean over eight orientations, which takes eight times as long.
         memory: what an image, or a batch, may take on a CPU beyond itself and the weights, as of
             `mirnet_fast.restore`.
+        tile: as of `mirnet_fast.restore`, for images of more pixels than a tile; not with `memory`.
 
     Raises:
         TypeError: an argument is of another type.
-        ValueError: there is no such task, file or precision, or the strength is not from 0 to 1.
+        ValueError: there is no such task, file or precision, the strength is not from 0 to 1, or the tile is
+            too small or given with `memory`.
         CheckpointError: the file is not a MIRNet's from RGB to RGB.
     """
 
@@ -70,6 +72,7 @@ class Restorer:
         strength: float | str | None = None,
         self_ensemble: bool = False,
         memory: int | str | None = None,
+        tile: int | None = None,
     ) -> None:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -81,6 +84,9 @@ class Restorer:
         if strength != "auto" and not (isinstance(strength, numbers.Real) and 0 <= strength <= 1):
             raise ValueError(f"Restorer: strength must be a number from 0 to 1, or 'auto'; got {strength!r}")
         self.memory = None if memory is None else budget.parsed(memory)
+        self.tile = tile
+        if tile is not None:
+            tiles.side_of(tile, inference.size_multiple(self.network), memory)
         self.precision, self.strength, self.self_ensemble = precision, strength, self_ensemble
         parameters = (p for p in self.network.parameters() if p.is_floating_point())
         self._dtype = next(parameters, torch.empty(0)).dtype
@@ -123,7 +129,8 @@ class Restorer:
     def restored(self, rgb: torch.Tensor, progress: Progress | None = None) -> Restored:
         """`mirnet_fast.restore` of (N, 3, H, W) floats, and what was told of them.
 
-        Where memory runs out nevertheless it is tried again in smaller strips, with a RuntimeWarning.
+        Where memory runs out nevertheless, and `tile` is not given, it is tried again in smaller strips, with
+        a RuntimeWarning.
 
         Args:
             progress: as of `mirnet_fast.restore`.
@@ -133,16 +140,24 @@ class Restorer:
         rgb = rgb.to(self.device, self._dtype)
 
         def run(memory: int | None) -> torch.Tensor:
-            how: dict[str, Any] = {"precision": self.precision, "memory": memory}
+            how: dict[str, Any] = {"precision": self.precision, "memory": memory, "tile": self.tile}
             if self.self_ensemble:
                 return inference.restore_by_ensemble(self.network, rgb, **how)
             return inference.restore(self.network, rgb, progress=progress, **how)
 
-        restored = self._within_memory((len(rgb), *rgb.shape[2:]), run)
+        size = len(rgb), *rgb.shape[2:]
+        restored = run(None) if self.tile is not None else self._within_memory(size, run)
         sigma, weights = self._weights(rgb, restored)
         if (weights != 1).any():
             restored = rgb.lerp(restored, weights[:, None, None, None].to(restored))
         return Restored(restored, sigma, weights)
+
+    def tile_difference(self, rgb: torch.Tensor) -> inference.Difference | None:
+        """`mirnet_fast.inference.tile_difference` of what `restored` gets; None without `tile`."""
+        if self.tile is None:
+            return None
+        rgb = rgb.to(self.device, self._dtype)
+        return inference.tile_difference(self.network, rgb, self.tile, precision=self.precision)
 
     def restored_by_rows(
         self,
@@ -152,7 +167,7 @@ class Restorer:
         progress: Progress | None = None,
         forecast: Callable[[inference.Forecast], object] = lambda forecast: None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The same for an image that need not be in memory: on a CPU, without self_ensemble.
+        """The same for an image that need not be in memory: on a CPU, without self_ensemble and `tile`.
 
         Its noise is that of `noise.sampled`.
 

@@ -72,6 +72,8 @@ class Report:
             self._json(record.as_json())
         elif record.status == RESTORED:
             self._say(_line(record))
+            if record.mean_difference is not None:
+                self._say(_of_tiles(record))
 
     def watch(self, item: "Item", part: float, forecast: "Forecast | None") -> None:
         """How far the network is with a large file."""
@@ -121,3 +123,8 @@ def _line(record: "Record") -> str:
     noise = "" if record.noise is None else f", noise of {record.noise:.1f}/255"
     made = "" if record.strength in (None, 1) and not noise else f", strength {record.strength:.2f}"
     return f"{record.input} -> {record.output}: {size}{noise}{made}, {record.seconds:.1f} s"
+
+
+def _of_tiles(record: "Record") -> str:
+    off = f"{record.mean_difference:.2f}/255 on average, {record.largest_difference:.1f}/255 at most"
+    return f"{record.output}: in tiles, so not exact: off by about {off}, measured on a sample"

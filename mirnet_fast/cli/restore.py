@@ -62,6 +62,12 @@ class Strength(click.ParamType):
     help="What an image may take, such as 4G; what is free if not given. Large ones are done in strips.",
 )
 @click.option(
+    "--tile",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Large images in tiles of at most N x N pixels: not exact, in little memory. Not with --memory.",
+)
+@click.option(
     "--suffix",
     metavar="_NAME",
     help="Write beside each IN, with this added to the name, such as _restored; there is no OUT then.",
@@ -111,6 +117,7 @@ def restore(
     precision: str,
     self_ensemble: bool,
     memory: str | None,
+    tile: int | None,
     suffix: str | None,
     format: str | None,
     skip_existing: bool,
@@ -175,6 +182,7 @@ def restore(
         "strength": strength,
         "self_ensemble": self_ensemble,
         "memory": memory,
+        "tile": tile,
     }
     try:
         restorer = Restorer(network, device=device, **settings) if address is None else None

@@ -129,6 +129,7 @@ class Job:
             page.height * page.width >= BY_ROWS
             and restorer.device.type == "cpu"
             and not restorer.self_ensemble
+            and restorer.tile is None
         ):
 
             def put(top, rows):
@@ -142,6 +143,10 @@ class Job:
             return restorer.restored_by_rows(size, page.rows, put, progress, forecast)
         photo = given or page.photo()
         restored = restorer.restored(photo.rgb, progress)
+        difference = restorer.tile_difference(photo.rgb) if number == 0 else None
+        if difference is not None:
+            largest, mean = (restored.strength.item() * each for each in difference)
+            self.record = replace(self.record, largest_difference=largest, mean_difference=mean)
         self._put = partial(writer.put, 0, restored.image, photo.alpha, number)
         if given is None:
             self._put_now()

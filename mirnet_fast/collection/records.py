@@ -23,6 +23,8 @@ class Record:
         noise: the standard deviation of its noise in grey levels of 255, the mean of its pages; None where
             the strength does not go by it.
         strength: how much of the network's change was made, the mean of its pages; None where none was.
+        largest_difference, mean_difference: how far it is from a result without tiles, in grey levels of 255,
+            by a sample of its first page; None where that is not in tiles.
         notes: what else is to be known: damage, what could not be kept.
     """
 
@@ -37,6 +39,8 @@ class Record:
     seconds: float = 0.0
     noise: float | None = None
     strength: float | None = None
+    largest_difference: float | None = None
+    mean_difference: float | None = None
     notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:

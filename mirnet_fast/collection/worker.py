@@ -29,7 +29,7 @@ class Worker:
         # In a sequence, as what is an argument itself would have to be there still when Ray starts anew.
         network, settings = ray.get(shared[0])
         free = budget.free()
-        if device == "cpu" and settings.get("memory") is None and free:
+        if device == "cpu" and settings.get("memory") is settings.get("tile") is None and free:
             # Workers beside this one have theirs.
             settings["memory"] = int(free * min(1.0, threads / (os.cpu_count() or 1)))
         self._restorer = Restorer(network, device=device, **settings)

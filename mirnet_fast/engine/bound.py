@@ -30,7 +30,7 @@ class UnexpectedResult(Exception):
 
 def is_kernel_call(task: Task) -> bool:
     """Whether a Task is a call of a kernel, and not of a module or of an operator of PyTorch."""
-    return task.kind not in ("call", "channels_last", "add", "total") and task.layers.get("by_kernels", True)
+    return task.kind not in by_torch and task.layers.get("by_kernels", True)
 
 
 class Bound:
@@ -59,8 +59,8 @@ class Bound:
         last = {window.value: i for i, task in enumerate(tasks) for window in task.windows()}
         made = set()
         for i, task in enumerate(tasks):
-            out = task.writes["out"].value
-            if out.outside and out not in made and task.kind != "call":
+            out = task.writes["out"].value if "out" in task.writes else None
+            if out is not None and out.outside and out not in made and task.kind != "call":
                 self.calls.append(partial(self._allocate, out))
             made.add(out)
             (binders.get(task.kind) or by_torch[task.kind])(self, task)
@@ -97,7 +97,8 @@ class Bound:
         if value.outside:
             return window
         if value not in self._views:
-            dtype = {SUMS: torch.float64, POOLED: torch.float32}.get(value.kind, self.dtype)
+            pooled = torch.promote_types(self.dtype, torch.float32)
+            dtype = {SUMS: torch.float64, POOLED: pooled}.get(value.kind, self.dtype)
             offset = self._layout.offsets[value]
             self._views[value] = self._block.view(offset, value.shape, dtype, channels_last=value.kind == MAP)
         return _part(self._views[value], window)
@@ -195,9 +196,44 @@ def _sum_into(out, parts):
     torch.sum(parts, 0, out=out)
 
 
+def _dau_pool(bound, task):
+    outputs = (bound.of(task.writes[name]) for name in ("pooled", "sums"))
+    bound.emit(_pool_channels, bound.of(task.reads["x"]), *outputs)
+
+
+def _pool_channels(x, pooled, sums):
+    """Maximum and mean over the channels, and the sums over the pixels."""
+    wide = x.to(pooled.dtype)
+    pooled[:, :1] = wide.amax(1, keepdim=True)
+    pooled[:, 1:] = wide.mean(1, keepdim=True)
+    sums.copy_(x.sum((2, 3), dtype=torch.float64))
+
+
+def _record_means(bound, task):
+    begin, pixels = (task.layers[name] for name in ("begin", "pixels"))
+    bound.emit(_put_means, bound.of(task.writes["means"]), bound.of(task.reads["sums"]), begin, pixels)
+
+
+def _put_means(means, parts, begin, pixels):
+    channels = parts[0].shape[1]
+    means[:, begin : begin + channels, 0, 0] = sum(parts) / pixels
+
+
+def _give_means(bound, task):
+    begin, pixels = (task.layers[name] for name in ("begin", "pixels"))
+    bound.emit(_put_sums, bound.of(task.writes["out"]), bound.of(task.reads["means"]), begin, pixels)
+
+
+def _put_sums(out, means, begin, pixels):
+    torch.mul(means[:, begin : begin + out.shape[1], 0, 0], pixels, out=out)
+
+
 by_torch: dict[str, Binder] = {
     "call": _module_call,
     "channels_last": _copy,
     "add": _add,
     "total": _total,
+    "dau_pool": _dau_pool,
+    "record means": _record_means,
+    "give means": _give_means,
 }

@@ -135,7 +135,8 @@ class Graph(Bound):
         self._given: dict[Value, torch.Tensor] = {}  # what the recorded launches read in place of the inputs
         self._result: torch.Tensor | None = None
         self._replay: Callable[[], None] | None = None
-        self._can_be_recorded = not any(task.kind == "call" for task in plan.tasks)
+        # A graph would write means where it did when it was recorded, and not where the caller wants them.
+        self._can_be_recorded = not any(task.kind in ("call", "record means") for task in plan.tasks)
         self._ran = False
 
     def run(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-MAP, POOLED, SUMS = "map", "pooled", "sums"
+MAP, POOLED, SUMS, MEANS = "map", "pooled", "sums", "means"
 
 # Steps whose kernels can leave the sums of what they write, which an SKFF would read it again for.
 SUMMED = ("residual_down_tail", "residual_up_tail", "dau_attention")
@@ -26,8 +26,9 @@ class Value:
 
     Attributes:
         shape: of a map (N, C, H, W), which is channels_last; of its pooled channels (N, 2, H, W), their
-            maximum and mean, contiguous; of its sums over the pixels (parts, N, C), in float64.
-        kind: MAP, POOLED or SUMS.
+            maximum and mean, contiguous; of its sums over the pixels (parts, N, C), in float64; of many
+            maps' means over the pixels (N, all C, 1, 1), in float64.
+        kind: MAP, POOLED, SUMS or MEANS.
         producer: the Step; None for an input of the graph.
         outside: whether others than the steps of the plan come to it, so that its memory is not the plan's.
     """

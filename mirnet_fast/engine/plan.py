@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from ..ops.packed_weights import release_packed_weights
 from . import cpu, cuda, eligibility, memory
 from .bound import Bound, UnexpectedResult
 from .graph import Builder
+from .means import GIVEN, Means
 from .schedule import Scheduler, Task
 
 Inputs = torch.Tensor | list[torch.Tensor] | tuple[torch.Tensor, ...]
@@ -41,6 +43,8 @@ class Plan:
     Args:
         module: one of `mirnet_fast.modules`, which `lower`s itself.
         inputs: a tensor (N, C, H, W) of the form that is planned for; a list of them if it takes one.
+        means: RECORDED or GIVEN of `means`: a run then takes one more input, of as many numbers as
+            `means.value` has, for the means over all pixels that gates take.
 
     Attributes:
         device, dtype: of the inputs.
@@ -49,6 +53,7 @@ class Plan:
         layout: where their values lie in a block.
         pointers: those of the Snapshot that it was made with.
         result: the Value that a run results in.
+        means: Means; None where a run takes none.
         peak_bytes: the memory that a run takes beyond weights, inputs and result.
 
     Raises:
@@ -57,10 +62,11 @@ class Plan:
 
     tasks: list[Task]
     layout: memory.Layout
+    means: Any  # Means, where a run takes them
     pointers: list[int]
     peak_bytes: int
 
-    def __init__(self, module: eligibility.Part, inputs: Inputs) -> None:
+    def __init__(self, module: eligibility.Part, inputs: Inputs, means: str | None = None) -> None:
         many = isinstance(inputs, (list, tuple))
         first = inputs[0] if many else inputs
         self.device, self.dtype, self._channels_last = first.device, first.dtype, _is_channels_last(first)
@@ -76,6 +82,8 @@ class Plan:
             if len(builder.steps) > 1 and _is_one_op(builder.steps):
                 raise Unplannable(f"{ONE_OP}, as its maps are not channels_last")
             self.result.outside = self.result.outside or self._channels_last
+            self.means = None if means is None else Means(builder.steps, means == GIVEN)
+            self._inputs += [] if self.means is None else [self.means.value]
             self._scheduler = Scheduler(
                 builder.steps,
                 self.result,
@@ -83,6 +91,7 @@ class Plan:
                 lambda step: self.executor.is_for_kernels(step, self.dtype),
                 self.executor.IN_BANDS,
                 self.executor.JOINS,
+                self.means,
             )
         except ValueError as error:  # shapes that don't fit: the ordinary forward says it as PyTorch does
             raise Unplannable(str(error)) from error
@@ -196,13 +205,17 @@ def _count(name):
 
 
 def plan_of(
-    module: eligibility.Part, inputs: Inputs, snapshot: eligibility.Snapshot | None = None
+    module: eligibility.Part,
+    inputs: Inputs,
+    snapshot: eligibility.Snapshot | None = None,
+    means: str | None = None,
 ) -> Plan | str:
     """The Plan for module(inputs) as things are now, or the reason why there is none, a str.
 
     Args:
         inputs: a tensor or a list of them.
         snapshot: eligibility.snapshot_of(module), if that was asked for already.
+        means: as of Plan.
     """
     every = inputs if isinstance(inputs, (list, tuple)) else [inputs]
     if not every:
@@ -220,12 +233,12 @@ def plan_of(
         return eligibility.unfit(module)
     x = every[0]
     forms = tuple(_is_channels_last(x) for x in every)
-    key = x.shape, x.dtype, x.device, forms, *executor_of(x.device).settings()
+    key = x.shape, x.dtype, x.device, forms, means, *executor_of(x.device).settings()
     plan = snapshot.plans.get(key)
     if plan is not None and not isinstance(plan, str) and plan.executor.PINNED:
         plan = plan if plan.pointers is snapshot.pointers else None
     if plan is None:
-        plan = _built(module, inputs, snapshot, x)
+        plan = _built(module, inputs, snapshot, x, means)
         snapshot.plans[key] = plan
         while len(snapshot.plans) > MOST:
             snapshot.plans.pop(next(iter(snapshot.plans), None), None)
@@ -233,7 +246,7 @@ def plan_of(
     return plan
 
 
-def _built(module, inputs, snapshot, x):
+def _built(module, inputs, snapshot, x, means):
     for tensor in snapshot.tensors:
         # Numbers that only count, as BatchNorm's, are of other dtypes.
         if tensor.device != x.device or (tensor.is_floating_point() and tensor.dtype != x.dtype):
@@ -241,7 +254,7 @@ def _built(module, inputs, snapshot, x):
             name = next((name for name, other in named if other is tensor), "parameter")
             return f"its {name} is {tensor.dtype} on {tensor.device}, and the input {x.dtype} on {x.device}"
     try:
-        plan = Plan(module, inputs)
+        plan = Plan(module, inputs, means)
     except Unplannable as reason:
         return str(reason)
     plan.pointers = snapshot.pointers

@@ -9,9 +9,12 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .graph import POOLED, SUMMED, SUMS, Step, Value
+
+if TYPE_CHECKING:
+    from .means import Means
 
 BAND_BYTES = 2**24  # what one convolution hands to the next stays in the last-level cache
 LATE_BYTES = 2**26  # maps above it count more than the time to make one of them twice
@@ -88,6 +91,7 @@ class Scheduler:
         is_for_kernels: function of a convolution Step that says whether the device's own kernels run it.
         in_bands: False leaves every map whole, but what is joined where something is made late.
         joins: whether kernels of up tails take their other branch projected, so that it can be `joined`.
+        means: what the tasks are to do with the gates' means; None for nothing else.
     """
 
     def __init__(
@@ -98,8 +102,9 @@ class Scheduler:
         is_for_kernels: Callable[[Step], bool],
         in_bands: bool = True,
         joins: bool = False,
+        means: "Means | None" = None,
     ) -> None:
-        self._itemsize, self._in_bands, self._joins = itemsize, in_bands, joins
+        self._itemsize, self._in_bands, self._joins, self._means = itemsize, in_bands, joins, means
         self._uses = Counter(value for step in steps for value in step.reads())
         self._output = output
         for step in steps:
@@ -126,7 +131,7 @@ class Scheduler:
                 tasks += self._run(node._replace(bands=_bands_in(node.steps[0].out.height, 1)))
             else:
                 tasks += self._run(node)
-        return tasks
+        return tasks if self._means is None else self._means.woven_in(tasks)
 
     def skffs(self) -> list[Step]:
         """The SKFFs (Steps) in their order."""
@@ -147,7 +152,9 @@ class Scheduler:
 
     def nbytes(self, value: Value) -> int:
         """Bytes of a Value."""
-        return math.prod(value.shape) * {SUMS: 8, POOLED: 4}.get(value.kind, self._itemsize)
+        return math.prod(value.shape) * {SUMS: 8, POOLED: max(self._itemsize, 4)}.get(
+            value.kind, self._itemsize
+        )
 
     # Nodes
 
@@ -278,14 +285,14 @@ class Scheduler:
         bands, sums, tasks = late[0].bands, [*_parts(step.inputs["sums"])], []
         leave_sums = bool(sums)
         if not leave_sums:
-            tasks.append(_pool([whole(value) for value in there]))
+            tasks.append(pool([whole(value) for value in there]))
             sums.append(tasks[-1].writes["out"])
         for i, (begin, end) in enumerate(bands):
             for node in late:
                 made, outputs = _band_buffer(node), node.last.outputs if leave_sums else {}
                 tasks += _band(node, i, _between(node), made, outputs, 2 * begin)
                 if not leave_sums:
-                    tasks.append(_pool([Window(made, 0, 2 * (end - begin))]))
+                    tasks.append(pool([Window(made, 0, 2 * (end - begin))]))
                     sums.append(tasks[-1].writes["out"])
         for i, (begin, end) in enumerate(bands):
             made = []
@@ -376,6 +383,7 @@ def _parts(sums):
     return tuple(Window(value, i, i + 1) for value in sums for i in range(value.shape[0]))
 
 
-def _pool(branches):
+def pool(branches: Sequence[Window]) -> Task:
+    """The Task that takes the sums of an SKFF's branches."""
     n, channels = branches[0].value.shape[:2]
     return Task("skff_pool", {}, {"branches": tuple(branches)}, {"out": whole(Value((1, n, channels), SUMS))})

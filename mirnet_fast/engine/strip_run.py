@@ -310,22 +310,8 @@ def _put_sums_of_conv(layer, sums, x, first, last):
         sums += layer.bias.double() * (x.shape[2] * x.shape[3])
 
 
-def _dau_pool(bound, task):
-    outputs = (bound.of(task.writes[name]) for name in ("pooled", "sums"))
-    bound.emit(_pool_channels, bound.of(task.reads["x"]), *outputs)
-
-
-def _pool_channels(x, pooled, sums):
-    """Maximum and mean over the channels, and the sums over the pixels."""
-    wide = x.to(pooled.dtype)
-    pooled[:, :1] = wide.amax(1, keepdim=True)
-    pooled[:, 1:] = wide.mean(1, keepdim=True)
-    sums.copy_(x.sum((2, 3), dtype=torch.float64))
-
-
 _BINDERS: dict[str, Binder] = {
     "sum up": _sum_up,
     PIXELS: _pixels,
     SUMS_OF_CONV: _sums_of_conv,
-    "dau_pool": _dau_pool,
 }

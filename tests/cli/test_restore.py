@@ -1,7 +1,9 @@
 """mirnet-fast restore, on small networks."""
 
 import errno
+import json
 import os
+import re
 import resource
 from pathlib import Path
 
@@ -11,11 +13,13 @@ import pytest
 import skimage.data
 import torch
 
-from mirnet_fast import MIRNet, demonstration, evaluation, pretrained, reference
+from mirnet_fast import MIRNet, demonstration, evaluation, inference, pretrained, reference
 from mirnet_fast.checkpoints import save_checkpoint
 from mirnet_fast.collection.job import Job
-from mirnet_fast.images import Origin, Page
+from mirnet_fast.images import Origin, Page, read_photo
+from mirnet_fast.pretrained import network_in
 
+from ..cases import first_of
 from .common import CONFIG, random_pixels, read, run
 
 
@@ -379,3 +383,47 @@ def test_restore_page_by_page(tmp_path, identity):
     result = run("restore", tmp_path / "in.tif", tmp_path / "other.tif", *arguments)
     assert result.exit_code == 1 and "in.tif: its pages differ in size or kind" in result.output
     assert not (tmp_path / "other.tif").exists()
+
+
+def test_restore_in_tiles_tells_how_far_from_exact(tmp_path, weights):
+    cv2.imwrite(str(tmp_path / "large.png"), random_pixels(np.uint8, 41, 50, 3))
+    cv2.imwrite(str(tmp_path / "small.png"), random_pixels(np.uint8, 30, 32, 3))
+    arguments = [
+        "restore",
+        tmp_path / "large.png",
+        tmp_path / "small.png",
+        tmp_path / "out",
+        "--weights",
+        weights,
+    ]
+    result = run(*arguments, "--tile", 32)
+    assert result.exit_code == 0, result.output
+    told = re.findall(r"(\w+)\.png: in tiles, so not exact: off by about (.*), measured", result.stdout)
+    assert [name for name, _ in told] == ["large"]
+    assert re.fullmatch(r"\d+\.\d\d/255 on average, \d+\.\d/255 at most", told[0][1])
+    by_tiles = read(tmp_path / "out" / "large.png")
+    result = run(*arguments, "--tile", 32, "--overwrite", "--json", "--strength", 0.5)
+    large, small, _ = map(json.loads, result.stdout.splitlines())
+    assert 0 < large["mean_difference"] < large["largest_difference"] < 255
+    rgb = read_photo(tmp_path / "large.png").rgb
+    found = inference.tile_difference(network_in(weights), rgb, 32)
+    assert large["mean_difference"] == pytest.approx(found.mean / 2, rel=1e-3)
+    assert small["mean_difference"] is small["largest_difference"] is None
+    run(*arguments, "--overwrite")
+    apart = np.abs(read(tmp_path / "out" / "large.png").astype(int) - by_tiles)
+    assert 0 < apart.max() < 40
+
+
+@pytest.mark.parametrize("others", first_of([[], ["--ray", "auto"]]))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", 16], "--tile must be at least 32, pixels a side; got 16"),
+        (["--tile", 64, "--memory", "2G"], "--tile and memory exclude each other"),
+        (["--tile", "many"], "Invalid value for '--tile'"),
+    ],
+)
+def test_tiles_that_cannot_be(tmp_path, weights, options, message, others):
+    result = run("restore", tmp_path, tmp_path / "out", "--weights", weights, *options, *others)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not (tmp_path / "out").exists()

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 import mirnet_fast
-from mirnet_fast.collection import ClusterError, Workers, listed, restore_files, restore_on_ray
+from mirnet_fast.collection import ClusterError, How, Workers, listed, restore_files, restore_on_ray, worker
 from mirnet_fast.collection.worker import TRIES
 from mirnet_fast.restorer import Restorer
 
@@ -23,6 +24,17 @@ from .on_ray import Ending
 
 needs_ray = [cases.exhaustive, foreign.needs("ray"), pytest.mark.xdist_group("ray")]
 TWO = Workers(count=2, cpus=1)
+
+
+@pytest.mark.parametrize("settings", [{}, {"memory": "1G"}, {"tile": 64}])
+def test_a_worker_of_a_cpu_has_its_share_of_the_memory_where_nothing_else_is_said(monkeypatch, settings):
+    monkeypatch.setattr(worker, "ray_package", lambda: SimpleNamespace(get=lambda it: it))
+    monkeypatch.setattr(worker.torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(worker.budget, "free", lambda: 2**30 * os.cpu_count())
+    begun = SimpleNamespace(count=SimpleNamespace(remote=None))
+    network = mirnet_fast.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)
+    made = worker.Worker([(network, dict(settings)), begun], How(), 1, "cpu", "")._restorer
+    assert (made.memory, made.tile) == (None if "tile" in settings else 2**30, settings.get("tile"))
 
 
 @pytest.fixture(scope="module")
