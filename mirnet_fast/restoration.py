@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from . import engine
 from . import precision as precisions
@@ -335,11 +336,11 @@ def one_piece(
     device: torch.device,
 ) -> Whole | str:
     """What padded images (N, C, H, W) of a dtype take in one piece, or why that cannot be told."""
-    network = model if way is None else way.network
+    network: Any = model if way is None else way.network  # a Part, if it is none of the others
     if device.type != "cpu":
         return f"the model is on {device}"
-    if not isinstance(network, eligibility.Part):
-        return f"a {type(network).__name__} is none of mirnet_fast's modules"
+    if reason := unplannable(network):
+        return reason
     with torch.no_grad():
         sample = torch.empty(tuple(shape), dtype=dtype)
         if way is not None:
@@ -355,6 +356,15 @@ def one_piece(
     nbytes = plan.peak_bytes + 2 * math.prod(plan.result.shape) * dtype.itemsize
     nbytes += math.prod(shape) * dtype.itemsize + (0 if way is None else sample.numel() * sample.itemsize)
     return Whole(nbytes, sum(seconds_of(task, plan.dtype.itemsize) for task in plan.tasks))
+
+
+def unplannable(network: nn.Module) -> str | None:
+    """Why a network must be called and not run as a plan, or None; of what is in it the plan tells."""
+    if not isinstance(network, eligibility.Part):
+        return f"a {type(network).__name__} is none of mirnet_fast's modules"
+    if _has_any_global_hook():
+        return "hooks on all modules are registered"
+    return eligibility.unlowered(network)
 
 
 _measuring = threading.Lock()

@@ -13,14 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from . import engine
 from . import precision as precisions
-from .engine import eligibility
 from .engine.means import GIVEN, RECORDED
 from .one_piece import in_one_piece, misfit, mixed, pad_by_reflection
-from .restoration import Progress, fp32_where_it_overflows, way_of
+from .restoration import Progress, fp32_where_it_overflows, unplannable, way_of
 
 LEAST = 32  # pixels a side of a tile
 OVERLAP = 32  # of neighbours, at least, where a quarter of a tile is more
@@ -174,7 +172,7 @@ class _Network:
     def _plan(self, x, means):
         """(the Plan for an image or part of one, what it is run on)."""
         entered = x if self._way is None else self._way.enter(x)
-        plan = self._unplannable() or engine.plan_of(self._network, entered, means=means)
+        plan = unplannable(self._network) or engine.plan_of(self._network, entered, means=means)
         if not isinstance(plan, str):
             called = next((task.layers["module"] for task in plan.tasks if task.kind == "call"), None)
             if called is None:
@@ -182,13 +180,6 @@ class _Network:
             plan = f"a {type(called).__name__} in it is called, and what means it takes is not known"
         reason = misfit(self._model, x, self._precision) or f"`tile` is not for this network: {plan}"
         raise ValueError(f"restore: {reason}")
-
-    def _unplannable(self):
-        if not isinstance(self._network, eligibility.Part):
-            return f"a {type(self._network).__name__} is none of mirnet_fast's modules"
-        if _has_any_global_hook():
-            return "hooks on all modules are registered"
-        return eligibility.unlowered(self._network)
 
 
 def _overlap(side, multiple):

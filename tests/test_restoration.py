@@ -8,6 +8,7 @@ import textwrap
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_hook
 
 import mirnet_fast
 from mirnet_fast import inference, precision, restoration
@@ -148,6 +149,16 @@ def test_where_it_cannot_be_kept(network, image):
     with pytest.raises(ValueError, match="a Sequential is none of mirnet_fast's modules"):
         restore(torch.nn.Sequential(network), image, memory="1G")
     hooked = mirnet_fast.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1).eval()
+    cases = [
+        (hooked.register_forward_hook, "it has hooks"),
+        (register_module_forward_hook, "hooks on all modules"),
+    ]
+    for register, reason in cases:
+        with (
+            register(lambda module, args, result: None),
+            pytest.raises(ValueError, match=f"cannot be kept: {reason}"),
+        ):
+            restore(hooked, image, memory=300_000)
     hooked.body[0].body[0].register_forward_hook(lambda module, args, result: None)
     with pytest.raises(
         ValueError, match="cannot be kept: a MSRB in it is called, and what that takes is not"
