@@ -159,6 +159,15 @@ class Restorer:
         rgb = rgb.to(self.device, self._dtype)
         return inference.tile_difference(self.network, rgb, self.tile, precision=self.precision)
 
+    def can_keep_to_memory(self) -> bool:
+        """Whether `memory` may be given: it is known what an image takes by the network."""
+        precision, dtype = self.precision, self._dtype
+        try:
+            inference.Restoration(self.network, (3, 1, 1), dtype=dtype, precision=precision, memory="1G")
+        except ValueError:
+            return False
+        return True
+
     def restored_by_rows(
         self,
         size: tuple[int, int],

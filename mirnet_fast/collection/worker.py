@@ -28,11 +28,12 @@ class Worker:
         torch.set_num_threads(threads)
         # In a sequence, as what is an argument itself would have to be there still when Ray starts anew.
         network, settings = ray.get(shared[0])
+        self._restorer = Restorer(network, device=device, **settings)
         free = budget.free()
         if device == "cpu" and settings.get("memory") is settings.get("tile") is None and free:
             # Workers beside this one have theirs.
-            settings["memory"] = int(free * min(1.0, threads / (os.cpu_count() or 1)))
-        self._restorer = Restorer(network, device=device, **settings)
+            share = int(free * min(1.0, threads / (os.cpu_count() or 1)))
+            self._restorer.memory = share if self._restorer.can_keep_to_memory() else None
         self._begun, self._get = shared[1], ray.get
         self._how, self._base = how, base
 

@@ -32,9 +32,16 @@ def test_a_worker_of_a_cpu_has_its_share_of_the_memory_where_nothing_else_is_sai
     monkeypatch.setattr(worker.torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(worker.budget, "free", lambda: 2**30 * os.cpu_count())
     begun = SimpleNamespace(count=SimpleNamespace(remote=None))
+
+    def made(network):
+        return worker.Worker([(network, dict(settings)), begun], How(), 1, "cpu", "")._restorer
+
     network = mirnet_fast.MIRNet(n_feat=8, n_RRG=1, n_MSRB=1)
-    made = worker.Worker([(network, dict(settings)), begun], How(), 1, "cpu", "")._restorer
-    assert (made.memory, made.tile) == (None if "tile" in settings else 2**30, settings.get("tile"))
+    restorer = made(network)
+    assert (restorer.memory, restorer.tile) == (None if "tile" in settings else 2**30, settings.get("tile"))
+    # What this one takes is not known, so that no share could be kept.
+    network.register_forward_hook(lambda module, args, result: None)
+    assert made(network).memory == (2**30 if "memory" in settings else None)
 
 
 @pytest.fixture(scope="module")
