@@ -346,8 +346,8 @@ def overflowing(denoiser):
     for hook in hooks:
         hook.remove()
     with torch.no_grad():
-        model.conv_in.weight.mul_(2 * 65504 / max(largest))
-        model.conv_out.weight.mul_(max(largest) / 65504 / 2)
+        model.conv_in.weight.mul_(2.1 * 65504 / max(largest))
+        model.conv_out.weight.mul_(max(largest) / 65504 / 2.1)
     return model, batch
 
 
