@@ -31,7 +31,7 @@ def told(monkeypatch, stream, as_json=False):
     monkeypatch.setattr(sys, "stderr", err)
     summary, report = Summary(seconds=2.0), Report(4, "out", as_json)
     records = [
-        Record(NAME, "b.png", RESTORED, None, 3000, 2000, 2, 12_000_000, 1.5, 7.25, 0.5, ("a note",)),
+        Record(NAME, "b.png", RESTORED, None, 3000, 2000, 2, 12_000_000, 1.5, 7.25, 0.5, notes=("a note",)),
         Record("c.png", "d.png", RESTORED, None, 10, 20, 1, 200, 0.1, None, 1.0),
         Record("e.png", "f.png", SKIPPED, "f.png is there already"),
         Record(NAME, "g.png", FAILED, f"{NAME} is bad"),
