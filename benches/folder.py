@@ -1,8 +1,8 @@
 """What reading and writing take from the speed of the network: python benches/folder.py
 
 Restores a folder of noisy JPEGs, and runs the network alone on as many photos of that size that are in
-memory, in turns. Prints megapixels a second of both, and what share of the network's own speed the folder
-has: it should be ASKED at least.
+memory, in turns of a minute, as the speed of a machine wanders. Prints megapixels a second of both, and what
+share of the network's own speed the folder has: it should be ASKED at least.
 """
 
 import argparse
@@ -41,9 +41,9 @@ def make_photos(folder, count, size):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=50, help="photos in the folder")
+    parser.add_argument("--count", type=int, default=10, help="photos in the folder")
     parser.add_argument("--size", type=int, nargs=2, default=SIZE, metavar=("WIDTH", "HEIGHT"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         folder, out = Path(place, "in"), Path(place, "out")

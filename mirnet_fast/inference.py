@@ -9,7 +9,14 @@ from torch import nn
 from . import noise
 from . import precision as precisions
 from .engine import budget
-from .one_piece import blocks_and_others, in_one_piece, misfit, pad_by_reflection, size_multiple
+from .one_piece import (
+    blocks_and_others,
+    in_one_piece,
+    misfit,
+    pad_by_reflection,
+    padded_size,
+    size_multiple,
+)
 from .restoration import (
     Forecast,
     Progress,
@@ -212,7 +219,7 @@ def _too_large(model, image, multiple, precision, memory):
     """None, or the bytes that there are for images which do not fit in them in one piece."""
     allowed = None if memory is None else budget.parsed(memory)
     n, channels, *size = image.shape
-    shape = (n, channels, *(-(-side // multiple) * multiple for side in size))
+    shape = (n, channels, *(padded_size(side, multiple) for side in size))
     if allowed is None and (type(image) is not torch.Tensor or n * shape[2] * shape[3] < FEW_PIXELS):
         return None
     if allowed is None and image.device.type != "cpu":

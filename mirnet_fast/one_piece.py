@@ -80,7 +80,7 @@ def pad_by_reflection(image: torch.Tensor, multiple: int) -> torch.Tensor:
     Unlike torch's reflect padding this one goes back and forth, so the padding may be larger than
     the image; an axis of one pixel is repeated.
     """
-    rows, columns = (reflected(size, -(-size // multiple) * multiple) for size in image.shape[2:])
+    rows, columns = (reflected(size, padded_size(size, multiple)) for size in image.shape[2:])
     if len(rows) > image.shape[2]:
         image = image[:, :, rows.to(image.device)]
     if len(columns) > image.shape[3]:
@@ -144,10 +144,15 @@ def _resamples(module):
     return any(factor not in (None, 1, (1, 1)) for factor in factors)
 
 
-def reflected(size: int, padded_size: int) -> torch.Tensor:
+def padded_size(size: int, multiple: int) -> int:
+    """The least multiple that is not below `size`."""
+    return -(-size // multiple) * multiple
+
+
+def reflected(size: int, padded: int) -> torch.Tensor:
     """The index of what stands at each place of an axis that is padded by reflection, back and forth."""
     period = max(2 * (size - 1), 1)
-    index = torch.arange(padded_size) % period
+    index = torch.arange(padded) % period
     return torch.where(index < size, index, period - index)
 
 

@@ -19,7 +19,7 @@ from . import precision as precisions
 from .engine import budget, eligibility, store, strip_run
 from .engine.strips import CORE, NotEnough, Strips, seconds_of
 from .measure import product_rate
-from .one_piece import in_eval_mode, in_one_piece, reflected, size_multiple
+from .one_piece import in_eval_mode, in_one_piece, padded_size, reflected, size_multiple
 
 Progress = Callable[[float, float], object]
 Rows = Callable[[int, int], torch.Tensor]
@@ -149,7 +149,7 @@ class Restoration:
 
     def _prepare(self):
         channels, height, width = self._shape
-        padded = [-(-size // self._multiple) * self._multiple for size in (height, width)]
+        padded = [padded_size(size, self._multiple) for size in (height, width)]
         self._strips, way = None, self._way()
         shape = (1, channels, *padded)
         whole = one_piece(self._model, way, shape, self._dtype, self._device)
@@ -270,7 +270,7 @@ class _Padded:
     def __init__(self, rows: Rows, shape: Sequence[int], multiple: int) -> None:
         _, self._height, width = shape
         self._rows = rows
-        self._lines, columns = (reflected(size, -(-size // multiple) * multiple) for size in shape[1:])
+        self._lines, columns = (reflected(size, padded_size(size, multiple)) for size in shape[1:])
         self._columns = columns if len(columns) > width else None
         self._last: torch.Tensor | None = None  # the rows that padding repeats
         self._first = 0  # the first of them
@@ -339,32 +339,35 @@ def one_piece(
     network: Any = model if way is None else way.network  # a Part, if it is none of the others
     if device.type != "cpu":
         return f"the model is on {device}"
-    if reason := unplannable(network):
-        return reason
     with torch.no_grad():
         sample = torch.empty(tuple(shape), dtype=dtype)
         if way is not None:
             entered = way.enter(sample[:1, :, :1, :1])
             sample = torch.empty((shape[0], entered.shape[1], *shape[2:]), dtype=entered.dtype)
-        plan = engine.plan_of(network, sample)
+        plan = plan_without_calls(network, sample)
     if isinstance(plan, str):
         return plan
-    called = [task.layers["module"] for task in plan.tasks if task.kind == "call"]
-    if called:
-        return f"a {type(called[0]).__name__} in it is called, and what that takes is not known"
     # Beside the plan's: the padded image, what the network gets, the result, its copy.
     nbytes = plan.peak_bytes + 2 * math.prod(plan.result.shape) * dtype.itemsize
     nbytes += math.prod(shape) * dtype.itemsize + (0 if way is None else sample.numel() * sample.itemsize)
     return Whole(nbytes, sum(seconds_of(task, plan.dtype.itemsize) for task in plan.tasks))
 
 
-def unplannable(network: nn.Module) -> str | None:
-    """Why a network must be called and not run as a plan, or None; of what is in it the plan tells."""
+def plan_without_calls(network: Any, x: torch.Tensor, means: str | None = None) -> engine.Plan | str:
+    """`engine.plan_of` a network all of which is known, or why that cannot be had."""
     if not isinstance(network, eligibility.Part):
         return f"a {type(network).__name__} is none of mirnet_fast's modules"
     if _has_any_global_hook():
         return "hooks on all modules are registered"
-    return eligibility.unlowered(network)
+    if reason := eligibility.unlowered(network):
+        return reason
+    plan = engine.plan_of(network, x, means=means)
+    if isinstance(plan, str):
+        return plan
+    called = next((task.layers["module"] for task in plan.tasks if task.kind == "call"), None)
+    if called is not None:
+        return f"a {type(called).__name__} in it is called, and what that takes is not known"
+    return plan
 
 
 _measuring = threading.Lock()

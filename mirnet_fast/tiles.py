@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from . import engine
 from . import precision as precisions
 from .engine.means import GIVEN, RECORDED
-from .one_piece import in_one_piece, misfit, mixed, pad_by_reflection
-from .restoration import Progress, fp32_where_it_overflows, unplannable, way_of
+from .one_piece import in_one_piece, misfit, mixed, pad_by_reflection, padded_size
+from .restoration import Progress, fp32_where_it_overflows, plan_without_calls, way_of
 
 LEAST = 32  # pixels a side of a tile
 OVERLAP = 32  # of neighbours, at least, where a quarter of a tile is more
@@ -59,7 +58,7 @@ def side_of(tile: int, multiple: int, memory: int | str | None = None) -> int:
 
 def needs_tiles(image: torch.Tensor, side: int, multiple: int) -> bool:
     """Whether images (N, C, H, W), padded to `multiple`, have more pixels than a tile of that side."""
-    return math.prod(-(-size // multiple) * multiple for size in image.shape[2:]) > side * side
+    return math.prod(padded_size(size, multiple) for size in image.shape[2:]) > side * side
 
 
 def in_tiles(
@@ -118,7 +117,7 @@ def difference(
     crop = _middle(pad_by_reflection(image.detach(), multiple), side, multiple)
     options: tuple[Any, ...] = multiple, None, precision, True
     exact = in_one_piece(model, crop, *options)
-    half = -(-(side + _overlap(side, multiple)) // (2 * multiple)) * multiple
+    half = padded_size(side + _overlap(side, multiple), 2 * multiple) // 2
     tiled = in_tiles(model, crop, half, *options)
     apart = 255 * (exact.float() - tiled.float()).abs()
     return Difference(apart.max().item(), apart.mean().item()) if apart.isfinite().all() else None
@@ -172,12 +171,9 @@ class _Network:
     def _plan(self, x, means):
         """(the Plan for an image or part of one, what it is run on)."""
         entered = x if self._way is None else self._way.enter(x)
-        plan = unplannable(self._network) or engine.plan_of(self._network, entered, means=means)
+        plan = plan_without_calls(self._network, entered, means)
         if not isinstance(plan, str):
-            called = next((task.layers["module"] for task in plan.tasks if task.kind == "call"), None)
-            if called is None:
-                return plan, entered
-            plan = f"a {type(called).__name__} in it is called, and what means it takes is not known"
+            return plan, entered
         reason = misfit(self._model, x, self._precision) or f"`tile` is not for this network: {plan}"
         raise ValueError(f"restore: {reason}")
 
@@ -209,7 +205,7 @@ def _cuts(size, side, overlap, multiple):
 def _patches(image, side, multiple):
     """An image of at most side * side pixels, of patches from all over the image."""
     height, width = image.shape[2:]
-    patch = -(-max(PATCH, side // PATCHES) // multiple) * multiple
+    patch = padded_size(max(PATCH, side // PATCHES), multiple)
     high, wide = min(patch, height), min(patch, width)
     most = side * side // (high * wide)
     rows = max(min(int(height * side / math.sqrt(height * width)) // high, most), 1)

@@ -39,6 +39,14 @@ def test_scales():
     assert np.allclose(half, whole.reshape(256, 2, 256, 2, 3).mean((1, 3)), atol=1e-6)
 
 
+def test_sides():
+    photos = Photos(recipe(train=CLEAN | {"sides": [128, 10**6]}).train)
+    assert len(photos) == 3 * len(PHOTOS)
+    whole, small, as_it_is = (photos.target(i * len(PHOTOS)) for i in range(3))
+    assert whole.shape == as_it_is.shape == (512, 512, 3) and small.shape == (128, 128, 3)
+    assert np.allclose(small, whole.reshape(128, 4, 128, 4, 3).mean((1, 3)), atol=1e-6)
+
+
 def test_pairs(tmp_path):
     clean, noisy = write_photos(tmp_path / "clean"), write_photos(tmp_path / "noisy", seed=1)
     photos = Photos(recipe(train={"kind": "pairs", "input": noisy, "target": clean}).train)

@@ -68,7 +68,8 @@ class Photos:
         if isinstance(source, Clean):
             # pyrefly: ignore[bad-argument-type]
             photos = source.photos or photos_below(source.folder)
-            self.names = [(photo, scale) for scale in source.scales for photo in photos]
+            sizes = [(scale, None) for scale in source.scales] + [(1.0, side) for side in source.sides]
+            self.names = [(photo, *size) for size in sizes for photo in photos]
         else:
             self.names = source.pairs()
         self._kept, self._bytes = {}, 0
@@ -84,11 +85,13 @@ class Photos:
         """(H, W, 3) float32 of the clean photo i."""
         return self._decoded(self.names[i][1]) if self.paired else self._decoded(*self.names[i])
 
-    def _decoded(self, photo, scale=1.0):
-        key = photo, scale
+    def _decoded(self, photo, scale=1.0, side=None):
+        key = photo, scale, side
         if key in self._kept:
             return self._kept[key]
         rgb = _rgb(photo)
+        if side is not None:
+            scale = min(side / min(rgb.shape[:2]), 1)
         if scale < 1:
             if scale * min(rgb.shape[:2]) < 1:
                 raise ImageError(f"{photo} at scale {scale} is less than a pixel")

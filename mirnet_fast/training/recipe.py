@@ -67,6 +67,8 @@ class Clean(Part):
     Attributes:
         photos: "skimage:NAME", a function of skimage.data, or "sklearn:FILE", a sample image.
         scales: sizes that each photo is used in; smaller than 1 it is sharper and has less noise of its own.
+        sides: and as small as to have these shorter sides, in pixels, where it is larger: a patch of like
+            size has the whole scene in it, by which the light can be told.
         degradations: one after another; the kinds are in `mirnet_fast.training.degradations`.
         target: what a network is to make of it: the "clean" photo, or the "processed" one, which went the
             same way with the same random numbers, but without noise and darkness. So noise is removed,
@@ -79,6 +81,7 @@ class Clean(Part):
     folder: Path | None = None
     photos: list[str] | None = Field(None, min_length=1)
     scales: list[Annotated[Positive, Field(le=1)]] = Field([1.0], min_length=1)
+    sides: list[Count] = []
     degradations: Degradations
     target: Literal["clean", "processed"] = "clean"
     margin: Annotated[Whole, Field(le=2**15)] = 0
