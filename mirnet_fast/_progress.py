@@ -10,7 +10,7 @@ EVERY = 60.0  # seconds between lines
 
 
 class Progress:
-    """A context manager: inside, `advance` shows what is done.
+    """A context manager: inside, `advance` and `at` show what is done.
 
     Args:
         total: how many there are in all.
@@ -18,9 +18,21 @@ class Progress:
         done: how many were done before.
         shown: whether anything is shown.
         lines: whether there are lines where stderr is no terminal.
+        transient: whether the bar is gone in the end.
+
+    Attributes:
+        running: whether there is a bar to be seen.
     """
 
-    def __init__(self, total: int, unit: str, done: int = 0, shown: bool = True, lines: bool = False) -> None:
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        done: float = 0,
+        shown: bool = True,
+        lines: bool = False,
+        transient: bool = False,
+    ) -> None:
         from rich import progress
         from rich.console import Console
 
@@ -36,6 +48,7 @@ class Progress:
             *columns,
             console=console,
             disable=not (shown and console.is_terminal),
+            transient=transient,
             redirect_stdout=False,  # or what a forked process prints might wait for our lock
             redirect_stderr=False,
         )
@@ -50,10 +63,18 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
+    @property
+    def running(self) -> bool:
+        return self._bar.live.is_started and not self._bar.disable
+
     def advance(self, note: str = "") -> None:
         """One more is done; `note` stands beside it."""
-        self._done += 1
-        self._bar.update(self._task, advance=1, note=note)
+        self.at(self._done + 1, note)
+
+    def at(self, done: float, note: str = "") -> None:
+        """So many are done, and a part of the next."""
+        self._done = done
+        self._bar.update(self._task, completed=done, note=note)
         if self._lines and (self._done == self._total or time.monotonic() - self._told >= EVERY):
             self._told = time.monotonic()
             self.tell(f"{self._done} of {self._total} {self._unit} {note}".rstrip())

@@ -2,9 +2,12 @@
 
 import json
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from .._progress import Progress
 
 if TYPE_CHECKING:
     from ..collection import Item, Record, Summary
@@ -28,42 +31,27 @@ class Report:
     """
 
     def __init__(self, total: int, place: str, as_json: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
         self.total, self.place, self.as_json = total, place, as_json
         self._out = sys.stdout  # also where Ray's is hushed
-        console = Console(stderr=True)
-        self._bar = Progress(
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("images, {task.fields[speed]:.2f} megapixels a second"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task("", total=total, speed=0.0)
-        self._pixels = self._told = 0
+        self._bar = Progress(total, "images", transient=True)
+        self._pixels, self._told, self._speed, self._begin = 0, 0, "", time.monotonic()
 
     def __enter__(self) -> "Report":
-        self._bar.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self._bar.__exit__(*error)
 
     def tell(self, record: "Record") -> None:
         """What became of a file."""
         from ..collection import FAILED, RESTORED
 
         self._pixels += record.pixels if record.status == RESTORED else 0
-        elapsed = self._bar.tasks[self._task].elapsed or 0
         self._told += 1
-        speed = self._pixels / 1e6 / elapsed if elapsed else 0
-        self._bar.update(self._task, completed=self._told, speed=speed)
+        elapsed = max(time.monotonic() - self._begin, 1e-9)
+        self._speed = f"{self._pixels / 1e6 / elapsed:.2f} megapixels a second"
+        self._bar.at(self._told, self._speed)
         for note in record.notes:
             self.warn(f"{record.input}: {note}")
         if record.status == FAILED:
@@ -77,7 +65,7 @@ class Report:
 
     def watch(self, item: "Item", part: float, forecast: "Forecast | None") -> None:
         """How far the network is with a large file."""
-        self._bar.update(self._task, completed=self._told + part)
+        self._bar.at(self._told + part, self._speed)
         if forecast is not None and forecast.strips > 1:
             self._say(f"{item.input}: {forecast}", err=True)
 
@@ -112,8 +100,8 @@ class Report:
     def _say(self, text: str, err: bool = False) -> None:
         text = printable(text)
         stream = sys.stderr if err else self._out
-        if self._bar.live.is_started and stream.isatty():
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self._bar.running and stream.isatty():
+            self._bar.tell(text)
         else:
             click.echo(text, stream)
 
