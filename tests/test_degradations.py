@@ -26,6 +26,7 @@ EXAMPLES = [
     {"kind": "zoom", "factor": (1, 4)},
     {"kind": "sharpen", "amount": (0, 2), "radius": (0.1, 3)},
     {"kind": "raw", "iso": (50, 25600), "exposure": (0.1, 1)},
+    {"kind": "fade", "white": (0.5, 1)},
 ]
 TOGETHER = {
     "kind": "any_order",
@@ -358,6 +359,9 @@ def test_a_processed_target_of_a_camera():
     assert np.array_equal(*nothing.pair(0, generator(0, 1), (slice(0, 96), slice(0, 96))))
     dark = processed({"kind": "low_light", "gamma": (2, 2), "gain": (0.1, 0.1)}).photos
     assert np.array_equal(dark.pair(0, generator(0, 1))[1], dark.target(0))
+    faded = processed({"kind": "fade", "white": (0.7, 0.7)}).photos
+    for image in faded.pair(0, generator(0, 1)):
+        assert np.array_equal(image, np.float32(0.7) * faded.target(0))
 
 
 def test_margins(tmp_path):

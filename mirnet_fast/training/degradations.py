@@ -141,6 +141,16 @@ class LowLight(Harm):
         return (gain * np.clip(rgb, 0, 1) ** gamma).astype(np.float32)
 
 
+class Fade(Part):
+    """A scene without white: rgb * white; the target's, too, so that nobody can tell the light by the brightest."""
+
+    kind: Literal["fade"]
+    white: Rising[Annotated[Share, Field(gt=0)]]
+
+    def apply(self, rgb: np.ndarray, rng: np.random.Generator, noise: bool = True) -> np.ndarray:
+        return rgb * np.float32(rng.uniform(*self.white))
+
+
 class Resample(Part):
     """Down-sampling by a factor and back up, as inputs of same-size super-resolution.
 
@@ -400,6 +410,7 @@ Degradation = Annotated[
     | Correlated
     | Jpeg
     | LowLight
+    | Fade
     | Resample
     | Zoom
     | Sharpen
