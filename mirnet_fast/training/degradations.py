@@ -142,7 +142,7 @@ class LowLight(Harm):
 
 
 class Fade(Part):
-    """A scene without white: rgb * white; the target's, too, so that nobody can tell the light by the brightest."""
+    """A scene without white: rgb * white; in the target, too. So the brightest does not tell the light."""
 
     kind: Literal["fade"]
     white: Rising[Annotated[Share, Field(gt=0)]]
