@@ -28,7 +28,7 @@ class Progress:
         self,
         total: int,
         unit: str,
-        done: float = 0,
+        done: int = 0,
         shown: bool = True,
         lines: bool = False,
         transient: bool = False,
@@ -54,7 +54,8 @@ class Progress:
         )
         self._task = self._bar.add_task("", total=total, completed=done, note="")
         self._lines = lines and shown and not console.is_terminal
-        self._total, self._unit, self._done, self._told = total, unit, done, time.monotonic()
+        self._done: float = done
+        self._total, self._unit, self._told = total, unit, time.monotonic()
 
     def __enter__(self) -> "Progress":
         self._bar.start()
