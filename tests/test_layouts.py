@@ -98,7 +98,7 @@ def test_hidden_photos_are_not_trained_on(tmp_path):
         write(tmp_path / ".data" / name, 2)
     noise = {"kind": "jpeg", "quality": [9, 9]}
     folder = {"kind": "clean", "folder": tmp_path / ".data", "degradations": [noise]}
-    assert [photo.name for photo, _ in Photos(source(folder)).names] == ["a.png"]
+    assert [photo.name for photo, *_ in Photos(source(folder)).names] == ["a.png"]
     write(tmp_path / "input" / "a.png", 1)
     write(tmp_path / "input" / "._b.png", 1)
     assert matching_photos(tmp_path / ".data", tmp_path / "input") == [

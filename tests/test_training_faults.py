@@ -184,7 +184,7 @@ def test_the_same_recipe_in_what_matters(tmp_path, trained, changes):
             {"train": CLEAN | {"degradations": [NOISE | {"sigma": (5, 5)}]}},
             "train.degradations.0.sigma is (25.0, 25.0) there and (5.0, 5.0) here",
         ),
-        ({"validation": CAT}, "; and 6 more. So"),
+        ({"validation": CAT}, "; and 7 more. So"),
         ({"train": CLEAN | {"photos": ["skimage:cat"]}}, "train.photos is ['skimage:ast"),
     ],
 )
