@@ -337,7 +337,7 @@ def test_sample_of_any_kind():
 
 @pytest.fixture
 def overflowing(denoiser):
-    """A denoiser that overflows in fp16, and a batch of which only one image, up to 7, makes it do so."""
+    """A denoiser that computes up to 60,000 of an image up to 1.5, and a batch with one up to 7."""
     model, largest = copy.deepcopy(denoiser), []
     batch = photo(3, 3, 16, 16)
     batch[1] *= 7
@@ -345,11 +345,9 @@ def overflowing(denoiser):
     restore(model, batch[1:2])
     for hook in hooks:
         hook.remove()
-    # That image overflows from 2.1 on, where two of the largest are added; others and the sample from 6.5.
-    scale = 3.6 * 65504 / max(largest)
     with torch.no_grad():
-        model.conv_in.weight.mul_(scale)
-        model.conv_out.weight.div_(scale)
+        model.conv_in.weight.mul_(2.1 * 65504 / max(largest))
+        model.conv_out.weight.mul_(max(largest) / 65504 / 2.1)
     return model, batch
 
 
@@ -406,8 +404,7 @@ def test_overflow_of_bfloat16_is_named():
     assert not restore(model, photo(), precision="fp32").isfinite().all()  # as ever
 
 
-def test_automatic_takes_fp32_for_an_image_that_overflows(as_on, overflowing, monkeypatch):
-    monkeypatch.setattr(precision, "LARGEST_DIFFERENCE", 1.0)
+def test_automatic_takes_fp32_for_an_image_that_overflows(as_on, overflowing):
     model, batch = overflowing
     expected = restore(model, batch)
     as_on("fp16")

@@ -133,10 +133,10 @@ def _precision(model: "MIRNet", name: str) -> "Verdict":
 def _forward(model, size):
     """What a forward on the CPU does with a square image, as `restore` pads it, or why it fails."""
     from ..engine import explain
-    from ..inference import size_multiple
+    from ..one_piece import padded_size, size_multiple
 
     multiple = size_multiple(model)
-    side = -(-size // multiple) * multiple
+    side = padded_size(size, multiple)
     try:
         return explain(model, (1, 3, side, side))
     except RuntimeError as error:  # BackendError, and torch's of memory
